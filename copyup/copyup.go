@@ -1,0 +1,199 @@
+package copyup
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+)
+
+// TempPrefix begins every temporary name in the work directory.
+const TempPrefix = "tmp-"
+
+// Source is the file that is brought up.
+type Source struct {
+	Attr   layers.Attr
+	Xattrs layers.Xattrs // ACLs included
+	File   layers.File   // a regular file's data; nil copies none
+	Size   int64         // how much of File is copied: Attr.Size, or less for a truncate
+	Target string        // a symlink's
+}
+
+// Place is where it goes.
+type Place struct {
+	Dir  int    // descriptor of the target directory
+	Name string // in Dir
+	Work int    // descriptor of the work directory, on the same filesystem
+}
+
+// Config is what a mount sets once.
+type Config struct {
+	Volatile bool // no fsync: the upper may be lost with the host
+	Owner    bool // restore owners: we are root
+}
+
+// File makes a copy of a regular file that has no name yet: data and metadata
+// complete and, unless volatile, durable. The caller publishes it or closes it.
+func File(ctx context.Context, src Source, at Place, cfg Config) (*Copy, error) {
+	c, err := newCopy(at)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.fill(ctx, src, cfg); err != nil {
+		c.Discard()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Copy is a complete file without a name in the merged tree.
+type Copy struct {
+	Fd   int // open for reading and writing; the caller's once published
+	at   Place
+	temp string // its name in the work directory where there is no O_TMPFILE
+}
+
+func newCopy(at Place) (*Copy, error) {
+	fd, err := sys.Tmpfile(at.Dir, unix.O_RDWR, 0o600)
+	if err == nil {
+		return &Copy{Fd: fd, at: at}, nil
+	}
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
+		return nil, err
+	}
+	temp := TempName()
+	fd, err = sys.Create(at.Work, temp, unix.O_RDWR|unix.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &Copy{Fd: fd, at: at, temp: temp}, nil
+}
+
+func (c *Copy) fill(ctx context.Context, src Source, cfg Config) error {
+	if err := ownerFirst(c.Fd, &src.Attr, cfg); err != nil {
+		return err
+	}
+	if src.File != nil && src.Size > 0 {
+		if err := copyData(ctx, c.Fd, src.File, src.Size); err != nil {
+			return err
+		}
+	}
+	if err := metadata(c.Fd, &src, cfg); err != nil {
+		return err
+	}
+	if cfg.Volatile {
+		return nil
+	}
+	return sys.Fsync(c.Fd)
+}
+
+// Publish gives the copy its name. EEXIST means that the name is taken: whoever
+// has it was first. On success the descriptor stays open and is the caller's.
+func (c *Copy) Publish() error {
+	if c.temp == "" {
+		return sys.LinkFd(c.Fd, c.at.Dir, c.at.Name)
+	}
+	if err := sys.Link(c.at.Work, c.temp, c.at.Dir, c.at.Name); err != nil {
+		return err
+	}
+	// The name is published: a temporary name left behind is swept later.
+	_ = sys.Unlink(c.at.Work, c.temp)
+	c.temp = ""
+	return nil
+}
+
+// LinkTo gives the copy a further name, as an index does.
+func (c *Copy) LinkTo(dir int, name string) error { return sys.LinkFd(c.Fd, dir, name) }
+
+// Nameless forgets the temporary name, if there is one: the file then lives as
+// long as its descriptor, which is the caller's.
+func (c *Copy) Nameless() {
+	if c.temp != "" {
+		_ = sys.Unlink(c.at.Work, c.temp)
+		c.temp = ""
+	}
+}
+
+// Discard takes the copy away.
+func (c *Copy) Discard() {
+	c.Nameless()
+	unix.Close(c.Fd)
+}
+
+// TempName returns a name for the work directory that nobody else has.
+func TempName() string {
+	var b [12]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return TempPrefix + hex.EncodeToString(b[:])
+}
+
+// Node makes a copy of a directory, symlink, FIFO, socket or device node under
+// a temporary name in the work directory, metadata complete, and returns that
+// name. PublishNode puts it in place.
+func Node(src Source, at Place, cfg Config, prepare func(temp string) error) (temp string, err error) {
+	temp = TempName()
+	a := &src.Attr
+	switch a.Type() {
+	case unix.S_IFDIR:
+		err = sys.Mkdir(at.Work, temp, 0o700)
+	case unix.S_IFLNK:
+		err = sys.Symlink(src.Target, at.Work, temp)
+	default:
+		err = sys.Mknod(at.Work, temp, a.Type()|0o600, a.Rdev)
+	}
+	if err != nil {
+		return "", err
+	}
+	if err = nodeMetadata(at.Work, temp, &src, cfg); err == nil && prepare != nil {
+		err = prepare(temp)
+	}
+	if err != nil {
+		RemoveTemp(at.Work, temp)
+		return "", err
+	}
+	return temp, nil
+}
+
+// PublishNode renames temp into place, never over another name: EEXIST then.
+// Where the filesystem lacks RENAME_NOREPLACE, files are linked, and a directory
+// is renamed over nothing but an empty directory, as rename(2) has it.
+func PublishNode(temp string, at Place, isDir bool) error {
+	err := sys.Rename(at.Work, temp, at.Dir, at.Name, unix.RENAME_NOREPLACE)
+	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	if isDir {
+		return sys.Rename(at.Work, temp, at.Dir, at.Name, 0)
+	}
+	if err := sys.Link(at.Work, temp, at.Dir, at.Name); err != nil {
+		return err
+	}
+	_ = sys.Unlink(at.Work, temp)
+	return nil
+}
+
+// RemoveTemp takes away a temporary name of any type. Failing is harmless: the
+// name is swept at the next mount.
+func RemoveTemp(work int, temp string) {
+	if err := sys.Unlink(work, temp); err == unix.EISDIR || err == unix.EPERM {
+		removeTree(work, temp)
+	}
+}
+
+// SyncDir makes the names in the directory dir, which may be O_PATH, durable.
+func SyncDir(dir int, cfg Config) error {
+	if cfg.Volatile {
+		return nil
+	}
+	fd, err := sys.OpenBeneath(dir, "", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return sys.Fsync(fd)
+}

@@ -1,0 +1,146 @@
+package copyup
+
+import (
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+)
+
+// ACLs travel as xattrs of these names.
+const (
+	aclAccess  = "system.posix_acl_access"
+	aclDefault = "system.posix_acl_default"
+)
+
+// ownerFirst gives the empty file its owner, so that what follows is charged to
+// the user's quota and not to ours.
+func ownerFirst(fd int, a *layers.Attr, cfg Config) error {
+	if !cfg.Owner || !a.Has(layers.KnownOwner) {
+		return nil
+	}
+	return sys.Fchown(fd, int(a.UID), int(a.GID))
+}
+
+// metadata gives the open regular file fd everything but owner and data. The
+// mode comes before xattrs because a chmod rewrites an ACL's mask; times come
+// last because everything else changes them.
+func metadata(fd int, src *Source, cfg Config) error {
+	if err := dropInherited(func() ([]string, error) { return sys.Flistxattr(fd) },
+		func(n string) error { return sys.Fremovexattr(fd, n) }); err != nil {
+		return err
+	}
+	if err := sys.Fchmod(fd, src.Attr.Mode&0o7777); err != nil {
+		return err
+	}
+	if err := setXattrs(src.Xattrs, cfg, func(n string, v []byte) error { return sys.Fsetxattr(fd, n, v, 0) }); err != nil {
+		return err
+	}
+	return setTimes(fd, "", &src.Attr)
+}
+
+// nodeMetadata is metadata, and the owner, for name in dirfd of any type.
+func nodeMetadata(dirfd int, name string, src *Source, cfg Config) error {
+	a := &src.Attr
+	if cfg.Owner && a.Has(layers.KnownOwner) {
+		if err := sys.Chown(dirfd, name, int(a.UID), int(a.GID)); err != nil {
+			return err
+		}
+	}
+	if a.Type() != unix.S_IFLNK {
+		if err := dropInherited(func() ([]string, error) { return sys.Listxattr(dirfd, name) },
+			func(n string) error { return sys.Removexattr(dirfd, name, n) }); err != nil {
+			return err
+		}
+		if err := sys.Chmod(dirfd, name, a.Mode&0o7777); err != nil {
+			return err
+		}
+	}
+	if err := setXattrs(src.Xattrs, cfg, func(n string, v []byte) error {
+		return sys.Setxattr(dirfd, name, n, v, 0)
+	}); err != nil {
+		return err
+	}
+	return setTimes(dirfd, name, a)
+}
+
+// dropInherited removes the ACLs a new file got from the default ACL of the
+// directory it was made in: they are not the lower file's.
+func dropInherited(list func() ([]string, error), remove func(string) error) error {
+	names, err := list()
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if n != aclAccess && n != aclDefault {
+			continue
+		}
+		if err := remove(n); err != nil && !errors.Is(err, unix.ENODATA) {
+			return err
+		}
+	}
+	return nil
+}
+
+// setXattrs sets xattrs in a fixed order, ACLs among them after the mode. One
+// that the upper cannot hold fails the copy-up: it is never lost in silence.
+func setXattrs(x layers.Xattrs, cfg Config, set func(string, []byte) error) error {
+	names := make([]string, 0, len(x))
+	for n := range x {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	for _, n := range names {
+		if belongsToStorage(n) {
+			continue
+		}
+		err := set(n, x[n])
+		if err == nil {
+			continue
+		}
+		// Without root, what only root may set cannot come along; the kernel's
+		// overlayfs in a user namespace leaves it behind as well.
+		if !cfg.Owner && errors.Is(err, unix.EPERM) && !strings.HasPrefix(n, "user.") {
+			continue
+		}
+		return fmt.Errorf("the upper cannot hold the extended attribute %q: %w", n, err)
+	}
+	return nil
+}
+
+// belongsToStorage reports xattrs that describe how the lower filesystem stores
+// the file, not the file: they mean nothing elsewhere and cannot be set there.
+func belongsToStorage(name string) bool {
+	for _, p := range []string{
+		"lustre.", "trusted.lov", "trusted.lma", "trusted.link", "trusted.fid", "trusted.som", "trusted.hsm",
+		"system.nfs4_acl", "system.nfs4_dacl", "system.nfs4_sacl", "system.cifs_acl", "system.smb3_acl", "btrfs.", "ceph.",
+	} {
+		if strings.HasPrefix(name, p) {
+			return true
+		}
+	}
+	return false
+}
+
+func setTimes(dirfd int, name string, a *layers.Attr) error {
+	if !a.Has(layers.KnownTimes) {
+		return nil
+	}
+	return sys.Utimes(dirfd, name, [2]unix.Timespec{timespec(a.Atime), timespec(a.Mtime)})
+}
+
+func timespec(t layers.Time) unix.Timespec {
+	return unix.Timespec{Sec: t.Sec, Nsec: int64(t.Nsec)}
+}
+
+// RestoreTimes puts atime and mtime of the directory dir, which may be O_PATH,
+// back to what they were: a copy-up is not a change of the directory.
+func RestoreTimes(dir int, a *layers.Attr) error { return setTimes(dir, "", a) }
