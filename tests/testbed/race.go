@@ -1,0 +1,6 @@
+//go:build race
+
+package testbed
+
+// raceEnabled tells whether the tests were built with -race.
+const raceEnabled = true
