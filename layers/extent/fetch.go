@@ -1,0 +1,251 @@
+package extent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+)
+
+const (
+	// page is what fetches are rounded to: the kernel reads files in pages, and
+	// would come back for the rest of one.
+	page = 4096
+
+	// joinGap is the longest written range that is fetched in vain to make one
+	// fetch out of two: a round trip costs more than that many bytes. What was
+	// fetched is never fetched again.
+	joinGap = 32 << 10
+
+	// settleTime is how old an mtime of whole seconds must be for a later change
+	// to show in it.
+	settleTime = 2 * time.Second
+)
+
+// ErrUnsettled: the source was changed so recently that what was fetched cannot
+// be kept. Fetching again two seconds later will do.
+var ErrUnsettled = errors.New("source changed just now")
+
+// A flight is one fetch of one range, on its way or landed.
+type flight struct {
+	span
+	cancel context.CancelFunc
+	done   chan struct{} // closed when it has landed
+
+	waiters int // protected by Object.mu
+
+	// Set before done is closed.
+	buf  []byte
+	err  error // why the bytes are not in buf
+	kept error // why they are not in the object either
+}
+
+// board returns flights that together bring all that is missing in [from, to),
+// each with the caller as a waiter. Those under way are joined, unless alone.
+func (o *Object) board(ctx context.Context, fetch Fetcher, from, to int64, alone bool) []*flight {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var all []*flight
+	for _, m := range o.wanted(from, to) {
+		at := m.from
+		if !alone {
+			for _, f := range o.flights {
+				if f.from < m.to && m.from < f.to {
+					f.waiters++
+					all = append(all, f)
+				}
+			}
+		}
+		for at < m.to {
+			next, skip := m.to, m.to
+			for _, f := range all {
+				switch {
+				case f.from <= at && at < f.to:
+					next, skip = at, f.to // already on its way
+				case at < f.from && f.from < next:
+					next, skip = f.from, f.from
+				}
+				if next == at {
+					break
+				}
+			}
+			if at < next {
+				f := &flight{span: span{at, next}, done: make(chan struct{}), waiters: 1}
+				o.flights = append(o.flights, f)
+				all = append(all, f)
+				o.retain()
+				fctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+				f.cancel = cancel
+				go o.fly(fctx, fetch, f)
+			}
+			at = skip
+		}
+	}
+	return all
+}
+
+// wanted returns what to fetch for [from, to): its missing ranges in whole
+// pages, those with only a short written range between them as one. o.mu is held.
+func (o *Object) wanted(from, to int64) []span {
+	var out []span
+	from = from / page * page
+	to = min((min(to, o.limit)+page-1)/page*page, o.limit)
+	o.present.gaps(from, to, func(from, to int64) bool {
+		if n := len(out); n > 0 && from-out[n-1].to <= joinGap && o.dirty.has(out[n-1].to, from) {
+			out[n-1].to = to
+		} else {
+			out = append(out, span{from, to})
+		}
+		return true
+	})
+	return out
+}
+
+// await waits until all flights have landed, and returns the first error. It
+// takes the caller off them.
+func (o *Object) await(ctx context.Context, flights []*flight) (err error) {
+	for _, f := range flights {
+		select {
+		case <-f.done:
+			if err == nil {
+				err = f.err
+			}
+			continue
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		break
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, f := range flights {
+		if f.waiters--; f.waiters == 0 {
+			// Nobody may join what is about to be cancelled.
+			o.landLocked(f)
+			f.cancel()
+		}
+	}
+	return err
+}
+
+// landLocked takes f off the list that later readers join.
+func (o *Object) landLocked(f *flight) {
+	for i, g := range o.flights {
+		if g == f {
+			last := len(o.flights) - 1
+			o.flights[i], o.flights[last] = o.flights[last], nil
+			o.flights = o.flights[:last]
+			return
+		}
+	}
+}
+
+// fly fetches f, stores it, and tells who waits. It has a reference to o.
+func (o *Object) fly(ctx context.Context, fetch Fetcher, f *flight) {
+	defer o.Close()
+	defer f.cancel()
+	// Asked before the fetch: a change after this moment must show in the
+	// version, or the bytes may be of either.
+	settled := o.settled(fetch)
+	f.buf = make([]byte, f.to-f.from)
+	n, err := fetch.ReadAt(ctx, f.buf, f.from)
+	switch {
+	case n == len(f.buf):
+	case err == io.EOF:
+		f.err = fmt.Errorf("source ends at %d: %w", f.from+int64(n), layers.ErrStale)
+	case err == nil:
+		f.err = fmt.Errorf("source gave %d bytes of %d: %w", n, len(f.buf), layers.ErrCorrupt)
+	default:
+		f.err = err
+	}
+	if f.err == nil {
+		if settled {
+			f.kept = o.keep(f)
+		} else {
+			f.kept = ErrUnsettled
+		}
+	}
+	o.mu.Lock()
+	o.landLocked(f)
+	o.mu.Unlock()
+	close(f.done)
+}
+
+func (o *Object) settled(fetch Fetcher) bool {
+	if s, ok := fetch.(Settler); ok {
+		return s.Settled()
+	}
+	m := o.src.Version.Mtime
+	return !o.store.now().Before(time.Unix(m.Sec, int64(m.Nsec)).Add(settleTime))
+}
+
+// keep stores what f brought where it is missing still, and records it. A range
+// that was written, zeroed or cut off since is left alone.
+func (o *Object) keep(f *flight) error {
+	o.wmu.Lock()
+	defer o.wmu.Unlock()
+	o.mu.RLock()
+	missing := o.present.missing(f.from, min(f.to, o.limit))
+	o.mu.RUnlock()
+	// Only wmu's holder changes ranges or limit, so missing stays right.
+	recs := make([]record, 0, len(missing))
+	for _, m := range missing {
+		if _, err := sys.Pwrite(o.data, f.buf[m.from-f.from:m.to-f.from], m.from); err != nil {
+			return o.uncached(err)
+		}
+		recs = append(recs, record{kind: kindFetched, a: m.from, b: m.to - m.from})
+	}
+	if len(recs) == 0 {
+		return nil
+	}
+	if err := o.append(recs...); err != nil {
+		return o.uncached(err)
+	}
+	o.mu.Lock()
+	for _, m := range missing {
+		o.present.add(m.from, m.to)
+	}
+	o.mu.Unlock()
+	o.compactIfLong()
+	return nil
+}
+
+// uncached says that fetched bytes cannot be kept, once for each reason.
+func (o *Object) uncached(err error) error {
+	o.store.logOnce(err, "what is fetched cannot be kept", o.src.Path)
+	return err
+}
+
+// Fill makes [off, off+n), as far as it lies within the file, present. Unlike
+// ReadAt it returns the error if what was fetched cannot be stored; ErrUnsettled
+// if it may not be.
+func (o *Object) Fill(ctx context.Context, fetch Fetcher, off, n int64) error {
+	if off < 0 || n < 0 || off > maxSize-n {
+		return errInvalid
+	}
+	for end := off + n; off < end; off += window {
+		from, to := off, min(off+window, end)
+		for alone := false; !o.PresentRange(from, to-from); alone = true {
+			if fetch == nil {
+				return layers.ErrOffline
+			}
+			flights := o.board(ctx, fetch, from, to, alone)
+			if err := o.await(ctx, flights); err != nil && (alone || ctx.Err() != nil) {
+				return err
+			}
+			for _, f := range flights {
+				if f.err == nil && f.kept != nil {
+					return f.kept
+				}
+			}
+		}
+		if to >= o.Size() {
+			return nil
+		}
+	}
+	return nil
+}

@@ -1,0 +1,196 @@
+package extent
+
+import (
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+)
+
+// Object is a file of which parts may be missing. However often it is opened,
+// there is one Object in memory; every open is paired with one Close. It is safe
+// for concurrent use.
+type Object struct {
+	store *Store
+	entry *entry
+	src   Source // immutable
+	data  int    // descriptor of the data file; immutable
+
+	// Held by whoever makes the map durable or replaces it; before wmu.
+	syncMu sync.Mutex
+
+	// wmu serialises mutations, as the kernel's inode lock would anyway.
+	wmu       sync.Mutex
+	name      string // without suffix; "" once it has none. All below: by wmu
+	pending   bool   // it may be written to
+	mapFd     int    // replaced under syncMu as well
+	chain     chain
+	mapEnd    int64    // where the next record goes in the file
+	torn      bool     // the file goes on after mapEnd and has to be cut first
+	session   bool     // the log's last session is of this boot
+	voidFrom  uint32   // before that: what the next session declares void
+	epoch     int64    // the epoch of the last record
+	covered   uint32   // records before this one are covered by a barrier
+	durable   uint32   // records before this one are durable
+	owed      []record // what has to be appended before anything else
+	compactAt uint32   // number of records at which to try a compaction
+	failed    error    // why Sync can no longer promise anything
+
+	mu      sync.RWMutex
+	size    int64 // all below: by mu
+	limit   int64
+	cuts    uint64   // how often size became less
+	present rangeSet // below limit
+	dirty   rangeSet // subset of present
+	flights []*flight
+}
+
+// Source returns what the missing bytes have to be fetched from.
+func (o *Object) Source() Source { return o.src }
+
+// Size returns the present size in bytes.
+func (o *Object) Size() int64 {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.size
+}
+
+// Missing returns how many bytes have to be fetched still.
+func (o *Object) Missing() int64 {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.limit - o.present.sum
+}
+
+// Whole reports whether nothing is missing.
+func (o *Object) Whole() bool { return o.Missing() == 0 }
+
+// PresentRange reports whether no byte of [off, off+n) is missing: it can be
+// read from DataFd, up to Size. A present range stays present.
+func (o *Object) PresentRange(off, n int64) bool {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.presentLocked(off, off+n)
+}
+
+func (o *Object) presentLocked(from, to int64) bool {
+	return o.present.has(from, min(to, o.limit))
+}
+
+// Present returns the ranges that need no fetching, in order.
+func (o *Object) Present() []Range { return o.ranges(&o.present) }
+
+// Dirty returns the ranges that the source does not have: what was written or
+// zeroed here, and everything at or beyond the smallest size the file had.
+func (o *Object) Dirty() []Range { return o.ranges(&o.dirty) }
+
+func (o *Object) ranges(set *rangeSet) []Range {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	all := set.clone()
+	all.add(o.limit, o.size)
+	out := make([]Range, len(all.spans))
+	for i, s := range all.spans {
+		out[i] = Range{Off: s.from, Len: s.to - s.from}
+	}
+	return out
+}
+
+// DataFd returns a descriptor of the data file, which stays the Object's. Only
+// present ranges may be read from it; owner and mode of the file may be changed
+// through it, its bytes and size may not.
+func (o *Object) DataFd() int { return o.data }
+
+// retain adds a reference, for a fetch that may outlive its readers.
+func (o *Object) retain() {
+	o.store.mu.Lock()
+	o.entry.refs++
+	o.store.mu.Unlock()
+}
+
+// Close drops one reference. It syncs nothing.
+func (o *Object) Close() error {
+	o.wmu.Lock()
+	err := o.settleDebt()
+	o.wmu.Unlock()
+
+	s := o.store
+	s.mu.Lock()
+	o.entry.refs--
+	last := o.entry.refs == 0
+	if last && s.objs[o.entry.name] == o.entry {
+		delete(s.objs, o.entry.name)
+	}
+	s.mu.Unlock()
+	if last {
+		o.closeFds()
+	}
+	return err
+}
+
+func (o *Object) closeFds() {
+	unix.Close(o.data)
+	unix.Close(o.mapFd)
+}
+
+// append writes records to the map: what is owed first, and where they are the
+// first of a session or of an epoch, what says so. On an error none of them
+// counts. o.wmu is held.
+func (o *Object) append(recs ...record) error {
+	s := o.store
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	if o.torn {
+		if err := sys.Truncate(o.mapFd, o.mapEnd); err != nil {
+			return err
+		}
+		o.torn = false
+	}
+	c := o.chain
+	var space [4 * recordLen]byte
+	b := space[:0]
+	put := func(r record) {
+		r.durable = o.durable
+		b = c.put(b, r)
+	}
+	if !o.session {
+		lo, hi := s.boot.halves()
+		put(record{kind: kindSession, a: lo, b: hi})
+		put(record{kind: kindEpoch, a: s.epoch, b: int64(o.voidFrom)})
+	} else if o.epoch != s.epoch {
+		put(record{kind: kindEpoch, a: s.epoch, b: int64(c.index)})
+	}
+	for _, r := range o.owed {
+		put(r)
+	}
+	for _, r := range recs {
+		put(r)
+	}
+	s.unsynced.Store(true)
+	if _, err := sys.Pwrite(o.mapFd, b, o.mapEnd); err != nil {
+		o.torn = true
+		return err
+	}
+	o.mapEnd += int64(len(b))
+	o.chain, o.session, o.epoch, o.owed = c, true, s.epoch, nil
+	return nil
+}
+
+// mayChange is what every mutation asks first: a cached object may be thrown
+// away at any time, and what is owed comes before anything else. o.wmu is held.
+func (o *Object) mayChange() error {
+	if !o.pending {
+		return fmt.Errorf("cached object of %q is not adopted: %w", o.src.Path, unix.EROFS)
+	}
+	return o.settleDebt()
+}
+
+// settleDebt appends what is owed. o.wmu is held.
+func (o *Object) settleDebt() error {
+	if len(o.owed) == 0 {
+		return nil
+	}
+	return o.append()
+}

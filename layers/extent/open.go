@@ -1,0 +1,172 @@
+package extent
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+)
+
+// compactMin is the least number of records that is worth a compaction: a map of
+// 512 KiB.
+const compactMin = 16384
+
+// create makes an empty object for src: if durable a pending one, of which a
+// crash leaves all or nothing. What fails leaves nothing.
+func (s *Store) create(name string, src Source, durable bool) (o *Object, err error) {
+	o = &Object{
+		store: s, src: src, name: name, pending: durable, data: -1, mapFd: -1,
+		size: src.Version.Size, limit: src.Version.Size, compactAt: compactMin,
+	}
+	defer func() {
+		if err != nil {
+			o.closeFds()
+			s.unlink(name)
+			sys.Unlink(s.dir, name+tmpSuffix)
+			err = fmt.Errorf("new object: %w", err)
+			o = nil
+		}
+	}()
+	if o.data, err = sys.Create(s.dir, name+dataSuffix, unix.O_RDWR|unix.O_EXCL, 0o600); err != nil {
+		return o, err
+	}
+	if err = sys.Truncate(o.data, o.size); err != nil {
+		return o, err
+	}
+	first := name + mapSuffix
+	if durable {
+		if err = sys.Fsync(o.data); err != nil {
+			return o, err
+		}
+		first = name + tmpSuffix
+	}
+	if o.mapFd, err = sys.Create(s.dir, first, unix.O_RDWR|unix.O_EXCL, 0o600); err != nil {
+		return o, err
+	}
+	header, c := newHeader(&src)
+	if _, err = sys.Pwrite(o.mapFd, header, 0); err != nil {
+		return o, err
+	}
+	o.chain, o.mapEnd = c, int64(len(header))
+	if !durable {
+		return o, nil
+	}
+	if err = sys.Fsync(o.mapFd); err != nil {
+		return o, err
+	}
+	if err = sys.Rename(s.dir, first, s.dir, name+mapSuffix, 0); err != nil {
+		return o, err
+	}
+	err = sys.Fsync(s.dir)
+	return o, err
+}
+
+func newHeader(src *Source) ([]byte, chain) {
+	var b [4]byte
+	rand.Read(b[:])
+	salt := binary.LittleEndian.Uint32(b[:])
+	header, sum := encodeHeader(src, salt)
+	return header, chain{salt: salt, prev: sum}
+}
+
+// open opens an object that exists. ENOENT: neither of its files does;
+// layers.ErrCorrupt: it contradicts itself.
+func (s *Store) open(name string) (*Object, error) {
+	data, err := sys.OpenAt(s.dir, name+dataSuffix, unix.O_RDWR)
+	mapFd, mapErr := sys.OpenAt(s.dir, name+mapSuffix, unix.O_RDWR)
+	o := &Object{store: s, name: name, pending: name[0] == 'p', data: data, mapFd: mapFd}
+	switch {
+	case err == unix.ENOENT && mapErr == unix.ENOENT:
+		return nil, unix.ENOENT
+	case err == unix.ENOENT || mapErr == unix.ENOENT:
+		err = fmt.Errorf("half of it is missing (data: %v, map: %v): %w", err, mapErr, layers.ErrCorrupt)
+	default:
+		if err = errors.Join(err, mapErr); err == nil {
+			err = o.load()
+		}
+	}
+	if err != nil {
+		o.closeFds()
+		return nil, err
+	}
+	return o, nil
+}
+
+// load reads the map and compares it with the data file.
+func (o *Object) load() error {
+	b, err := readAll(o.mapFd, maxMap)
+	if err != nil {
+		return err
+	}
+	st, err := replay(b, o.store.boot, o.store.durableEpoch)
+	if err != nil {
+		return err
+	}
+	var stx unix.Statx_t
+	if err := sys.Statx(o.data, "", &stx); err != nil {
+		return err
+	}
+	size := int64(stx.Size)
+	if uint32(stx.Mode)&unix.S_IFMT != unix.S_IFREG || size < 0 {
+		return fmt.Errorf("data file: %w", layers.ErrCorrupt)
+	}
+	if st.redo && size > st.limit {
+		if err := sys.Truncate(o.data, st.limit); err != nil {
+			return err
+		}
+		size = st.limit
+	}
+	if size < st.limit {
+		if size, err = st.regrow(o.data, size); err != nil {
+			return err
+		}
+	}
+	o.src, o.size, o.limit, o.present, o.dirty = st.src, size, st.limit, st.present, st.dirty
+	o.chain, o.mapEnd, o.torn = st.chain, st.end, st.torn
+	o.session, o.epoch = st.sameBoot, st.epoch
+	o.voidFrom, o.covered, o.durable = st.covered, st.covered, st.durable
+	o.compactAt = max(compactMin, 2*o.chain.index)
+	if st.redo {
+		o.owed = []record{{kind: kindShrunk}}
+	}
+	return nil
+}
+
+// regrow repairs a data file that is shorter than the limit. Only a power loss
+// explains that: the size that the file was given when it was made, and that
+// nobody synced. What was written here cannot have been beyond it.
+func (st *state) regrow(data int, size int64) (int64, error) {
+	if st.sameBoot || len(st.dirty.spans) > 0 && st.dirty.spans[len(st.dirty.spans)-1].to > size {
+		return 0, fmt.Errorf("data file has %d bytes, the map speaks of %d: %w", size, st.limit, layers.ErrCorrupt)
+	}
+	st.present.remove(size, maxSize)
+	return st.limit, sys.Truncate(data, st.limit)
+}
+
+// readWhole reads the file name in dir, which may have at most most bytes.
+func readWhole(dir int, name string, most int64) ([]byte, error) {
+	fd, err := sys.OpenAt(dir, name, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	return readAll(fd, most)
+}
+
+func readAll(fd int, most int64) ([]byte, error) {
+	var stx unix.Statx_t
+	if err := sys.Statx(fd, "", &stx); err != nil {
+		return nil, err
+	}
+	if stx.Size > uint64(most) || uint32(stx.Mode)&unix.S_IFMT != unix.S_IFREG {
+		return nil, fmt.Errorf("a file of %d bytes: %w", stx.Size, layers.ErrCorrupt)
+	}
+	b := make([]byte, stx.Size)
+	n, err := sys.Pread(fd, b, 0)
+	return b[:n], err
+}

@@ -1,0 +1,169 @@
+package extent
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+)
+
+// A Fetcher reads the source's version of an object: a layers.File, opened with
+// Source().Attr() as what it must still be. It is asked for nothing at or beyond
+// the limit, so io.EOF before the end of the request means that the source is
+// another file now.
+type Fetcher interface {
+	ReadAt(ctx context.Context, b []byte, off int64) (n int, err error)
+}
+
+// A Settler is a Fetcher that knows whether its version is settled: whether a
+// change made after this moment is sure to show in the version. Bytes fetched
+// before that serve the read that wanted them and are not kept. For other
+// Fetchers a version is settled two seconds after its mtime, by this host's
+// clock (SFTP's mtime has whole seconds).
+type Settler interface {
+	Settled() bool
+}
+
+// window is how much of a read is handled at once, and the most that one fetch
+// asks for.
+const window = 1 << 20
+
+// ReadAt reads as io.ReaderAt does, against the present size. What is missing is
+// fetched through fetch, in whole pages, and kept; a store that fails (ENOSPC)
+// does not fail the read. If fetch is nil, a missing byte is layers.ErrOffline.
+// Readers that miss the same bytes share one fetch, which goes on while one of
+// them waits.
+func (o *Object) ReadAt(ctx context.Context, fetch Fetcher, b []byte, off int64) (n int, err error) {
+	if off < 0 {
+		return 0, unix.EINVAL
+	}
+	for n < len(b) {
+		want := b[n:min(len(b), n+window)]
+		m, err := o.readWindow(ctx, fetch, want, off+int64(n))
+		n += m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// readWindow is ReadAt for at most one window.
+func (o *Object) readWindow(ctx context.Context, fetch Fetcher, b []byte, off int64) (int, error) {
+	for {
+		o.mu.RLock()
+		size, cuts := o.size, o.cuts
+		want := b[:max(0, min(int64(len(b)), size-off))]
+		here := o.presentLocked(off, off+int64(len(want)))
+		o.mu.RUnlock()
+
+		if len(want) == 0 && len(b) > 0 {
+			return 0, io.EOF
+		}
+		var n int
+		var err error
+		if here {
+			n, err = sys.Pread(o.data, want, off)
+		} else {
+			n, err = o.readMissing(ctx, fetch, want, off)
+		}
+		if err != nil {
+			return n, err
+		}
+		if n == len(want) {
+			if n < len(b) {
+				return n, io.EOF
+			}
+			return n, nil
+		}
+		// The data file ended early: it was cut while we read.
+		o.mu.RLock()
+		same := cuts == o.cuts
+		o.mu.RUnlock()
+		if same {
+			return n, fmt.Errorf("data file of %d bytes ends at %d: %w", size, off+int64(n), layers.ErrCorrupt)
+		}
+	}
+}
+
+// readMissing fills b, of which something was missing, from the data file and
+// from fetches. n < len(b) without an error means that the file was cut.
+func (o *Object) readMissing(ctx context.Context, fetch Fetcher, b []byte, off int64) (int, error) {
+	if fetch == nil {
+		return 0, layers.ErrOffline
+	}
+	// The first time, fetches of others will do. If one of those fails, we try
+	// with our own: theirs may have been closed under it.
+	for alone := false; ; alone = true {
+		flights := o.board(ctx, fetch, off, off+int64(len(b)), alone)
+		err := o.await(ctx, flights)
+		if err != nil && (alone || ctx.Err() != nil) {
+			return 0, err
+		}
+		n, cut, err := o.assemble(flights, b, off)
+		if err != nil || cut || n == len(b) {
+			return n, err
+		}
+	}
+}
+
+// assemble copies what is there now to b. It must look at the ranges after the
+// flights have landed and use a flight's bytes only for what is missing still:
+// a byte that was written here meanwhile wins. n is how far it came.
+func (o *Object) assemble(flights []*flight, b []byte, off int64) (n int, cut bool, err error) {
+	type piece struct {
+		span
+		src *flight // nil: the data file
+	}
+	var pieces []piece
+	end := off + int64(len(b))
+	o.mu.RLock()
+	at := off
+	o.present.gaps(off, min(end, o.limit), func(from, to int64) bool {
+		if at < from {
+			pieces = append(pieces, piece{span: span{at, from}})
+		}
+		for at = from; at < to; {
+			f := covering(flights, at)
+			if f == nil {
+				return false
+			}
+			next := min(to, f.to)
+			pieces = append(pieces, piece{span{at, next}, f})
+			at = next
+		}
+		return true
+	})
+	if o.presentLocked(at, end) {
+		pieces = append(pieces, piece{span: span{at, end}})
+	}
+	o.mu.RUnlock()
+
+	for _, p := range pieces {
+		dst := b[p.from-off : p.to-off]
+		if p.src != nil {
+			n += copy(dst, p.src.buf[p.from-p.src.from:])
+			continue
+		}
+		m, err := sys.Pread(o.data, dst, p.from)
+		n += m
+		if err != nil || m < len(dst) {
+			return n, true, err
+		}
+	}
+	return n, false, nil
+}
+
+// covering returns the flight that has brought the byte at off.
+func covering(flights []*flight, off int64) *flight {
+	for _, f := range flights {
+		if f.err == nil && f.from <= off && off < f.to {
+			return f
+		}
+	}
+	return nil
+}
