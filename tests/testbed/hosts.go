@@ -80,14 +80,14 @@ func newHost(tb testing.TB, name, addr, dir, hidden string) *Host {
 	return h
 }
 
-// end kills whatever still runs on the host; its mounts go with the last of it.
+// end kills whatever still runs in the host's network, whatever mounts it sees;
+// the mounts go with the last of it.
 func (h *Host) end() {
-	self, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", h.keeper.Pid))
-	if err == nil {
-		links, _ := filepath.Glob("/proc/[0-9]*/ns/mnt")
+	if here, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", h.keeper.Pid)); err == nil {
+		links, _ := filepath.Glob("/proc/[0-9]*/ns/net")
 		for _, link := range links {
 			pid, _ := strconv.Atoi(strings.Split(link, "/")[2])
-			if ns, err := os.Readlink(link); err == nil && ns == self && pid != h.keeper.Pid {
+			if ns, err := os.Readlink(link); err == nil && ns == here && pid != h.keeper.Pid {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}
