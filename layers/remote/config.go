@@ -1,0 +1,150 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Config says which directory to use and how to reach it.
+type Config struct {
+	Target Target
+
+	// SSHCommand is the ssh program, by default "ssh". It is one path or name,
+	// not a command line.
+	SSHCommand string
+
+	// SSHConfig is a file for ssh's -F, SSHOptions are values for its -o. When
+	// the daemon runs as root and SSHAs is empty, the file must belong to root
+	// and be writable by nobody else: what it names is executed as root.
+	SSHConfig  string
+	SSHOptions []string
+
+	// SSHAs is the user that ssh runs as, if not the daemon's own. Only root
+	// can choose.
+	SSHAs string
+
+	// Timeout is how long a request waits for a source that does not answer,
+	// by default 60 s. After half of it a server that is silent is given up and
+	// called again.
+	Timeout time.Duration
+
+	// Hard makes requests wait for the source as long as their context lets
+	// them, and not only for Timeout.
+	Hard bool
+
+	// ConnectTimeout bounds the TCP connection, by default 20 s; a whole login
+	// may take twice as long.
+	ConnectTimeout time.Duration
+
+	// UID and GID, if not nil, replace every owner that the source reports.
+	UID, GID *uint32
+
+	// Logger gets what no caller sees: lost and new connections, names left
+	// out. By default nothing is logged.
+	Logger *slog.Logger
+
+	dial dialer // tests put their own server here
+	pace pace
+}
+
+// A dialer starts a connection. It is called on a thread that lives as long as
+// the layer.
+type dialer func(ctx context.Context) (transport, error)
+
+// pace is when connections are tried again.
+type pace struct {
+	first, most time.Duration // between attempts, doubling
+	refusal     time.Duration // at least, after a server turned us away
+	healthy     time.Duration // a connection that lasted so long starts the doubling anew
+}
+
+var defaultPace = pace{first: time.Second, most: time.Minute, refusal: 15 * time.Second, healthy: 30 * time.Second}
+
+// fill checks c and puts the defaults in.
+func (c *Config) fill() error {
+	if _, err := ParseTarget(c.Target.String()); err != nil {
+		return err
+	}
+	if c.SSHCommand == "" {
+		c.SSHCommand = "ssh"
+	}
+	if c.Timeout <= 0 {
+		c.Timeout = time.Minute
+	}
+	if c.ConnectTimeout <= 0 {
+		c.ConnectTimeout = 20 * time.Second
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.pace == (pace{}) {
+		c.pace = defaultPace
+	}
+	for _, o := range c.SSHOptions {
+		if strings.ContainsAny(o, "\n\x00") || o == "" {
+			return fmt.Errorf("ssh option %q: write it as in ssh_config, KEY=VALUE on one line", o)
+		}
+	}
+	if c.SSHAs != "" && os.Geteuid() != 0 {
+		return errors.New("ssh_as: only root can run ssh as another user: mount as that user, or leave the option out")
+	}
+	if c.SSHConfig != "" && c.SSHAs == "" && os.Geteuid() == 0 {
+		return checkRootConfig(c.SSHConfig)
+	}
+	return nil
+}
+
+// checkRootConfig refuses to read a configuration as root that is not root's.
+func checkRootConfig(name string) error {
+	fi, err := os.Stat(name)
+	if err != nil {
+		return fmt.Errorf("ssh configuration: %w", err)
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok || st.Uid != 0 || fi.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("ssh configuration %q is not root's alone: what it names would run as root; "+
+			"chown it to root and chmod go-w it, or give ssh_as=USER", name)
+	}
+	return nil
+}
+
+// sshArgs returns the arguments of ssh before the host. For every option ssh
+// takes the first value it sees, so nothing in c can undo what stands first.
+func (c *Config) sshArgs() []string {
+	alive := max(1, int(min(c.Timeout/4, 15*time.Second)/time.Second))
+	args := []string{
+		"-a", "-x",
+		"-oClearAllForwardings=yes",
+		"-oBatchMode=yes",
+		"-oControlMaster=no",
+		"-oControlPath=none",
+		"-oPermitLocalCommand=no",
+		"-oRemoteCommand=none",
+		"-oRequestTTY=no",
+	}
+	if c.SSHConfig != "" {
+		args = append(args, "-F", c.SSHConfig)
+	}
+	for _, o := range c.SSHOptions {
+		args = append(args, "-o"+o)
+	}
+	args = append(args,
+		"-oServerAliveInterval="+strconv.Itoa(alive),
+		"-oServerAliveCountMax=3",
+		"-oConnectTimeout="+strconv.Itoa(max(1, int(c.ConnectTimeout/time.Second))),
+	)
+	if c.Target.Port != 0 {
+		args = append(args, "-p", strconv.Itoa(c.Target.Port))
+	}
+	if c.Target.User != "" {
+		args = append(args, "-l", c.Target.User)
+	}
+	return args
+}

@@ -1,0 +1,432 @@
+package remote
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// transport is one byte stream to an SFTP server, with whoever carries it.
+type transport interface {
+	io.ReadWriter
+
+	// Close ends the stream at once, waits for whoever carried it, and returns
+	// why the stream ended if the carrier told, else nil. It may be called more
+	// than once and from several goroutines.
+	Close() error
+}
+
+var (
+	// errLost: the channel ended before the answer came. What was asked may be
+	// asked again on the next channel.
+	errLost = errors.New("connection lost")
+
+	// errStalled: the same, and the channel was given up because this very
+	// request was not answered.
+	errStalled = fmt.Errorf("the server does not answer: %w", errLost)
+)
+
+const (
+	windowSize   = 8 << 20
+	defaultChunk = 32 << 10 // what every server must be able to send, by the draft
+	maxChunk     = 128 << 10
+)
+
+// conn is one SFTP channel. A burst of requests goes out together and in order;
+// answers are matched by id. OpenSSH's server handles one request after the
+// other, and the draft demands that order for requests on one file.
+//
+// Three goroutines serve it: one writes, one reads, one watches for answers that
+// do not come. All end when the channel does.
+type conn struct {
+	t      transport
+	in     *bufio.Reader
+	stall  time.Duration // immutable; how long the server may be silent
+	count  *counters
+	window *window
+	caps   caps // immutable after handshake
+
+	lastIn atomic.Int64 // nanoseconds since born, when the last bytes came
+	born   time.Time
+
+	dead chan struct{} // closed when err is set
+	kick chan struct{} // wakes the writer
+	wg   sync.WaitGroup
+
+	mu       sync.Mutex
+	err      error // why the channel is dead
+	nextID   uint32
+	pending  map[uint32]*slot
+	answered uint64 // sequence number of the latest request that was answered
+	nextSeq  uint64
+	out      []byte // encoded, not yet taken by the writer
+}
+
+// caps is what the server's VERSION packet and limits@openssh.com tell.
+type caps struct {
+	statvfs bool
+	chunk   int // largest read, in bytes
+	handles int // how many handles it can hold; 0 when unknown
+}
+
+// slot is one request that waits for its answer.
+type slot struct {
+	b      *burst // nil: nobody waits, the answer is dropped
+	i      int
+	seq    uint64
+	sent   time.Duration // since born
+	weight int
+}
+
+// burst is a number of requests that were sent together.
+type burst struct {
+	c       *conn
+	done    chan struct{} // closed when replies or err are complete
+	replies []reply
+	first   uint64 // sequence number of the first request
+
+	// protected by c.mu until done is closed
+	left      int
+	err       error
+	abandoned bool
+}
+
+func newConn(t transport, stall time.Duration, count *counters) *conn {
+	c := &conn{
+		t: t, stall: stall, count: count,
+		window:  newWindow(windowSize),
+		born:    time.Now(),
+		dead:    make(chan struct{}),
+		kick:    make(chan struct{}, 1),
+		pending: make(map[uint32]*slot),
+	}
+	c.in = bufio.NewReaderSize(arrivals{c}, 64<<10)
+	return c
+}
+
+// arrivals notes when bytes come in.
+type arrivals struct{ c *conn }
+
+func (a arrivals) Read(b []byte) (int, error) {
+	n, err := a.c.t.Read(b)
+	if n > 0 {
+		a.c.lastIn.Store(int64(time.Since(a.c.born)))
+		a.c.count.wireIn.Add(int64(n))
+	}
+	return n, err
+}
+
+// run starts the goroutines. The handshake is done.
+func (c *conn) run() {
+	c.lastIn.Store(int64(time.Since(c.born)))
+	c.wg.Add(3)
+	go c.write()
+	go c.read()
+	go c.watch()
+}
+
+// close ends the channel and waits for everything that belongs to it.
+func (c *conn) close(err error) {
+	c.fail(err, nil)
+	c.wg.Wait()
+	c.t.Close()
+}
+
+// start sends reqs as one burst, after waiting for room in the window.
+func (c *conn) start(ctx context.Context, reqs ...request) (*burst, error) {
+	if err := c.window.take(ctx, c.dead, c.weigh(reqs)); err != nil {
+		return nil, err
+	}
+	return c.enqueue(reqs)
+}
+
+// tryStart is start where there is room in the window now, else nil, nil.
+func (c *conn) tryStart(reqs ...request) (*burst, error) {
+	if !c.window.try(c.weigh(reqs)) {
+		return nil, nil
+	}
+	return c.enqueue(reqs)
+}
+
+func (c *conn) weigh(reqs []request) int {
+	sum := 0
+	for i := range reqs {
+		sum += reqs[i].weight
+	}
+	return c.window.clamp(sum)
+}
+
+func (c *conn) enqueue(reqs []request) (*burst, error) {
+	b := &burst{c: c, done: make(chan struct{}), replies: make([]reply, len(reqs)), left: len(reqs)}
+	budget := c.weigh(reqs) // what was taken is given back, clamped or not
+	c.mu.Lock()
+	if c.err != nil {
+		err := c.err
+		c.mu.Unlock()
+		c.window.give(budget)
+		return nil, err
+	}
+	b.first = c.nextSeq
+	for i := range reqs {
+		w := min(reqs[i].weight, budget)
+		budget -= w
+		if i == len(reqs)-1 {
+			w += budget
+		}
+		c.put(&reqs[i], &slot{b: b, i: i, weight: w})
+	}
+	c.mu.Unlock()
+	c.count.bursts.Add(1)
+	c.wake()
+	return b, nil
+}
+
+// post sends a request whose answer interests nobody.
+func (c *conn) post(r request) {
+	c.mu.Lock()
+	if c.err == nil {
+		c.put(&r, &slot{})
+	}
+	c.mu.Unlock()
+	c.wake()
+}
+
+// put encodes a request and remembers its slot. The caller holds mu.
+func (c *conn) put(r *request, s *slot) {
+	for c.pending[c.nextID] != nil {
+		c.nextID++
+	}
+	s.seq, s.sent = c.nextSeq, time.Since(c.born)
+	c.pending[c.nextID] = s
+	c.out = r.appendTo(c.out, c.nextID)
+	c.nextID++
+	c.nextSeq++
+	c.count.requests.Add(1)
+}
+
+func (c *conn) wake() {
+	select {
+	case c.kick <- struct{}{}:
+	default:
+	}
+}
+
+// do is start and wait.
+func (c *conn) do(ctx context.Context, reqs ...request) ([]reply, error) {
+	b, err := c.start(ctx, reqs...)
+	if err != nil {
+		return nil, err
+	}
+	return b.wait(ctx)
+}
+
+// wait returns the answers, each at the index of its request.
+func (b *burst) wait(ctx context.Context) ([]reply, error) {
+	select {
+	case <-b.done:
+		return b.replies, b.err
+	default:
+	}
+	select {
+	case <-b.done:
+		return b.replies, b.err
+	case <-ctx.Done():
+		b.abandon()
+		return nil, ctx.Err()
+	}
+}
+
+// abandon gives up the burst. Handles that the server opens or has opened for it
+// are closed.
+func (b *burst) abandon() {
+	b.c.mu.Lock()
+	b.abandoned = true // what is still to come is dropped on arrival
+	came := slices.Clone(b.replies)
+	b.c.mu.Unlock()
+	for i := range came {
+		b.c.drop(came[i])
+	}
+}
+
+// drop closes the handle that r brings, if it does.
+func (c *conn) drop(r reply) {
+	if r.typ == fxpHandle {
+		if h, err := r.handle(); err == nil {
+			c.post(askHandle(fxpClose, h))
+		}
+	}
+}
+
+// fail ends the channel: everybody who waits gets err, or culpritErr if the
+// oldest request is theirs and culpritErr is not nil.
+func (c *conn) fail(err, culpritErr error) {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	c.err = err
+	var oldest *slot
+	for _, s := range c.pending {
+		if oldest == nil || s.seq < oldest.seq {
+			oldest = s
+		}
+	}
+	for _, s := range c.pending {
+		if s.b == nil || s.b.err != nil {
+			continue
+		}
+		s.b.err = err
+		if culpritErr != nil && oldest.b == s.b {
+			s.b.err = culpritErr
+		}
+		close(s.b.done)
+	}
+	c.pending = nil
+	close(c.dead)
+	c.mu.Unlock()
+
+	// Closing kills and waits; the reader ends with it.
+	c.wg.Add(1)
+	go func() {
+		defer c.wg.Done()
+		c.t.Close()
+	}()
+}
+
+func (c *conn) write() {
+	defer c.wg.Done()
+	var buf []byte
+	for {
+		select {
+		case <-c.kick:
+		case <-c.dead:
+			return
+		}
+		c.mu.Lock()
+		buf, c.out = c.out, buf[:0]
+		c.mu.Unlock()
+		if len(buf) == 0 {
+			continue
+		}
+		if _, err := c.t.Write(buf); err != nil {
+			c.fail(lost(err), nil)
+			return
+		}
+		if cap(buf) > 1<<20 {
+			buf = nil
+		}
+	}
+}
+
+// lost is errLost with a cause.
+func lost(cause error) error { return fmt.Errorf("%w: %w", errLost, cause) }
+
+func (c *conn) read() {
+	defer c.wg.Done()
+	for {
+		r, id, err := readPacket(c.in)
+		if err == nil {
+			err = c.deliver(id, r)
+		}
+		if err == nil {
+			continue
+		}
+		var broken *protocolError
+		if !errors.As(err, &broken) {
+			if why := c.t.Close(); why != nil {
+				err = why
+			}
+			err = lost(err)
+		}
+		c.fail(err, nil)
+		return
+	}
+}
+
+// readPacket reads one packet that has an id.
+func readPacket(in io.Reader) (reply, uint32, error) {
+	var head [9]byte
+	if _, err := io.ReadFull(in, head[:4]); err != nil {
+		return reply{}, 0, err
+	}
+	n := binary.BigEndian.Uint32(head[:4])
+	if n < 5 || n > maxPacket {
+		return reply{}, 0, corrupt("a packet that claims %d bytes", n)
+	}
+	if _, err := io.ReadFull(in, head[4:]); err != nil {
+		return reply{}, 0, err
+	}
+	body := make([]byte, n-5)
+	if _, err := io.ReadFull(in, body); err != nil {
+		return reply{}, 0, err
+	}
+	return reply{typ: head[4], body: body}, binary.BigEndian.Uint32(head[5:]), nil
+}
+
+// deliver hands r to whoever asked for it.
+func (c *conn) deliver(id uint32, r reply) error {
+	c.mu.Lock()
+	s := c.pending[id]
+	if s == nil {
+		c.mu.Unlock()
+		return corrupt("an answer to nothing that was asked (id %d)", id)
+	}
+	delete(c.pending, id)
+	c.answered = max(c.answered, s.seq)
+	unwanted := false
+	if b := s.b; b != nil {
+		b.replies[s.i] = r
+		unwanted = b.abandoned
+		if b.left--; b.left == 0 {
+			close(b.done)
+		}
+	}
+	c.mu.Unlock()
+	c.window.give(s.weight)
+	if unwanted {
+		c.drop(r)
+	}
+	return nil
+}
+
+// watch gives the channel up when the server has been silent for c.stall while
+// it owes an answer, or has left out a request for that long and answered later
+// ones. A slow link is neither: bytes keep coming, in order.
+func (c *conn) watch() {
+	defer c.wg.Done()
+	tick := time.NewTicker(max(c.stall/8, time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.dead:
+			return
+		case <-tick.C:
+			if c.stuck() {
+				c.fail(errLost, errStalled)
+				return
+			}
+		}
+	}
+}
+
+func (c *conn) stuck() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Since(c.born)
+	silent := now - time.Duration(c.lastIn.Load())
+	for _, s := range c.pending {
+		age := now - s.sent
+		if age >= c.stall && (silent >= c.stall || s.seq < c.answered) {
+			return true
+		}
+	}
+	return false
+}

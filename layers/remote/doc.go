@@ -1,0 +1,68 @@
+// Package remote is a directory on another host as a layer: an SFTP version 3
+// client over the system's ssh. Nothing but sshd with its sftp subsystem is
+// needed on the source, and nothing there is ever changed.
+//
+// # What it promises
+//
+// Everything package layers does, and:
+//
+//   - Whatever fails because the connection is gone is ErrOffline (ErrDenied if
+//     the login was refused), never ENOENT and never an end of file.
+//   - A name is absent only if, in the same burst, its directory was seen to be
+//     one, to be reached through no symlink, and the root to be the one that was
+//     mounted (fsid); a root that is another one is ErrReplaced.
+//   - Bytes are handed out only after an FSTAT of the handle behind the reads
+//     has shown the version that was opened. That is size, mtime, mode and owner
+//     of what a server that answers in order sees; what SFTP cannot show (a store
+//     through mmap, touch -r, a second change within the second of the first)
+//     it cannot notice. File.Settled tells when the last of these is possible.
+//   - SFTP resolves paths on the server. That no symlink is in them is checked
+//     with REALPATH behind each use: whoever can change directories on the
+//     source in just that instant, and back, can make another file of the
+//     same type, mode, owner, size and mtime appear. Submounts are part of the
+//     tree; that one of them is gone is not noticed, as its root has no record.
+//
+// # Round trips
+//
+//	Stat, Readlink, Statfs    1   (2 for a path whose parent is not there either)
+//	StatMany                  1 per 8 MiB of answers
+//	ReadDir                   2   plus 1 per 32 READDIRs of 100 names
+//	Open                      1   (2 without want)
+//	ReadAt                    1   the first one looks at the handle as well
+//
+// # What a disconnect leaves
+//
+// Every request can be made again, so each is, on the next connection, while its
+// context and (unless Hard) the timeout last.
+//
+//	lost after          on this side                  on the source
+//	OPEN sent           it is opened anew             sshd ends the server, which closes all
+//	HANDLE received     the same, by path: another    the same
+//	                    version or no file is ErrStale
+//	some DATA received  nothing of it is handed out;  the same
+//	                    the whole range is read anew
+//	FSTAT received      the read is complete          the same
+//	READDIR             the listing begins anew       the same
+//	OPEN of a FIFO      given up after half the       sftp-server hangs in open(2) until
+//	(swapped in)        timeout; the path is looked   somebody writes to the FIFO: that
+//	                    at before the next OPEN       cannot be helped from here
+//	CLOSE               nothing                       the same
+//	login refused       parked until Reconnect        nothing is tried, no account is barred
+//
+// A server that is silent for half the timeout while it owes an answer, or
+// leaves out one answer for as long, is given up and called again. One connector
+// goroutine makes all logins, one after the other, with growing and jittered
+// pauses; after a server turned us away, not within 15 s.
+//
+// # Locks
+//
+//	handlePool.mu
+//	  File.mu
+//	    conn.mu
+//	window.mu, Layer.mu: nothing is locked under them
+//
+// None is held across I/O. File.opening is a token, waited for with a context,
+// and held across the exchange that opens the file anew.
+//
+// Start reading at Layer, then conn.
+package remote

@@ -1,0 +1,96 @@
+package remote
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"strconv"
+)
+
+const (
+	extStatvfs = "statvfs@openssh.com"
+	extLimits  = "limits@openssh.com"
+)
+
+// handshake exchanges INIT and VERSION and asks for the limits. The channel is
+// not running before and runs afterwards.
+func (c *conn) handshake(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { c.t.Close() })
+	defer stop()
+	exts, err := c.version()
+	if err != nil {
+		if why := c.t.Close(); why != nil {
+			return why // the carrier knows better than "EOF"
+		}
+		return err
+	}
+	c.caps = caps{statvfs: exts[extStatvfs] == "2", chunk: defaultChunk}
+	c.run()
+	if exts[extLimits] != "1" {
+		return nil
+	}
+	replies, err := c.do(ctx, request{typ: fxpExtended, body: str(nil, extLimits), weight: 256})
+	if err != nil {
+		return err
+	}
+	d, err := replies[0].expect(fxpExtendedReply)
+	if err != nil {
+		return nil // offered and then refused: the defaults hold
+	}
+	d.u64() // packet length
+	readLen := d.u64()
+	d.u64() // write length
+	handles := d.u64()
+	if d.bad {
+		return corrupt("malformed limits")
+	}
+	if readLen > 0 {
+		c.caps.chunk = int(min(readLen, maxChunk))
+	}
+	c.caps.handles = int(min(handles, 1<<20))
+	return nil
+}
+
+// version returns the extensions that the server offers.
+func (c *conn) version() (map[string]string, error) {
+	hello := []byte{0, 0, 0, 5, fxpInit, 0, 0, 0, 3}
+	if _, err := c.t.Write(hello); err != nil {
+		return nil, lost(err)
+	}
+	var head [5]byte
+	if n, err := io.ReadFull(c.in, head[:]); err != nil {
+		if n > 0 {
+			return nil, noise(head[:n])
+		}
+		return nil, lost(err)
+	}
+	n := binary.BigEndian.Uint32(head[:4])
+	if head[4] != fxpVersion || n < 5 || n > maxPacket {
+		more, _ := c.in.Peek(min(c.in.Buffered(), 60))
+		return nil, noise(append(head[:], more...))
+	}
+	body := make([]byte, n-1)
+	if _, err := io.ReadFull(c.in, body); err != nil {
+		return nil, lost(err)
+	}
+	d := decoder{b: body}
+	if v := d.u32(); v != 3 {
+		return nil, corrupt("SFTP version %d where version 3 was asked for", v)
+	}
+	exts := make(map[string]string)
+	for len(d.b) > 0 && len(exts) < 256 {
+		name, value := d.str(), d.str()
+		if d.bad {
+			return nil, corrupt("a malformed VERSION packet")
+		}
+		exts[string(name)] = string(value)
+	}
+	return exts, nil
+}
+
+// noise is the error for a server that begins with something else than SFTP.
+func noise(b []byte) error {
+	return &protocolError{what: fmt.Sprintf("%s instead of SFTP; if the login shell there prints something, "+
+		"make it silent when it is not interactive", strconv.Quote(string(b)))}
+}

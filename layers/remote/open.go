@@ -1,0 +1,241 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
+)
+
+// settleTime is how old an mtime must be for a later change to show in it: it
+// has whole seconds, and clocks of filesystems tick coarsely.
+const settleTime = 2
+
+// File is one version of a file on the source. See layers.File.
+type File struct {
+	l       *Layer
+	path    layers.Path // immutable; as it was when the file was opened
+	attr    layers.Attr // immutable
+	settled bool        // immutable
+
+	opening chan struct{} // holds one token: who has it may open the file anew
+
+	mu     sync.Mutex
+	conn   *conn  // the channel that handle belongs to
+	handle string // "" when there is none
+	users  int    // reads that use handle now
+	gated  bool   // the last OPEN did not return
+	closed bool
+}
+
+// Attr returns the attributes the file had when it was opened.
+func (f *File) Attr() layers.Attr { return f.attr }
+
+// Settled reports whether the file's mtime lay at least two seconds back when
+// it was opened, by this host's clock. If not, a change within that time may
+// have left size and mtime as they are, and what was read is to be looked at
+// again.
+func (f *File) Settled() bool { return f.settled }
+
+// Open takes one exchange if want is given: OPEN, and behind it the proof that
+// the path still leads, through no symlink, to what want describes. The handle
+// itself is looked at together with the first read, before any byte of it is
+// handed out. Without want there is a Stat first.
+//
+// Nothing but what LSTAT called a regular file is opened. If it was replaced by
+// a FIFO since, OPEN does not return; then the channel is given up, and the path
+// looked at before it is opened again.
+func (l *Layer) Open(ctx context.Context, p layers.Path, want *layers.Attr) (layers.File, error) {
+	f, err := l.open(ctx, p, want)
+	if err != nil {
+		return nil, l.fail("open", p, err)
+	}
+	return f, nil
+}
+
+func (l *Layer) open(ctx context.Context, p layers.Path, want *layers.Attr) (*File, error) {
+	if err := l.check(p); err != nil {
+		return nil, err
+	}
+	if want != nil && !want.IsRegular() {
+		return nil, layers.ErrNotRegular
+	}
+	var f *File
+	gated := false
+	err := l.exchange(ctx, func(ctx context.Context, c *conn) error {
+		expect := want
+		if want == nil {
+			a, err := l.lstat(ctx, c, p)
+			if err != nil {
+				return err
+			}
+			if !a.IsRegular() {
+				return layers.ErrNotRegular
+			}
+			expect = &a
+		}
+		handle, a, err := l.openHandle(ctx, c, p, expect, gated)
+		if err != nil {
+			gated = errors.Is(err, errStalled)
+			return err
+		}
+		f = &File{
+			l: l, path: p, attr: a, conn: c, handle: handle,
+			settled: a.Has(layers.KnownTimes) && a.Mtime.Sec+settleTime <= time.Now().Unix(),
+			opening: make(chan struct{}, 1),
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.handles.add(f, f.conn.caps.handles)
+	return f, nil
+}
+
+// openHandle opens p, which must be what want describes, and returns the
+// attributes that the path has after the OPEN. Gated means to look before.
+func (l *Layer) openHandle(ctx context.Context, c *conn, p layers.Path, want *layers.Attr, gated bool) (string, layers.Attr, error) {
+	var a layers.Attr
+	if gated {
+		a, err := l.lstat(ctx, c, p)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || err == nil && !a.SameVersion(want) {
+			return "", a, layers.ErrStale
+		}
+		if err != nil {
+			return "", a, err
+		}
+	}
+	full := l.path(p)
+	reqs := []request{askOpen(full), askPath(fxpLstat, full), askPath(fxpRealpath, full), l.askRoot(c)}
+	replies, err := c.do(ctx, reqs...)
+	if err != nil {
+		return "", a, err
+	}
+	handle, openErr := replies[0].handle()
+	a, err = l.vouch(replies[1:], full, want)
+	if err == nil {
+		err = openErr
+		if isStatus(err, fxNoSuchFile) {
+			err = fmt.Errorf("%w: it was replaced while it was opened", layers.ErrStale)
+		}
+	}
+	if err != nil {
+		if openErr == nil {
+			c.post(askHandle(fxpClose, handle))
+		}
+		return "", a, err
+	}
+	return handle, a, nil
+}
+
+// vouch reads the answers to LSTAT, REALPATH and askRoot behind an OPEN.
+func (l *Layer) vouch(replies []reply, full string, want *layers.Attr) (layers.Attr, error) {
+	if err := l.sameRoot(&replies[2]); err != nil {
+		return layers.Attr{}, err
+	}
+	a, err := l.attrs(&replies[0])
+	if isStatus(err, fxNoSuchFile) {
+		return a, fmt.Errorf("%w: it is gone", layers.ErrStale)
+	}
+	if err != nil {
+		return a, err
+	}
+	real, err := replies[1].name()
+	if isStatus(err, fxNoSuchFile) || err == nil && real != full {
+		return a, fmt.Errorf("%w: its path leads elsewhere", layers.ErrStale)
+	}
+	if err != nil {
+		return a, err
+	}
+	if !a.Has(layers.KnownSize | layers.KnownTimes) {
+		return a, corrupt("no size or time for a file")
+	}
+	if !a.SameVersion(want) {
+		return a, layers.ErrStale
+	}
+	return a, nil
+}
+
+// acquire returns a handle on the channel c and keeps it from being closed until
+// release. A handle of another channel is gone with it: the file is opened
+// anew by its path, and if that is another version now, or the name is gone, the
+// answer is ErrStale.
+func (f *File) acquire(ctx context.Context, c *conn) (string, error) {
+	select {
+	case f.opening <- struct{}{}:
+		defer func() { <-f.opening }()
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	f.mu.Lock()
+	gated := f.gated
+	switch {
+	case f.closed:
+		f.mu.Unlock()
+		return "", errClosed
+	case f.conn == c && f.handle != "":
+		f.users++
+		handle := f.handle
+		f.mu.Unlock()
+		return handle, nil
+	}
+	f.mu.Unlock()
+
+	handle, _, err := f.l.openHandle(ctx, c, f.path, &f.attr, gated)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.gated = errors.Is(err, errStalled)
+	if err != nil {
+		return "", err
+	}
+	if f.closed {
+		c.post(askHandle(fxpClose, handle))
+		return "", errClosed
+	}
+	f.conn, f.handle, f.users = c, handle, 1 // who used the old handle has lost it
+	return handle, nil
+}
+
+// release ends what acquire began.
+func (f *File) release(c *conn, handle string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.conn != c || f.handle != handle {
+		return // the file has a newer handle, this one died with its channel
+	}
+	f.users--
+	if f.closed && f.users == 0 {
+		f.dropLocked()
+	}
+}
+
+// dropLocked closes the handle on the server. The caller holds mu, and nobody
+// uses the handle.
+func (f *File) dropLocked() {
+	if f.handle != "" {
+		f.conn.post(askHandle(fxpClose, f.handle))
+		f.handle = ""
+	}
+}
+
+// Close gives the handle back. Reads that are under way end by themselves.
+func (f *File) Close() error {
+	f.mu.Lock()
+	if f.closed {
+		f.mu.Unlock()
+		return f.l.fail("close", f.path, errClosed)
+	}
+	f.closed = true
+	if f.users == 0 {
+		f.dropLocked()
+	}
+	f.mu.Unlock()
+	f.l.handles.remove(f)
+	return nil
+}

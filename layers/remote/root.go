@@ -1,0 +1,212 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
+)
+
+// rootID is what the root is recognised by. A source whose filesystem was
+// unmounted still has a directory at that path, and it is empty; what differs is
+// the filesystem.
+type rootID struct {
+	path string // real path: no symlink in it
+
+	known   bool // the server has statvfs@openssh.com
+	fsid    uint64
+	frsize  uint32
+	namelen uint32
+}
+
+// meetRoot looks at the root on a new channel. The first time it records the
+// root's identity, later it compares.
+func (l *Layer) meetRoot(ctx context.Context, c *conn, first bool) error {
+	if !first {
+		replies, err := c.do(ctx, l.askWhere(layers.Root, c)...)
+		if err != nil {
+			return err
+		}
+		_, err = l.where(replies, layers.Root)
+		return err
+	}
+	given := l.cfg.Target.Path
+	replies, err := c.do(ctx, askPath(fxpRealpath, given))
+	if err != nil {
+		return err
+	}
+	name, err := replies[0].name()
+	if err != nil {
+		return noRoot(given, err)
+	}
+	if name[0] != '/' || len(name) > pathMax {
+		return corrupt("%q as the real path of %q", name[:min(len(name), 200)], given)
+	}
+	reqs := []request{askPath(fxpLstat, name)}
+	if c.caps.statvfs {
+		reqs = append(reqs, askStatvfs(name))
+	}
+	if replies, err = c.do(ctx, reqs...); err != nil {
+		return err
+	}
+	a, err := replies[0].attrs()
+	if err != nil {
+		return noRoot(given, err)
+	}
+	if !a.IsDir() {
+		return noRoot(given, unix.ENOTDIR)
+	}
+	l.root = rootID{path: name}
+	if c.caps.statvfs {
+		v, err := replies[1].statvfs()
+		if err != nil {
+			return noRoot(given, err)
+		}
+		l.root.known, l.root.fsid, l.root.frsize, l.root.namelen = true, v.Fsid, v.Frsize, v.NameLen
+	}
+	return nil
+}
+
+// noRoot says what is wrong with the path on the source.
+func noRoot(path string, err error) error {
+	switch {
+	case broken(err):
+		return err
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("%q: %w on the source: check the path", path, unix.ENOENT)
+	case errors.Is(err, unix.ENOTDIR):
+		return fmt.Errorf("%q: %w on the source: name a directory", path, unix.ENOTDIR)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%q: %w on the source: log in as a user who may enter it", path, unix.EACCES)
+	}
+	return fmt.Errorf("%q on the source: %w", path, err)
+}
+
+// askWhere asks for what tells that the directory dir is a real place in the
+// layer: its attributes, its real path, and whether the root is still the one
+// that was mounted. It goes behind other requests in one burst; where reads the
+// answers.
+func (l *Layer) askWhere(dir layers.Path, c *conn) []request {
+	reqs := []request{
+		askPath(fxpLstat, l.path(dir)),
+		askPath(fxpRealpath, l.path(dir)),
+	}
+	return append(reqs, l.askRoot(c))
+}
+
+// askRoot asks whether the root is still the one that was mounted.
+func (l *Layer) askRoot(c *conn) request {
+	if l.root.known {
+		return askStatvfs(l.root.path)
+	}
+	return askPath(fxpLstat, l.root.path)
+}
+
+// sameRoot reads the answer to askRoot. Blocks are not compared: filesystems
+// grow, and ZFS and btrfs report what is left. Filesystems without an fsid (NFS,
+// FUSE) have zero, which still differs from what lies under their mountpoint.
+func (l *Layer) sameRoot(r *reply) error {
+	gone := func(what string) error { return fmt.Errorf("%w: %s", layers.ErrReplaced, what) }
+	if !l.root.known {
+		a, err := r.attrs()
+		switch {
+		case isStatus(err, fxNoSuchFile):
+			return gone("the root does not exist any more")
+		case err == nil && !a.IsDir():
+			return gone("the root is no directory any more")
+		}
+		return err
+	}
+	v, err := r.statvfs()
+	switch {
+	case isStatus(err, fxNoSuchFile):
+		return gone("the root does not exist any more")
+	case err != nil:
+		return err
+	case v.Fsid != l.root.fsid || v.Frsize != l.root.frsize || v.NameLen != l.root.namelen:
+		return gone("the root lies on another filesystem; is the right one mounted there?")
+	}
+	return nil
+}
+
+// errVague: the server says "no such file" for the parent as well, so another
+// look is needed to tell which component is missing or not a directory.
+var errVague = errors.New("some parent is not there")
+
+// where reads the answers to askWhere. Without an error dir is a directory, no
+// component of its path is a symlink and the root is the one that was mounted:
+// what the same burst has said about names in dir holds. ENOTDIR means that a
+// component of dir, or dir itself, is no directory; errVague that some is not
+// there.
+func (l *Layer) where(replies []reply, dir layers.Path) (layers.Attr, error) {
+	if err := l.sameRoot(&replies[2]); err != nil {
+		return layers.Attr{}, err
+	}
+	a, err := l.attrs(&replies[0])
+	vague := func(err error) (layers.Attr, error) {
+		if isStatus(err, fxNoSuchFile) {
+			if dir == layers.Root {
+				err = fmt.Errorf("%w: the root does not exist any more", layers.ErrReplaced)
+			} else {
+				err = errVague
+			}
+		}
+		return a, err
+	}
+	if err != nil {
+		return vague(err)
+	}
+	real, err := replies[1].name()
+	if err != nil {
+		return vague(err)
+	}
+	if real != l.path(dir) {
+		if dir == layers.Root {
+			return a, fmt.Errorf("%w: its path leads to %q now", layers.ErrReplaced, real)
+		}
+		return a, unix.ENOTDIR
+	}
+	if !a.IsDir() {
+		if dir == layers.Root {
+			return a, fmt.Errorf("%w: the root is no directory any more", layers.ErrReplaced)
+		}
+		return a, unix.ENOTDIR
+	}
+	return a, nil
+}
+
+// whyAbsent finds out which component of p is missing or is no directory. It
+// costs one more exchange and is needed only where a caller asks for a path
+// whose parent it has not seen.
+func (l *Layer) whyAbsent(ctx context.Context, c *conn, p layers.Path) error {
+	var reqs []request
+	var at layers.Path
+	for _, name := range p.Components() {
+		at = at.Join(name)
+		reqs = append(reqs, askPath(fxpLstat, l.path(at)))
+	}
+	reqs = append(reqs, l.askRoot(c))
+	replies, err := c.do(ctx, reqs...)
+	if err != nil {
+		return err
+	}
+	last := len(replies) - 1
+	if err := l.sameRoot(&replies[last]); err != nil {
+		return err
+	}
+	for i := range replies[:last] {
+		a, err := replies[i].attrs()
+		switch {
+		case isStatus(err, fxNoSuchFile):
+			return unix.ENOENT
+		case err != nil:
+			return err
+		case i < last-1 && !a.IsDir():
+			return unix.ENOTDIR
+		}
+	}
+	return fmt.Errorf("%w: it came while it was looked for", layers.ErrStale)
+}

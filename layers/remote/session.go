@@ -1,0 +1,333 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
+)
+
+// keepConnected is the connector: it alone starts connections, one at a time,
+// until the layer is closed. Its thread is the parent of every ssh (see dial).
+// The outcome of the first attempt goes to first.
+func (l *Layer) keepConnected(ctx context.Context, first chan<- error) {
+	runtime.LockOSThread() // and never unlocked: the thread ends with us
+	defer close(l.done)
+	c, err := l.connect(ctx, true)
+	if err != nil {
+		l.closeState(err)
+		first <- err
+		return
+	}
+	l.use(c, nil)
+	first <- nil
+	delay := l.cfg.pace.first
+	for {
+		up := time.Now()
+		select {
+		case <-l.ctx.Done():
+			l.closeState(errClosed)
+			c.close(errClosed)
+			return
+		case <-c.dead:
+		}
+		c.close(errLost)
+		l.lost(c.err)
+		if time.Since(up) >= l.cfg.pace.healthy {
+			delay = l.cfg.pace.first
+		}
+		if c = l.reconnect(&delay); c == nil {
+			l.closeState(errClosed)
+			return
+		}
+	}
+}
+
+// reconnect tries until there is a connection. It returns nil if the layer is
+// closed. Delay is what to wait before the next attempt; it doubles.
+func (l *Layer) reconnect(delay *time.Duration) *conn {
+	pace := l.cfg.pace
+	for wait := jitter(*delay) / 2; ; wait = jitter(*delay) {
+		if !l.sleep(wait) {
+			return nil
+		}
+		*delay = min(*delay*2, pace.most)
+		for {
+			c, err := l.connect(l.ctx, false)
+			if err == nil || errors.Is(err, layers.ErrReplaced) {
+				l.use(c, err)
+				return c
+			}
+			if l.ctx.Err() != nil {
+				return nil
+			}
+			v := verdictOf(err)
+			l.refuse(err, v == verdictDenied)
+			if v == verdictLost {
+				break
+			}
+			if v == verdictDenied && !l.wakened() {
+				return nil
+			}
+			if !l.sleep(pace.refusal + jitter(pace.refusal)/2) {
+				return nil
+			}
+		}
+	}
+}
+
+// jitter spreads d over half to three halves of it, so that many nodes that lost
+// one server do not come back in step.
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d+1) }
+
+func (l *Layer) sleep(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-l.ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// wakened waits for Reconnect. It is false if the layer is closed instead.
+func (l *Layer) wakened() bool {
+	select {
+	case <-l.ctx.Done():
+		return false
+	case <-l.unpark:
+	}
+	l.mu.Lock()
+	l.parked = false
+	l.announce()
+	l.mu.Unlock()
+	return true
+}
+
+// Reconnect lets a layer whose login was refused try again; it does nothing
+// otherwise. The attempt comes at the earliest 15 s after the refusal, since
+// servers bar hosts that try too fast.
+func (l *Layer) Reconnect() {
+	l.mu.Lock()
+	parked := l.parked
+	l.mu.Unlock()
+	if !parked {
+		return
+	}
+	select {
+	case l.unpark <- struct{}{}:
+	default:
+	}
+}
+
+func verdictOf(err error) verdict {
+	var e *connectError
+	switch {
+	case errors.As(err, &e):
+		return e.verdict
+	case broken(err):
+		return verdictRefused
+	}
+	return verdictLost
+}
+
+// connect makes one channel and looks at the root. The first time it records
+// what it sees; later a root that is another one is ErrReplaced, and the channel
+// is returned all the same: what was mounted may come back.
+func (l *Layer) connect(ctx context.Context, first bool) (*conn, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*l.cfg.ConnectTimeout, os.ErrDeadlineExceeded)
+	defer cancel()
+	t, err := l.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := newConn(t, l.cfg.Timeout/2, &l.count)
+	if err = c.handshake(ctx); err == nil {
+		err = l.meetRoot(ctx, c, first)
+	}
+	switch {
+	case err == nil || errors.Is(err, layers.ErrReplaced):
+		l.count.connects.Add(1)
+		return c, err
+	case ctx.Err() != nil && context.Cause(ctx) == os.ErrDeadlineExceeded:
+		err = fmt.Errorf("%w: no SFTP after %v: does the login wait for something?", layers.ErrOffline, 2*l.cfg.ConnectTimeout)
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	}
+	if errors.Is(err, errLost) {
+		err = fmt.Errorf("%w: %w", layers.ErrOffline, err)
+	}
+	c.close(errLost)
+	return nil, err
+}
+
+// announce tells everybody who waits that the state has changed. The caller
+// holds mu.
+func (l *Layer) announce() {
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// use makes c the connection. Why is nil or ErrReplaced.
+func (l *Layer) use(c *conn, why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cur, l.why, l.parked = c, why, false
+	l.announce()
+	if why != nil {
+		l.cfg.Logger.Error("connected, but not to what was mounted", "layer", l.name, "err", why)
+	} else {
+		l.cfg.Logger.Info("connected", "layer", l.name)
+	}
+}
+
+// lost notes that the connection has ended.
+func (l *Layer) lost(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cur, l.why, l.lostAt = nil, why, time.Now()
+	l.announce()
+	l.cfg.Logger.Warn("connection lost", "layer", l.name, "err", why)
+}
+
+// refuse notes that an attempt to connect has failed.
+func (l *Layer) refuse(why error, park bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.why, l.parked = why, park
+	l.announce()
+	l.cfg.Logger.Warn("connecting failed", "layer", l.name, "err", why, "parked", park)
+}
+
+func (l *Layer) closeState(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cur, l.why, l.isClosed = nil, why, true
+	l.announce()
+}
+
+// Offline returns nil while there is a connection to the source that was
+// mounted, else what keeps it away.
+func (l *Layer) Offline() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.cur == nil:
+		return offline(l.why)
+	case l.why != nil:
+		return l.why
+	}
+	return nil
+}
+
+// offline makes an error that wraps ErrOffline of why there is no connection,
+// unless it is one that somebody decides on already.
+func offline(why error) error {
+	for _, e := range []error{layers.ErrOffline, layers.ErrDenied, layers.ErrReplaced, errClosed} {
+		if errors.Is(why, e) {
+			return why
+		}
+	}
+	if why == nil {
+		return layers.ErrOffline
+	}
+	return fmt.Errorf("%w: %w", layers.ErrOffline, why)
+}
+
+// session waits for a connection other than old: in a soft layer until the
+// deadline of ctx or until the source has been away for the timeout, in a hard
+// one as long as ctx lets it. A refused login is waited out only by a hard one.
+func (l *Layer) session(ctx context.Context, old *conn) (*conn, error) {
+	for {
+		l.mu.Lock()
+		c, why, changed := l.cur, l.why, l.changed
+		parked, closed, away := l.parked, l.isClosed, time.Since(l.lostAt)
+		l.mu.Unlock()
+		switch {
+		case closed:
+			return nil, errClosed
+		case c != nil && c != old:
+			return c, nil
+		case parked && !l.cfg.Hard:
+			return nil, why
+		case c == nil && !l.cfg.Hard && away >= l.cfg.Timeout:
+			return nil, offline(why)
+		}
+		var expired <-chan time.Time
+		if c == nil && !l.cfg.Hard {
+			t := time.NewTimer(l.cfg.Timeout - away)
+			defer t.Stop()
+			expired = t.C
+		}
+		select {
+		case <-changed:
+		case <-expired:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// exchange runs op on a connection, and again on the next one when the
+// connection is lost under it; op must be free of lasting effects. Nothing but
+// the caller's context, the timeout of a soft layer and errors that another
+// attempt would not change end it.
+func (l *Layer) exchange(ctx context.Context, op func(context.Context, *conn) error) error {
+	caller := ctx
+	if !l.cfg.Hard {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, l.cfg.Timeout)
+		defer cancel()
+	}
+	var last *conn
+	var lastErr error
+	for {
+		if err := caller.Err(); err != nil {
+			return err
+		}
+		c, err := l.session(ctx, last)
+		if err == nil {
+			err = op(ctx, c)
+			if broken(err) {
+				c.fail(err, nil)
+			}
+			if errors.Is(err, errLost) && !broken(err) {
+				last, lastErr = c, err
+				continue
+			}
+		}
+		switch {
+		case err == nil:
+			return nil
+		case caller.Err() != nil && isContext(err):
+			return caller.Err()
+		case isContext(err):
+			err := fmt.Errorf("%w: no answer within %v (%w)", layers.ErrOffline, l.cfg.Timeout, os.ErrDeadlineExceeded)
+			if lastErr != nil {
+				err = fmt.Errorf("%w: %w", err, lastErr)
+			}
+			return err
+		}
+		return errnoOf(err)
+	}
+}
+
+func isContext(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+}
+
+// errnoOf keeps an end of file that nobody expected from looking like one.
+func errnoOf(err error) error {
+	if isStatus(err, fxEOF) {
+		return fmt.Errorf("unexpected end: %w", unix.EIO)
+	}
+	return err
+}

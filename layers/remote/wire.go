@@ -1,0 +1,311 @@
+package remote
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
+)
+
+// SFTP version 3, draft-ietf-secsh-filexfer-02. Extensions: OpenSSH's PROTOCOL
+// file, section 4.
+const (
+	fxpInit          = 1
+	fxpVersion       = 2
+	fxpOpen          = 3
+	fxpClose         = 4
+	fxpRead          = 5
+	fxpLstat         = 7
+	fxpFstat         = 8
+	fxpOpendir       = 11
+	fxpReaddir       = 12
+	fxpRealpath      = 16
+	fxpReadlink      = 19
+	fxpStatus        = 101
+	fxpHandle        = 102
+	fxpData          = 103
+	fxpName          = 104
+	fxpAttrs         = 105
+	fxpExtended      = 200
+	fxpExtendedReply = 201
+
+	openRead = 1 // SSH_FXF_READ
+
+	attrSize     = 1 << 0
+	attrOwner    = 1 << 1
+	attrMode     = 1 << 2
+	attrTimes    = 1 << 3
+	attrExtended = 1 << 31
+)
+
+const (
+	// maxPacket bounds what the server may send in one packet: OpenSSH's
+	// SFTP_MAX_MSG_LENGTH is 256 KiB, and a little is granted to others.
+	maxPacket = 256<<10 + 1<<10
+
+	// maxHandle is the longest handle the draft allows, in bytes.
+	maxHandle = 256
+
+	// pathMax is Linux's PATH_MAX without its NUL.
+	pathMax = 4095
+)
+
+// request is one packet to the server, without length and id. Weight is about
+// how many bytes the answer will have.
+type request struct {
+	typ    byte
+	body   []byte
+	weight int
+}
+
+func str(b []byte, s string) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(len(s)))
+	return append(b, s...)
+}
+
+func askPath(typ byte, path string) request {
+	return request{typ: typ, body: str(nil, path), weight: 256 + len(path)}
+}
+
+func askHandle(typ byte, handle string) request {
+	return request{typ: typ, body: str(nil, handle), weight: 256}
+}
+
+func askReaddir(handle string) request {
+	return request{typ: fxpReaddir, body: str(nil, handle), weight: 32 << 10}
+}
+
+func askOpen(path string) request {
+	b := str(make([]byte, 0, len(path)+12), path)
+	b = binary.BigEndian.AppendUint32(b, openRead)
+	b = binary.BigEndian.AppendUint32(b, 0) // no attributes
+	return request{typ: fxpOpen, body: b, weight: 256}
+}
+
+func askRead(handle string, off int64, n int) request {
+	b := str(make([]byte, 0, len(handle)+16), handle)
+	b = binary.BigEndian.AppendUint64(b, uint64(off))
+	b = binary.BigEndian.AppendUint32(b, uint32(n))
+	return request{typ: fxpRead, body: b, weight: n + 64}
+}
+
+func askStatvfs(path string) request {
+	return request{typ: fxpExtended, body: str(str(nil, extStatvfs), path), weight: 256}
+}
+
+// appendTo encodes r with its id.
+func (r *request) appendTo(b []byte, id uint32) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(len(r.body)+5))
+	b = append(b, r.typ)
+	b = binary.BigEndian.AppendUint32(b, id)
+	return append(b, r.body...)
+}
+
+// reply is one packet from the server, after length and id.
+type reply struct {
+	typ  byte
+	body []byte
+}
+
+// decoder takes a body apart. The first read past the end sets bad and makes
+// every later one return zero.
+type decoder struct {
+	b   []byte
+	bad bool
+}
+
+func (d *decoder) take(n uint64) []byte {
+	if d.bad || n > uint64(len(d.b)) {
+		d.bad = true
+		return nil
+	}
+	v := d.b[:n]
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *decoder) u32() uint32 {
+	if v := d.take(4); v != nil {
+		return binary.BigEndian.Uint32(v)
+	}
+	return 0
+}
+
+func (d *decoder) u64() uint64 {
+	if v := d.take(8); v != nil {
+		return binary.BigEndian.Uint64(v)
+	}
+	return 0
+}
+
+func (d *decoder) str() []byte { return d.take(uint64(d.u32())) }
+
+// protocolError says that the server broke the protocol. The channel on which
+// that happened is not used again.
+type protocolError struct{ what string }
+
+func (e *protocolError) Error() string { return "the SFTP server sent " + e.what }
+func (e *protocolError) Unwrap() error { return layers.ErrCorrupt }
+
+func corrupt(format string, args ...any) error {
+	return &protocolError{what: fmt.Sprintf(format, args...)}
+}
+
+// statusError is a failure that the server reported, or another end than the
+// one asked for.
+type statusError struct {
+	code uint32
+	text string // at most 256 bytes, as sent
+}
+
+const (
+	fxOK               = 0
+	fxEOF              = 1
+	fxNoSuchFile       = 2
+	fxPermissionDenied = 3
+	fxFailure          = 4
+	fxBadMessage       = 5
+	fxNoConnection     = 6
+	fxConnectionLost   = 7
+	fxUnsupported      = 8
+)
+
+func (e *statusError) Error() string {
+	return fmt.Sprintf("%v (the server says %q)", e.Unwrap(), e.text)
+}
+
+// Unwrap maps the few codes of SFTP version 3 onto what sftp-server made them
+// from. ENOENT also stands for ENOTDIR and ELOOP, EIO for everything that has
+// no code of its own.
+func (e *statusError) Unwrap() error {
+	switch e.code {
+	case fxNoSuchFile:
+		return unix.ENOENT
+	case fxPermissionDenied:
+		return unix.EACCES
+	case fxBadMessage:
+		return unix.ENAMETOOLONG // or EINVAL, which nothing that is asked here gives
+	case fxNoConnection, fxConnectionLost:
+		return layers.ErrOffline
+	case fxUnsupported:
+		return unix.ENOSYS
+	}
+	return unix.EIO
+}
+
+// isStatus reports whether err is the server's status code.
+func isStatus(err error, code uint32) bool {
+	e, ok := err.(*statusError)
+	return ok && e.code == code
+}
+
+// status decodes a STATUS packet. It is nil for SSH_FX_OK.
+func (r *reply) status() error {
+	d := decoder{b: r.body}
+	code := d.u32()
+	if d.bad {
+		return corrupt("a STATUS packet of %d bytes", len(r.body))
+	}
+	if code == fxOK {
+		return nil
+	}
+	text := d.str() // old servers send none
+	if len(text) > 256 {
+		text = text[:256]
+	}
+	return &statusError{code: code, text: string(text)}
+}
+
+// expect returns a decoder of r's body if r has type typ, else the error that r
+// means.
+func (r *reply) expect(typ byte) (decoder, error) {
+	switch r.typ {
+	case typ:
+		return decoder{b: r.body}, nil
+	case fxpStatus:
+		err := r.status()
+		if err == nil {
+			err = corrupt("success without the answer that was asked for (type %d)", typ)
+		}
+		return decoder{}, err
+	}
+	return decoder{}, corrupt("a packet of type %d where type %d was due", r.typ, typ)
+}
+
+func (r *reply) handle() (string, error) {
+	d, err := r.expect(fxpHandle)
+	if err != nil {
+		return "", err
+	}
+	h := d.str()
+	if d.bad || len(h) == 0 || len(h) > maxHandle {
+		return "", corrupt("a malformed handle")
+	}
+	return string(h), nil
+}
+
+func (r *reply) data() ([]byte, error) {
+	d, err := r.expect(fxpData)
+	if err != nil {
+		return nil, err
+	}
+	b := d.str()
+	if d.bad || len(b) == 0 {
+		return nil, corrupt("a malformed DATA packet")
+	}
+	return b, nil
+}
+
+func (r *reply) attrs() (layers.Attr, error) {
+	d, err := r.expect(fxpAttrs)
+	if err != nil {
+		return layers.Attr{}, err
+	}
+	a, ok := d.attrs()
+	if !ok {
+		return a, corrupt("malformed attributes")
+	}
+	return a, nil
+}
+
+// name decodes a NAME packet that must hold exactly one name.
+func (r *reply) name() (string, error) {
+	d, err := r.expect(fxpName)
+	if err != nil {
+		return "", err
+	}
+	n := d.u32()
+	s := d.str()
+	if d.bad || n != 1 || len(s) == 0 || len(s) > maxPacket {
+		return "", corrupt("a malformed NAME packet")
+	}
+	return string(s), nil
+}
+
+// vfs is what statvfs@openssh.com answers.
+type vfs struct {
+	layers.Statfs
+	flag uint64
+}
+
+func (r *reply) statvfs() (vfs, error) {
+	d, err := r.expect(fxpExtendedReply)
+	if err != nil {
+		return vfs{}, err
+	}
+	var v vfs
+	bsize, frsize := d.u64(), d.u64()
+	v.Blocks, v.Bfree, v.Bavail = d.u64(), d.u64(), d.u64()
+	v.Files, v.Ffree = d.u64(), d.u64()
+	d.u64() // favail
+	v.Fsid, v.flag = d.u64(), d.u64()
+	namemax := d.u64()
+	if d.bad || bsize > math.MaxUint32 || frsize > math.MaxUint32 || namemax > math.MaxUint32 {
+		return vfs{}, corrupt("a malformed statvfs answer")
+	}
+	v.Bsize, v.Frsize, v.NameLen = uint32(bsize), uint32(frsize), uint32(namemax)
+	return v, nil
+}
