@@ -50,9 +50,10 @@ fuzz: ## fuzz every package that has a fuzz target, FUZZTIME=60 seconds each
 	@tests/fuzz.sh $(FUZZTIME)
 
 .PHONY: lint
-lint: $(BIN)/golangci-lint-$(GOLANGCI_LINT) ## gofmt, vet, staticcheck and the import rules; shellcheck
+lint: $(BIN)/golangci-lint-$(GOLANGCI_LINT) ## gofmt, vet, staticcheck and the import rules; shellcheck, mandoc
 	$< run ./...
 	shellcheck $(SCRIPTS)
+	mandoc -T lint -W warning packaging/*.8
 
 .PHONY: vuln
 vuln: $(BIN)/govulncheck-$(GOVULNCHECK) ## known vulnerabilities, if their database can be reached

@@ -33,6 +33,7 @@ strace      | strace         | strace
 rsync       | rsync          | rsync
 tar         | tar            | tar
 shellcheck  | shellcheck     | ShellCheck
+mandoc      | mandoc         | mandoc
 "
 
 want=$tests
