@@ -173,20 +173,15 @@ func (st *state) apply(recs []record) error {
 			st.limit, pending, shrink = before, false, none
 		case kindShrunk:
 			shrunk, pending = int64(i), false
-			st.cut()
 		}
 		if !ok {
 			return fmt.Errorf("extent map record %d: %w", i, layers.ErrCorrupt)
 		}
 	}
-	st.cut()
-	st.redo = pending || !st.sameBoot && shrink != none && shrunk >= int64(st.covered)
-	return nil
-}
-
-func (st *state) cut() {
 	st.present.remove(st.limit, maxSize)
 	st.dirty.remove(st.limit, maxSize)
+	st.redo = pending || !st.sameBoot && shrink != none && shrunk >= int64(st.covered)
+	return nil
 }
 
 // voids returns whether the range record i does not count: the first session
