@@ -1,0 +1,266 @@
+// Package cli tests what the program says: exit codes, and one line for each
+// thing that a user can get wrong.
+package cli
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/tests/testbed"
+)
+
+// Exit codes, as README.md has them.
+const (
+	exitUsage = 2
+	exitMount = 32
+)
+
+// site is a place with everything that a mount needs, for cases to spoil.
+type site struct {
+	dir  string
+	sshd *testbed.SSHD // nil unless the case asked for it
+	env  []string
+}
+
+func (s *site) at(name string) string { return filepath.Join(s.dir, name) }
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	s := &site{dir: testbed.TempDir(t), env: os.Environ()}
+	for _, d := range []string{"lower", "lower/sub", "upper", "upper/sub", "mnt", "images", "alone"} {
+		must(t, os.Mkdir(s.at(d), 0o755))
+	}
+	must(t, os.WriteFile(s.at("lower/file"), []byte("of the lower"), 0o644))
+	must(t, os.WriteFile(s.at("upper/other"), []byte("of the upper"), 0o644))
+	must(t, os.WriteFile(s.at("a file"), nil, 0o644))
+	return s
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// startSSHD gives the site a source.
+func (s *site) startSSHD(t *testing.T) {
+	t.Helper()
+	s.sshd = testbed.StartSSHD(t)
+	s.env = s.sshd.Env()
+}
+
+// badInput is something that must be refused.
+type badInput struct {
+	name  string
+	spoil func(t *testing.T, s *site) // what must be so before; nil: nothing
+	args  string                      // DIR is the site's directory
+	code  int
+	want  []string // must be in the line: what is wrong, and what to do
+}
+
+var badInputs = []badInput{
+	{"unknown option", nil, "-o lowerdir=DIR/lower,upperdir=DIR/upper,lowredir=DIR/lower DIR/mnt",
+		exitUsage, []string{`lowredir`}},
+	{"unknown flag", nil, "--frobnicate -o lowerdir=DIR/lower DIR/mnt", exitUsage, []string{"--frobnicate"}},
+	{"unknown mode", nil, "-o lowerdir=DIR/lower,mode=move DIR/mnt", exitUsage, []string{"move", "migrate", "overlay"}},
+	{"unknown names", nil, "-o criu=DIR/images,names=round DIR/mnt", exitUsage, []string{"round", "tree", "flat"}},
+	{"no mountpoint", nil, "-o lowerdir=DIR/lower", exitUsage, []string{"mountpoint"}},
+	{"two mountpoints", nil, "-o lowerdir=DIR/lower DIR/mnt DIR/alone DIR/upper", exitUsage, nil},
+	{"no lower", nil, "-o upperdir=DIR/upper DIR/mnt", exitUsage, []string{"lowerdir"}},
+	{"empty lower", nil, "-o lowerdir=,upperdir=DIR/upper DIR/mnt", exitUsage, []string{"lowerdir"}},
+	{"two uppers", nil, "-o lowerdir=DIR/lower,upperdir=DIR/upper,upperdir=DIR/alone DIR/mnt", exitUsage, []string{"upperdir"}},
+	{"migrate from a remote lower", nil, "-o lowerdir=source:/,upperdir=DIR/upper,mode=migrate DIR/mnt",
+		exitUsage, []string{"migrate", "source"}},
+	{"host with a leading dash", nil, "-o lowerdir=-oProxyCommand=true:/x,upperdir=DIR/upper DIR/mnt", exitUsage, nil},
+	{"host with a metacharacter", nil, "-o lowerdir=a;b:/x,upperdir=DIR/upper DIR/mnt", exitUsage, nil},
+
+	{"lower does not exist", nil, "-o lowerdir=DIR/nolower,upperdir=DIR/upper DIR/mnt", exitMount, []string{"DIR/nolower"}},
+	{"lower is a file", nil, "-o lowerdir=DIR/lower/file,upperdir=DIR/upper DIR/mnt", exitMount, []string{"DIR/lower/file", "directory"}},
+	{"upper does not exist", nil, "-o lowerdir=DIR/lower,upperdir=DIR/noupper DIR/mnt", exitMount, []string{"DIR/noupper"}},
+	{"mountpoint does not exist", nil, "-o lowerdir=DIR/lower,upperdir=DIR/upper DIR/nomnt", exitMount, []string{"DIR/nomnt"}},
+	{"mountpoint is a file", nil, "-o lowerdir=DIR/lower,upperdir=DIR/upper DIR/lower/file", exitMount, []string{"DIR/lower/file"}},
+	{"upper on a read-only filesystem", func(t *testing.T, s *site) {
+		must(t, os.Mkdir(s.at("ro"), 0o755))
+		must(t, unix.Mount("ro", s.at("ro"), "tmpfs", unix.MS_RDONLY, ""))
+		t.Cleanup(func() { must(t, unix.Unmount(s.at("ro"), 0)) })
+	}, "-o lowerdir=DIR/lower,upperdir=DIR/ro DIR/mnt", exitMount, []string{"DIR/ro", "read-only"}},
+	{"upper inside lower", nil, "-o lowerdir=DIR/lower,upperdir=DIR/lower/sub DIR/mnt", exitMount, []string{"DIR/lower/sub", "inside"}},
+	{"lower inside upper", nil, "-o lowerdir=DIR/upper/sub,upperdir=DIR/upper DIR/mnt", exitMount, []string{"DIR/upper/sub", "inside"}},
+	{"upper is lower", nil, "-o lowerdir=DIR/lower,upperdir=DIR/lower DIR/mnt", exitMount, []string{"DIR/lower"}},
+	{"lower twice", nil, "-o lowerdir=DIR/lower:DIR/lower,upperdir=DIR/upper DIR/mnt", exitMount, []string{"DIR/lower"}},
+	{"mountpoint inside lower", nil, "-o lowerdir=DIR/lower,upperdir=DIR/upper DIR/lower/sub", exitMount, []string{"DIR/lower/sub", "inside"}},
+	{"mountpoint inside upper", nil, "-o lowerdir=DIR/lower,upperdir=DIR/upper DIR/upper/sub", exitMount, []string{"DIR/upper/sub", "inside"}},
+	{"layers inside the mountpoint", nil, "-o lowerdir=DIR/lower,upperdir=DIR/upper DIR", exitMount, []string{"inside"}},
+	{"workdir on another filesystem", func(t *testing.T, s *site) {
+		must(t, os.Mkdir(s.at("other"), 0o755))
+		must(t, unix.Mount("other", s.at("other"), "tmpfs", 0, ""))
+		t.Cleanup(func() { must(t, unix.Unmount(s.at("other"), 0)) })
+	}, "-o lowerdir=DIR/lower,upperdir=DIR/upper,workdir=DIR/other DIR/mnt", exitMount, []string{"DIR/other", "filesystem"}},
+	{"second mount on the same upper", func(t *testing.T, s *site) {
+		must(t, os.Mkdir(s.at("first"), 0o755))
+		testbed.Mount(t, "mode=overlay,lowerdir="+s.at("lower")+",upperdir="+s.at("upper"), s.at("first"))
+	}, "-o mode=overlay,lowerdir=DIR/lower,upperdir=DIR/upper DIR/mnt", exitMount, []string{"DIR/upper"}},
+
+	{"host that does not exist", func(t *testing.T, s *site) { s.startSSHD(t) },
+		"-o lowerdir=nohost.invalid:/,upperdir=DIR/upper DIR/mnt", exitMount, []string{"nohost.invalid"}},
+	{"host that does not listen", func(t *testing.T, s *site) {
+		s.startSSHD(t)
+		s.sshd.Kill()
+	}, "-o lowerdir=source:DIR/lower,upperdir=DIR/upper DIR/mnt", exitMount, []string{"source", "refused"}},
+	{"host that refuses the key", func(t *testing.T, s *site) {
+		s.startSSHD(t)
+		must(t, os.WriteFile(s.sshd.AuthorizedKeys(), nil, 0o600))
+	}, "-o lowerdir=source:DIR/lower,upperdir=DIR/upper DIR/mnt", exitMount, []string{"source"}},
+	{"unknown host key", func(t *testing.T, s *site) {
+		s.startSSHD(t)
+		must(t, os.WriteFile(s.sshd.KnownHosts(), nil, 0o600))
+	}, "-o lowerdir=source:DIR/lower,upperdir=DIR/upper DIR/mnt", exitMount, []string{"source", "key"}},
+	{"changed host key", func(t *testing.T, s *site) {
+		s.startSSHD(t)
+		other, err := os.ReadFile(filepath.Join(filepath.Dir(s.sshd.KnownHosts()), "id.pub"))
+		must(t, err)
+		must(t, os.WriteFile(s.sshd.KnownHosts(), []byte("source "+string(other)), 0o600))
+	}, "-o lowerdir=source:DIR/lower,upperdir=DIR/upper DIR/mnt", exitMount, []string{"source", "key"}},
+	{"wrong path on the source", func(t *testing.T, s *site) { s.startSSHD(t) },
+		"-o lowerdir=source:DIR/nolower,upperdir=DIR/upper DIR/mnt", exitMount, []string{"DIR/nolower"}},
+	{"a file on the source", func(t *testing.T, s *site) { s.startSSHD(t) },
+		"-o lowerdir=source:DIR/lower/file,upperdir=DIR/upper DIR/mnt", exitMount, []string{"DIR/lower/file", "directory"}},
+
+	{"images do not exist", nil, "-o criu=DIR/noimages DIR/mnt", exitMount, []string{"DIR/noimages"}},
+	{"directory without images", nil, "-o criu=DIR/images DIR/mnt", exitMount, []string{"DIR/images"}},
+	{"truncated image", func(t *testing.T, s *site) {
+		s.images(t, "files.img", func(b []byte) []byte { return b[:len(b)/2] })
+	}, "-o criu=DIR/images DIR/mnt", exitMount, []string{"DIR/images", "files.img"}},
+	{"image of zeros", func(t *testing.T, s *site) {
+		s.images(t, "pstree.img", func(b []byte) []byte { return make([]byte, len(b)) })
+	}, "-o criu=DIR/images DIR/mnt", exitMount, []string{"DIR/images", "pstree.img"}},
+	{"image of another architecture", func(t *testing.T, s *site) {
+		s.images(t, "core-*.img", func(b []byte) []byte {
+			// Two magics, the size, then core_entry.mtype (images/core.proto):
+			// field 1, X86_64; 3 is AARCH64.
+			if !bytes.Equal(b[12:14], []byte{0x08, 0x01}) {
+				t.Fatalf("core image begins with % x", b[:16])
+			}
+			b[13] = 3
+			return b
+		})
+	}, "-o criu=DIR/images DIR/mnt", exitMount, []string{"DIR/images", "arm64"}},
+	{"name with .. in an image", func(t *testing.T, s *site) {
+		s.images(t, "files.img", sameLength("/tmp/migratefs-golden/job/read-only", "/../../../../../../../../etc/passwd"))
+	}, "-o criu=DIR/images DIR/mnt", exitMount, []string{"files.img", ".."}},
+	{"name with NUL in an image", func(t *testing.T, s *site) {
+		s.images(t, "files.img", sameLength("/job/read-only", "/job/read\x00only"))
+	}, "-o criu=DIR/images DIR/mnt", exitMount, []string{"files.img", `\x00`}},
+}
+
+// images puts a real checkpoint into DIR/images, with change made to the images
+// that match pattern.
+func (s *site) images(t *testing.T, pattern string, change func([]byte) []byte) {
+	t.Helper()
+	golden := filepath.Join(testbed.ModuleDir(), "criu", "testdata", "plain")
+	must(t, os.CopyFS(s.at("images"), os.DirFS(golden)))
+	names, err := filepath.Glob(filepath.Join(s.at("images"), pattern))
+	must(t, err)
+	if len(names) == 0 {
+		t.Fatalf("no %s among the images of %s", pattern, golden)
+	}
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		must(t, err)
+		must(t, os.WriteFile(name, change(b), 0o644))
+	}
+}
+
+// sameLength replaces a name in an image by one of the same length, so that the
+// image stays well-formed.
+func sameLength(old, name string) func([]byte) []byte {
+	if len(old) != len(name) {
+		panic("names of different lengths")
+	}
+	return func(b []byte) []byte {
+		if !bytes.Contains(b, []byte(old)) {
+			panic("the image does not hold " + old)
+		}
+		return bytes.ReplaceAll(b, []byte(old), []byte(name))
+	}
+}
+
+func TestBadInput(t *testing.T) {
+	testbed.NeedFUSE(t)
+	for _, c := range badInputs {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSite(t)
+			if c.spoil != nil {
+				c.spoil(t, s)
+			}
+			refused(t, s, c)
+		})
+	}
+}
+
+// refused runs the program and fails the test unless it refuses as it should:
+// the exit code, one line that holds what c wants, nothing mounted, no process
+// left, no file changed.
+func refused(t *testing.T, s *site, c badInput) {
+	t.Helper()
+	const aspects = testbed.Usual | testbed.Mtime | testbed.Numbers
+	before, mounts := testbed.Snapshot(t, s.dir, aspects, "first"), testbed.MountsBelow(s.dir)
+
+	cmd := exec.Command(testbed.Build(t), strings.Fields(strings.ReplaceAll(c.args, "DIR", s.dir))...)
+	cmd.Env = s.env
+	var stdout, stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	// A daemon that goes on must not keep our pipes, and with them this test.
+	cmd.WaitDelay = 5 * time.Second
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != c.code {
+		t.Errorf("%s\nends with %v, want exit status %d", c.args, err, c.code)
+	}
+	line := stderr.String()
+	if strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "\n") || !strings.HasPrefix(line, "migratefs: ") {
+		t.Errorf("on stderr, want one line that begins with migratefs:\n%s", line)
+	}
+	if stdout.Len() > 0 {
+		t.Errorf("on stdout, want nothing:\n%s", stdout.String())
+	}
+	for _, want := range c.want {
+		if want := strings.ReplaceAll(want, "DIR", s.dir); !strings.Contains(line, want) {
+			t.Errorf("the line does not say %q:\n%s", want, line)
+		}
+	}
+	t.Log(strings.TrimSpace(strings.ReplaceAll(line, s.dir, "DIR")))
+
+	if now := testbed.MountsBelow(s.dir); len(now) != len(mounts) {
+		t.Errorf("mounted: %q, before %q", now, mounts)
+		for range len(now) - len(mounts) {
+			_ = unix.Unmount(now[0], unix.MNT_DETACH)
+		}
+	}
+	if c.name != "second mount on the same upper" {
+		if left := processesWith(s.dir); len(left) > 0 {
+			t.Errorf("still running: %q", left)
+		}
+	}
+	testbed.Same(t, "before", before, "after", testbed.Snapshot(t, s.dir, aspects, "first"))
+}
+
+// processesWith returns the command lines of the processes that have dir in it.
+func processesWith(dir string) (found []string) {
+	names, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, name := range names {
+		if b, err := os.ReadFile(name); err == nil && strings.Contains(string(b), dir) {
+			found = append(found, strings.ReplaceAll(string(b), "\x00", " "))
+		}
+	}
+	return found
+}
