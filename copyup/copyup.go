@@ -107,6 +107,13 @@ func (c *Copy) Publish() error {
 	return nil
 }
 
+// PublishAs is Publish under another name of the same directory: the file was
+// renamed while it was copied.
+func (c *Copy) PublishAs(name string) error {
+	c.at.Name = name
+	return c.Publish()
+}
+
 // LinkTo gives the copy a further name, as an index does.
 func (c *Copy) LinkTo(dir int, name string) error { return sys.LinkFd(c.Fd, dir, name) }
 

@@ -4,14 +4,14 @@
 //
 // A regular file whose data is at hand (File, then Publish):
 //
-//	 1  nameless file in the target directory (O_TMPFILE)  nothing: it goes with its descriptor
-//	 2  owner, on the empty file: the quota is the user's    as 1
-//	 3  data: reflink, copy_file_range or read and write     as 1; ENOSPC or EDQUOT is returned
-//	 4  inherited ACLs dropped, mode, xattrs, ACLs, times    as 1
-//	 5  fsync of the file                                    as 1
-//	 6  link at the target's name, never over another        the name shows the whole copy; the lower copy
-//	                                                         is still there and has the same content
-//	 7  fsync of the target directory                        durable: from here a lower copy may go
+//	1  nameless file in the target directory (O_TMPFILE)  nothing: it goes with its descriptor
+//	2  owner, on the empty file: the quota is the user's    as 1
+//	3  data: reflink, copy_file_range or read and write     as 1; ENOSPC or EDQUOT is returned
+//	4  inherited ACLs dropped, mode, xattrs, ACLs, times    as 1
+//	5  fsync of the file                                    as 1
+//	6  link at the target's name, never over another        the name shows the whole copy; the lower copy
+//	                                                        is still there and has the same content
+//	7  fsync of the target directory                        durable: from here a lower copy may go
 //
 // Where the upper has no O_TMPFILE, step 1 makes a temporary name in the work
 // directory, and a crash before step 6 leaves that name: Sweep removes it at the
@@ -27,12 +27,12 @@
 // Never by path alone: the name may hold another file by now. Remove does, after
 // step 7:
 //
-//	 a  symlink LOWER/.migratefs/trash/ID.path -> path       a leftover name; Restore takes it away
-//	 b  rename lower name to trash/ID                        the upper's copy shows; Restore decides by the
-//	                                                         identity that is part of ID
-//	 c  compare inode, birth time, size, mtime with ID       as b
-//	 d  match: unlink trash/ID; mismatch: link it back       done; or: the other's file is at its name again
-//	 e  unlink ID.path                                       done
+//	a  symlink LOWER/.migratefs/trash/ID.path -> path       a leftover name; Restore takes it away
+//	b  rename lower name to trash/ID                        the upper's copy shows; Restore decides by the
+//	                                                        identity that is part of ID
+//	c  compare inode, birth time, size, mtime with ID       as b
+//	d  match: unlink trash/ID; mismatch: link it back       done; or: the other's file is at its name again
+//	e  unlink ID.path                                       done
 //
 // The order of a and b needs no fsync: both are operations on names of one
 // filesystem, whose journal (or server) keeps them in order.

@@ -15,6 +15,9 @@ func OpenBeneath(rootfd int, path string, flags int, mode uint32) (fd int, err e
 	if path == "" {
 		path = "."
 	}
+	if len(path) > pathPiece {
+		return openPieces(rootfd, path, flags, mode)
+	}
 	how := unix.OpenHow{
 		Flags:   uint64(flags | unix.O_CLOEXEC),
 		Mode:    uint64(mode),
@@ -27,6 +30,48 @@ func OpenBeneath(rootfd int, path string, flags int, mode uint32) (fd int, err e
 			return fd, err
 		}
 	}
+}
+
+// pathPiece is how much of a path one call gets: the kernel takes PATH_MAX
+// (4096) bytes with the NUL, and a path in a layer may be as long as any.
+const pathPiece = 3000
+
+// openPieces opens a path that is too long for one call, directory by directory.
+func openPieces(rootfd int, path string, flags int, mode uint32) (int, error) {
+	dir := rootfd
+	for len(path) > pathPiece {
+		i := strings.LastIndexByte(path[:pathPiece], '/')
+		if i <= 0 {
+			return -1, unix.ENAMETOOLONG
+		}
+		next, err := OpenBeneath(dir, path[:i], unix.O_PATH|unix.O_DIRECTORY, 0)
+		if dir != rootfd {
+			unix.Close(dir)
+		}
+		if err != nil {
+			return -1, err
+		}
+		dir, path = next, path[i+1:]
+	}
+	fd, err := OpenBeneath(dir, path, flags, mode)
+	if dir != rootfd {
+		unix.Close(dir)
+	}
+	return fd, err
+}
+
+// MkdirOpen opens the directory name in dirfd, which is made with mode 0700 if
+// it is not there.
+func MkdirOpen(dirfd int, name string) (fd int, err error) {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY
+	fd, err = OpenAt(dirfd, name, flags)
+	if err != unix.ENOENT {
+		return fd, err
+	}
+	if err := Mkdir(dirfd, name, 0o700); err != nil && err != unix.EEXIST {
+		return -1, err
+	}
+	return OpenAt(dirfd, name, flags)
 }
 
 // OpenParent opens the directory that holds path (O_PATH) and returns the last

@@ -80,3 +80,8 @@ func (f *file) Close() error {
 	}
 	return unix.Close(f.fd)
 }
+
+// NewFile makes a layers.File of an open descriptor, which it owns from then on.
+func NewFile(fd int, attr layers.Attr) layers.File {
+	return &file{layer: &Layer{name: "open file"}, fd: fd, attr: attr}
+}

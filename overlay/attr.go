@@ -1,0 +1,271 @@
+package overlay
+
+import (
+	"context"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
+)
+
+// fillAttr fills in what the kernel is told of a file. What a layer does not
+// know is left at what programs expect of a filesystem that does not know: one
+// link, owner root, the epoch.
+func fillAttr(out *fuse.Attr, n *node, a *layers.Attr) {
+	*out = fuse.Attr{
+		Ino:       n.ino,
+		Size:      uint64(a.Size),
+		Blocks:    uint64(a.Blocks),
+		Atime:     uint64(a.Atime.Sec),
+		Mtime:     uint64(a.Mtime.Sec),
+		Ctime:     uint64(a.Ctime.Sec),
+		Atimensec: a.Atime.Nsec,
+		Mtimensec: a.Mtime.Nsec,
+		Ctimensec: a.Ctime.Nsec,
+		Mode:      a.Mode,
+		Nlink:     max(a.Nlink, 1),
+		Owner:     fuse.Owner{Uid: a.UID, Gid: a.GID},
+		Rdev:      uint32(a.Rdev),
+		Blksize:   max(a.Blksize, 4096),
+	}
+	if !a.Has(layers.KnownAlloc) {
+		out.Blocks = uint64(a.Size+511) / 512
+	}
+	if !a.Has(layers.KnownCtime) {
+		out.Ctime, out.Ctimensec = out.Mtime, out.Mtimensec
+	}
+	if n.dead != nil {
+		out.Nlink = a.Nlink
+	}
+}
+
+func (fs *FS) fillEntry(out *fuse.EntryOut, n *node, a *layers.Attr) {
+	out.NodeId = n.id
+	out.Generation = 1 // node ids are never reused
+	out.SetEntryTimeout(fs.entryTimeout)
+	out.SetAttrTimeout(fs.attrTimeout)
+	fillAttr(&out.Attr, n, a)
+}
+
+// GetAttr implements fuse.RawFileSystem.
+func (fs *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n := fs.table.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	a, err := fs.attr(cancelled(cancel), n)
+	if err != nil {
+		return fs.status("getattr", n, "", err)
+	}
+	out.SetTimeout(fs.attrTimeout)
+	fillAttr(&out.Attr, n, &a)
+	return fuse.OK
+}
+
+// attr returns the present attributes of n.
+func (fs *FS) attr(ctx context.Context, n *node) (layers.Attr, error) {
+	n.mu.RLock()
+	upper, dead := n.upper, n.dead
+	fd := n.anyFd()
+	n.mu.RUnlock()
+	switch {
+	case fd >= 0 && (upper || dead != nil) && n.isRegular():
+		return fs.attrOfHandle(n, fd)
+	case dead != nil:
+		return *dead, nil
+	case !upper:
+		return fs.attrBelow(ctx, n)
+	case n == fs.root:
+		f, err := fs.lookupRoot(ctx)
+		if err != nil {
+			return layers.Attr{}, err
+		}
+		fs.dirAttr(f)
+		return f.attr, nil
+	}
+	d, ok := n.dentry()
+	if !ok {
+		return layers.Attr{}, unix.ESTALE
+	}
+	f, err := fs.lookup(ctx, d.parent, d.name)
+	if err != nil {
+		return layers.Attr{}, gone(err)
+	}
+	if !f.upper || f.upID != n.upperID() {
+		return fs.attrByInode(n)
+	}
+	return f.attr, nil
+}
+
+func (n *node) isRegular() bool { return n.typ == unix.S_IFREG }
+
+func (n *node) upperID() fileID {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.upID
+}
+
+// attrByInode is for a file whose name we know no more, or never did: the index
+// or another name may.
+func (fs *FS) attrByInode(n *node) (layers.Attr, error) {
+	fd, err := fs.openUpper(n)
+	if err != nil {
+		return layers.Attr{}, err
+	}
+	defer unix.Close(fd)
+	return fs.attrOfHandle(n, fd)
+}
+
+// attrOfHandle returns the attributes of the upper inode behind fd.
+func (fs *FS) attrOfHandle(n *node, fd int) (layers.Attr, error) {
+	var stx unix.Statx_t
+	if err := sys.Statx(fd, "", &stx); err != nil {
+		return layers.Attr{}, err
+	}
+	a := local.AttrOf(&stx)
+	n.mu.RLock()
+	pending, obj := n.pending, n.obj
+	indexed, unnamed := n.indexed, n.dead != nil
+	n.mu.RUnlock()
+	switch {
+	case hasObject(pending):
+		if err := fs.pendingAttr(&a, pending, obj); err != nil {
+			return layers.Attr{}, err
+		}
+		a.Nlink -= min(a.Nlink, 1)
+	case indexed && !unnamed:
+		a.Nlink = fs.linksShown(&a, fd, "")
+	}
+	return a, nil
+}
+
+// attrBelow returns the attributes of a file that lies in a lower only.
+func (fs *FS) attrBelow(ctx context.Context, n *node) (layers.Attr, error) {
+	n.mu.RLock()
+	if len(n.lowers) == 0 {
+		n.mu.RUnlock()
+		return layers.Attr{}, unix.ESTALE
+	}
+	r := n.lowers[0]
+	dirs := len(n.lowers)
+	n.mu.RUnlock()
+	path, ok := n.pathIn(&r)
+	if !ok {
+		return layers.Attr{}, unix.ESTALE
+	}
+	a, err := r.layer.Stat(ctx, path)
+	if err != nil {
+		return layers.Attr{}, gone(err)
+	}
+	if !sameFile(&a, r.attr) {
+		return layers.Attr{}, layers.ErrStale
+	}
+	if n.isDir() && dirs > 1 {
+		a.Nlink = 1
+	}
+	return a, nil
+}
+
+// sameFile reports whether a can be the file that was looked up as b: the same
+// inode, or, where a layer has none, the same version.
+func sameFile(a, b *layers.Attr) bool {
+	if a.Type() != b.Type() {
+		return false
+	}
+	if a.Has(layers.KnownIno) && b.Has(layers.KnownIno) {
+		return idOf(a) == idOf(b)
+	}
+	return !a.IsRegular() || a.Size == b.Size && a.Mtime == b.Mtime
+}
+
+// SetAttr implements fuse.RawFileSystem.
+func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	n := fs.table.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	ctx := cancelled(cancel)
+	if err := fs.setAttr(ctx, n, in); err != nil {
+		return fs.status("setattr", n, "", err)
+	}
+	a, err := fs.attr(ctx, n)
+	if err != nil {
+		return fs.status("setattr", n, "", err)
+	}
+	out.SetTimeout(fs.attrTimeout)
+	fillAttr(&out.Attr, n, &a)
+	return fuse.OK
+}
+
+func (fs *FS) setAttr(ctx context.Context, n *node, in *fuse.SetAttrIn) error {
+	if fs.ReadOnly() {
+		return unix.EROFS
+	}
+	if size, ok := in.GetSize(); ok {
+		if size > 1<<63-1 {
+			return unix.EFBIG
+		}
+		if err := fs.truncate(ctx, n, int64(size)); err != nil {
+			return err
+		}
+	}
+	if in.Valid&^(fuse.FATTR_SIZE|fuse.FATTR_FH|fuse.FATTR_LOCKOWNER|fuse.FATTR_KILL_SUIDGID) == 0 {
+		if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
+			return fs.killPriv(n)
+		}
+		return nil
+	}
+	return fs.change(ctx, n, func(fd int) error { return applyAttr(fd, n, in) })
+}
+
+// applyAttr makes the changes of in on the inode behind the O_PATH descriptor
+// fd. The owner comes first: changing it drops suid and sgid.
+func applyAttr(fd int, n *node, in *fuse.SetAttrIn) error {
+	uid, gid := -1, -1
+	if v, ok := in.GetUID(); ok {
+		uid = int(v)
+	}
+	if v, ok := in.GetGID(); ok {
+		gid = int(v)
+	}
+	if uid >= 0 || gid >= 0 {
+		if err := sys.Fchown(fd, uid, gid); err != nil {
+			return err
+		}
+	}
+	if mode, ok := in.GetMode(); ok {
+		if err := sys.Chmod(fd, "", mode&0o7777); err != nil {
+			return err
+		}
+	}
+	if in.Valid&(fuse.FATTR_ATIME|fuse.FATTR_MTIME) != 0 {
+		return sys.Utimes(fd, "", timesOf(in))
+	}
+	return nil
+}
+
+// timesOf returns the times in sets; what it does not set is left as it is.
+func timesOf(in *fuse.SetAttrIn) [2]unix.Timespec {
+	one := func(set, now uint32, sec uint64, nsec uint32) unix.Timespec {
+		switch {
+		case in.Valid&now != 0:
+			return unix.Timespec{Nsec: unix.UTIME_NOW}
+		case in.Valid&set != 0:
+			return unix.Timespec{Sec: int64(sec), Nsec: int64(nsec)}
+		}
+		return unix.Timespec{Nsec: unix.UTIME_OMIT}
+	}
+	return [2]unix.Timespec{
+		one(fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec),
+		one(fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec),
+	}
+}
+
+// touch sets atime and mtime to now on the inode behind fd.
+func touch(fd int) error {
+	omit := unix.Timespec{Nsec: unix.UTIME_OMIT}
+	return sys.Utimes(fd, "", [2]unix.Timespec{omit, {Nsec: unix.UTIME_NOW}})
+}

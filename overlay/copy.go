@@ -1,0 +1,432 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/copyup"
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/extent"
+	"github.com/migratefs/migratefs/layers/local"
+	"github.com/migratefs/migratefs/layers/whiteout"
+)
+
+// whole copies all of a file's data.
+const whole = -1
+
+// up makes sure that n is in the upper, bringing up at most size bytes of its
+// data (whole: all). One goroutine brings a file up; others that need it wait
+// and can be interrupted. Reads go on from the lower meanwhile.
+func (fs *FS) up(ctx context.Context, n *node, size int64) error {
+	if fs.upper == nil {
+		return unix.EROFS
+	}
+	if n.isUpper() {
+		return nil
+	}
+	if n.isDir() {
+		return fs.upDir(ctx, n)
+	}
+	if err := fs.flights.enter(ctx, n); err != nil {
+		return err
+	}
+	defer fs.flights.leave(n)
+	return fs.upLocked(ctx, n, size)
+}
+
+// upLocked is up for who has n's flight.
+func (fs *FS) upLocked(ctx context.Context, n *node, size int64) error {
+	if n.isUpper() {
+		return nil
+	}
+	if n.isRemote() && n.isRegular() && size != 0 {
+		return fs.makePending(ctx, n)
+	}
+	for range 3 {
+		src, err := fs.copySource(ctx, n)
+		if err != nil {
+			return err
+		}
+		if size != whole {
+			src.Size = min(size, src.Size)
+		}
+		err = fs.upWith(ctx, n, src)
+		if !errors.Is(err, errChanged) {
+			return err
+		}
+	}
+	return unix.EBUSY
+}
+
+// errChanged: the lower file changed while it was copied.
+var errChanged = errors.New("the lower file changed while it was copied")
+
+func (fs *FS) upWith(ctx context.Context, n *node, src copyup.Source) error {
+	if n.isRegular() && src.Size > 0 {
+		f, err := fs.openBelow(ctx, n)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		src.File = f
+	}
+	if !n.isRegular() {
+		return fs.bringUpNode(ctx, n, src)
+	}
+	return fs.bringUp(ctx, n, src, nil, extent.ID{})
+}
+
+func (n *node) isUpper() bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.upper
+}
+
+// copySource gathers what is known of n in its lower.
+func (fs *FS) copySource(ctx context.Context, n *node) (copyup.Source, error) {
+	n.mu.RLock()
+	if len(n.lowers) == 0 {
+		n.mu.RUnlock()
+		return copyup.Source{}, unix.ESTALE
+	}
+	r := n.lowers[0]
+	dead := n.dead
+	n.mu.RUnlock()
+	path, ok := n.pathIn(&r)
+	if !ok || dead != nil && r.layer.writable {
+		return fs.copySourceOfHandle(n)
+	}
+	attr, err := r.layer.Stat(ctx, path)
+	if errors.Is(err, layers.ErrOffline) && !r.layer.isLocal() {
+		// What was looked up is what the source had; a write does not wait for it.
+		attr, err = *r.attr, nil
+	}
+	if err != nil {
+		return copyup.Source{}, gone(err)
+	}
+	if !sameFile(&attr, r.attr) {
+		return copyup.Source{}, layers.ErrStale
+	}
+	src := copyup.Source{Attr: attr, Size: attr.Size}
+	if src.Xattrs, err = r.layer.Xattrs(ctx, path); err != nil && !errors.Is(err, layers.ErrOffline) {
+		return copyup.Source{}, err
+	}
+	if fs.cfg.Mode == Overlay {
+		src.Xattrs = fs.ownXattrsOut(src.Xattrs)
+	}
+	if attr.Type() == unix.S_IFLNK {
+		src.Target, err = r.layer.Readlink(ctx, path)
+	}
+	return src, err
+}
+
+// copySourceOfHandle is for a lower file whose name is gone: an open handle
+// has it still.
+func (fs *FS) copySourceOfHandle(n *node) (copyup.Source, error) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for _, h := range n.open {
+		if h.lower == nil {
+			continue
+		}
+		attr := h.lower.Attr()
+		src := copyup.Source{Attr: attr, Size: attr.Size}
+		if d, ok := h.lower.(layers.Descriptor); ok {
+			var stx unix.Statx_t
+			if err := sys.Statx(d.Fd(), "", &stx); err != nil {
+				return src, err
+			}
+			src.Attr = local.AttrOf(&stx)
+			src.Size = src.Attr.Size
+		}
+		return src, nil
+	}
+	return copyup.Source{}, unix.ESTALE
+}
+
+// ownXattrsOut leaves out what a lower that once was an upper says about itself.
+func (fs *FS) ownXattrsOut(x layers.Xattrs) layers.Xattrs {
+	for name := range x {
+		if _, ok := fs.cfg.Format.FromDisk(name); !ok {
+			delete(x, name)
+		}
+	}
+	return x
+}
+
+// bringUp copies a regular file and publishes it at its present name, or keeps it
+// nameless if n has none any more. before runs on the complete copy.
+func (fs *FS) bringUp(ctx context.Context, n *node, src copyup.Source, before func(*copyup.Copy) error, id extent.ID) error {
+	dir, at, err := fs.placeFor(ctx, n)
+	if err != nil {
+		return err
+	}
+	defer func() { dir.release() }()
+	c, err := copyup.File(ctx, src, at, fs.copies)
+	if err != nil {
+		return err
+	}
+	if before == nil {
+		before = fs.indexer(n, src)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := fs.publish(ctx, n, c, &src, before, dir); err != nil {
+		c.Discard()
+		return err
+	}
+	fs.switchOver(n, c.Fd, id)
+	unix.Close(c.Fd)
+	fs.afterUp(ctx, n, &src)
+	return nil
+}
+
+// target is the directory a copy goes to, and its name there.
+type target struct {
+	fs     *FS
+	dir    *dirFD
+	parent layers.Attr // its attributes before
+	name   string
+	named  bool
+}
+
+func (t *target) release() {
+	if t.dir != nil {
+		t.fs.dirs.release(t.dir)
+	}
+}
+
+// placeFor finds where n comes up: in the directory of its name, which is
+// brought up first. A file without a name goes to the upper's root, nameless.
+func (fs *FS) placeFor(ctx context.Context, n *node) (*target, copyup.Place, error) {
+	t := &target{fs: fs}
+	d, ok := n.dentry()
+	if !ok {
+		return t, copyup.Place{Dir: fs.upper.root, Work: fs.work}, nil
+	}
+	if err := fs.up(ctx, d.parent, whole); err != nil {
+		return t, copyup.Place{}, err
+	}
+	dir, err := fs.upperDir(d.parent)
+	if err != nil {
+		return t, copyup.Place{}, err
+	}
+	t.dir, t.name, t.named = dir, d.name, true
+	var stx unix.Statx_t
+	if err := sys.Statx(dir.fd, "", &stx); err != nil {
+		t.release()
+		return t, copyup.Place{}, err
+	}
+	t.parent = local.AttrOf(&stx)
+	return t, copyup.Place{Dir: dir.fd, Name: d.name, Work: fs.work}, nil
+}
+
+// publish gives the copy its name. n.mu is held: nobody renames or unlinks n
+// now, but somebody may have done so while the data was copied.
+func (fs *FS) publish(ctx context.Context, n *node, c *copyup.Copy, src *copyup.Source, before func(*copyup.Copy) error, t *target) error {
+	d, ok := n.dentry()
+	if !ok || n.dead != nil {
+		c.Nameless()
+		return nil
+	}
+	if t.dir == nil || d.parent != t.dir.key.n {
+		return errChanged // moved to another directory: once more
+	}
+	if err := fs.unchanged(ctx, n, src); err != nil {
+		return err
+	}
+	if before != nil {
+		if err := before(c); err != nil {
+			return err
+		}
+	}
+	if err := c.PublishAs(d.name); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return layers.ErrStale // somebody else's file
+		}
+		return err
+	}
+	_ = copyup.RestoreTimes(t.dir.fd, &t.parent)
+	return nil
+}
+
+// unchanged compares the lower file with what was copied. The caller holds n.mu.
+func (fs *FS) unchanged(ctx context.Context, n *node, src *copyup.Source) error {
+	r := &n.lowers[0]
+	if !r.layer.isLocal() {
+		return nil // every fetch carries its version
+	}
+	path, ok := n.pathIn(r)
+	if !ok {
+		return nil
+	}
+	now, err := r.layer.Stat(ctx, path)
+	if err != nil {
+		return gone(err)
+	}
+	if !now.SameVersion(&src.Attr) || now.Ctime != src.Attr.Ctime {
+		return errChanged
+	}
+	return nil
+}
+
+// indexer returns what makes the copy of a hard-linked file known to the file's
+// other names.
+func (fs *FS) indexer(n *node, src copyup.Source) func(*copyup.Copy) error {
+	n.mu.RLock()
+	r := n.lowers[0]
+	n.mu.RUnlock()
+	r.attr = &src.Attr
+	if !canIndex(&r) {
+		return nil
+	}
+	return func(c *copyup.Copy) error {
+		if err := c.LinkTo(fs.index, indexName(&r)); err != nil {
+			return err
+		}
+		n.indexed = true
+		if fs.cfg.Mode == Overlay {
+			// The name it is about to get counts already.
+			fs.setNlinkAhead(c.Fd, src.Attr.Nlink)
+			return nil
+		}
+		return fs.mark(n, &r)
+	}
+}
+
+// switchOver makes n an upper file and gives its handles descriptors of it. The
+// caller holds n.mu. A handle that cannot get one (EMFILE) fails from now on; it
+// never goes on reading the lower.
+func (fs *FS) switchOver(n *node, fd int, id extent.ID) {
+	var stx unix.Statx_t
+	if err := sys.Statx(fd, "", &stx); err != nil {
+		fs.log.Error("copy not known by its inode", "cause", err)
+	}
+	a := local.AttrOf(&stx)
+	n.upper, n.upID, n.upBirth, n.pending = true, idOf(&a), a.Btime, id
+	fs.table.also(n, keyOf(fs.upper, "", &a))
+	for _, h := range n.open {
+		nfd, err := sys.Reopen(fd, dataFlags(h.flags))
+		if err != nil {
+			fs.log.Error("open file not moved to its copy", "cause", err)
+			continue
+		}
+		h.fd = nfd
+	}
+	if !hasObject(id) {
+		n.closeObject()
+	}
+}
+
+// bringUpNode brings up what is neither regular file nor directory.
+func (fs *FS) bringUpNode(ctx context.Context, n *node, src copyup.Source) error {
+	t, at, err := fs.placeFor(ctx, n)
+	if err != nil {
+		return err
+	}
+	defer t.release()
+	if !t.named {
+		return unix.ESTALE
+	}
+	temp, err := copyup.Node(src, at, fs.copies, nil)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := fs.publishNode(n, temp, at, t, false); err != nil {
+		copyup.RemoveTemp(fs.work, temp)
+		return err
+	}
+	fs.afterUp(ctx, n, &src)
+	return nil
+}
+
+func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, isDir bool) error {
+	d, ok := n.dentry()
+	if !ok || n.dead != nil {
+		return unix.ESTALE
+	}
+	if d.parent != t.dir.key.n {
+		return errChanged
+	}
+	at.Name = d.name
+	var stx unix.Statx_t
+	if err := sys.Statx(at.Work, temp, &stx); err != nil {
+		return err
+	}
+	if err := copyup.PublishNode(temp, at, isDir); err != nil {
+		return err
+	}
+	_ = copyup.RestoreTimes(t.dir.fd, &t.parent)
+	a := local.AttrOf(&stx)
+	n.upper, n.upID, n.upBirth = true, idOf(&a), a.Btime
+	fs.table.also(n, keyOf(fs.upper, "", &a))
+	return nil
+}
+
+// upDir makes the directory n in the upper, its parents first, with the metadata
+// it has below. What is in it stays where it is.
+func (fs *FS) upDir(ctx context.Context, n *node) error {
+	if err := fs.flights.enter(ctx, n); err != nil {
+		return err
+	}
+	defer fs.flights.leave(n)
+	if n.isUpper() {
+		return nil
+	}
+	src, err := fs.copySource(ctx, n)
+	if err != nil {
+		return err
+	}
+	t, at, err := fs.placeFor(ctx, n)
+	if err != nil {
+		return err
+	}
+	defer t.release()
+	if !t.named {
+		return unix.ENOENT
+	}
+	temp, err := copyup.Node(src, at, fs.copies, nil)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	err = fs.publishNode(n, temp, at, t, true)
+	if err == nil {
+		return nil
+	}
+	copyup.RemoveTemp(fs.work, temp)
+	if errors.Is(err, unix.EEXIST) && fs.cfg.Mode == Migrate {
+		return fs.useDir(n, at) // another host was first
+	}
+	return err
+}
+
+// useDir makes the directory that stands at n's place in the upper n's own.
+func (fs *FS) useDir(n *node, at copyup.Place) error {
+	var stx unix.Statx_t
+	if err := sys.Statx(at.Dir, at.Name, &stx); err != nil {
+		return err
+	}
+	a := local.AttrOf(&stx)
+	if !a.IsDir() {
+		return layers.ErrStale
+	}
+	n.upper, n.upID, n.upBirth = true, idOf(&a), a.Btime
+	fs.table.also(n, keyOf(fs.upper, "", &a))
+	return nil
+}
+
+// setNlinkAhead records the link count to show for a copy that has a name in the
+// index and gets its first in the tree next.
+func (fs *FS) setNlinkAhead(fd int, shown uint32) {
+	v := nlinkValue(shown, 2)
+	if err := sys.Setxattr(fd, "", fs.cfg.Format.Name(whiteout.Nlink), []byte(v), 0); err != nil {
+		fs.log.Warn("link count not recorded", "cause", err)
+	}
+}

@@ -1,0 +1,369 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/copyup"
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
+	"github.com/migratefs/migratefs/layers/whiteout"
+)
+
+// as runs f with the rights of the caller of a request: what f makes belongs to
+// the caller and is charged to the caller's quota. f does not run if the switch
+// fails.
+func (fs *FS) as(c *fuse.Caller, f func() error) error {
+	if !fs.super || c.Uid == 0 && c.Gid == 0 {
+		return f()
+	}
+	return sys.As(sys.Cred{UID: c.Uid, GID: c.Gid, Groups: sys.GroupsOf(c.Pid)}, f)
+}
+
+// birth is a name about to be made in a directory.
+type birth struct {
+	fs     *FS
+	n      *node // the directory, in the upper
+	dir    *dirFD
+	name   string
+	caller *fuse.Caller
+	white  bool // a whiteout stands at the name
+	below  bool // lowers are below the directory: a new directory must hide them
+}
+
+func (b *birth) end() { b.fs.dirs.release(b.dir) }
+
+// bear prepares the making of name in n: the directory comes up first.
+func (fs *FS) bear(ctx context.Context, n *node, name string, caller *fuse.Caller) (*birth, error) {
+	if fs.ReadOnly() {
+		return nil, unix.EROFS
+	}
+	if n == nil {
+		return nil, unix.ESTALE
+	}
+	if len(name) > layers.NameMax {
+		return nil, unix.ENAMETOOLONG
+	}
+	if n == fs.root && name == Reserved {
+		return nil, unix.EPERM
+	}
+	if err := fs.up(ctx, n, whole); err != nil {
+		return nil, err
+	}
+	dir, err := fs.upperDir(n)
+	if err != nil {
+		return nil, err
+	}
+	b := &birth{fs: fs, n: n, dir: dir, name: name, caller: caller}
+	if fs.cfg.Mode == Overlay {
+		n.mu.RLock()
+		b.below = len(n.lowers) > 0
+		n.mu.RUnlock()
+		var stx unix.Statx_t
+		if b.below && sys.Statx(dir.fd, name, &stx) == nil {
+			b.white = whiteout.Is(ptr(local.AttrOf(&stx)))
+		}
+	}
+	return b, nil
+}
+
+// mode applies the caller's umask unless the directory has a default ACL, which
+// takes its place (the kernel leaves this to us: CAP_DONT_MASK).
+func (b *birth) mode(mode, umask uint32) uint32 {
+	if umask&mode == 0 {
+		return mode
+	}
+	if _, err := sys.Getxattr(b.dir.fd, "", "system.posix_acl_default"); err == nil {
+		return mode
+	}
+	return mode &^ umask
+}
+
+// born looks the new name up and makes its node.
+func (fs *FS) born(ctx context.Context, b *birth, out *fuse.EntryOut) (*node, error) {
+	f, err := fs.lookup(ctx, b.n, b.name)
+	if err != nil {
+		return nil, err
+	}
+	n := fs.table.adopt(fs, f, b.n, b.name)
+	fs.fillEntry(out, n, &f.attr)
+	return n, nil
+}
+
+// Create implements fuse.RawFileSystem.
+func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	ctx := cancelled(cancel)
+	parent := fs.table.get(in.NodeId)
+	b, err := fs.bear(ctx, parent, name, &in.Caller)
+	if err != nil {
+		return fs.statusIn("create", parent, name, err)
+	}
+	defer b.end()
+	fd, err := b.createFile(in)
+	if err != nil {
+		return fs.statusIn("create", parent, name, err)
+	}
+	h := &handle{flags: in.Flags &^ (unix.O_CREAT | unix.O_EXCL), fd: fd}
+	if h.n, err = fs.born(ctx, b, &out.EntryOut); err == nil && h.n.upperID() != idOfFd(fd) {
+		err = unix.ESTALE
+	}
+	if err != nil {
+		unix.Close(fd)
+		return fs.statusIn("create", parent, name, err)
+	}
+	h.n.mu.Lock()
+	h.n.admitLocked(h)
+	h.n.mu.Unlock()
+	out.Fh = h.id
+	out.OpenFlags = fs.openFlags(h)
+	return fuse.OK
+}
+
+func idOfFd(fd int) fileID {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil {
+		return fileID{}
+	}
+	return fileID{st.Dev, st.Ino}
+}
+
+// createFile makes a regular file. Over a whiteout it is made nameless and then
+// renamed over it: at no instant does what lies below show through.
+func (b *birth) createFile(in *fuse.CreateIn) (fd int, err error) {
+	mode := b.mode(in.Mode&0o7777, in.Umask)
+	flags := dataFlags(in.Flags)
+	if !b.white {
+		// The kernel looked the name up: there is none. Another host may be faster.
+		err = b.fs.as(b.caller, func() (err error) {
+			fd, err = sys.Create(b.dir.fd, b.name, flags|int(in.Flags)&unix.O_EXCL, mode)
+			return err
+		})
+		return fd, err
+	}
+	if flags&unix.O_ACCMODE == unix.O_RDONLY {
+		flags = flags&^unix.O_ACCMODE | unix.O_RDWR // O_TMPFILE wants to write
+	}
+	err = b.fs.as(b.caller, func() (err error) {
+		fd, err = sys.Tmpfile(b.dir.fd, flags, mode)
+		return err
+	})
+	if err != nil {
+		return -1, err
+	}
+	if err = b.replaceWhiteout(func(temp string) error { return sys.LinkFd(fd, b.fs.work, temp) }); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// replaceWhiteout makes a temporary name in the work directory with f and
+// renames it over the whiteout.
+func (b *birth) replaceWhiteout(f func(temp string) error) error {
+	temp := copyup.TempName()
+	if err := f(temp); err != nil {
+		return err
+	}
+	if err := sys.Rename(b.fs.work, temp, b.dir.fd, b.name, 0); err != nil {
+		_ = sys.Unlink(b.fs.work, temp)
+		return err
+	}
+	return nil
+}
+
+// Mknod implements fuse.RawFileSystem.
+func (fs *FS) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	parent := fs.table.get(in.NodeId)
+	if fs.cfg.Mode == Overlay && in.Mode&unix.S_IFMT == unix.S_IFCHR && in.Rdev == 0 {
+		return fuse.EPERM // would be a whiteout
+	}
+	return fs.make("mknod", cancel, parent, name, &in.Caller, out, func(b *birth, dirfd int, at string) error {
+		mode := in.Mode&unix.S_IFMT | b.mode(in.Mode&0o7777, in.Umask)
+		// Whether the caller may make a device is the kernel's to say, and it did.
+		if t := in.Mode & unix.S_IFMT; t == unix.S_IFCHR || t == unix.S_IFBLK {
+			if err := sys.Mknod(dirfd, at, mode, uint64(in.Rdev)); err != nil {
+				return err
+			}
+			return fs.own(dirfd, at, b.caller)
+		}
+		return fs.as(b.caller, func() error { return sys.Mknod(dirfd, at, mode, 0) })
+	})
+}
+
+// Symlink implements fuse.RawFileSystem.
+func (fs *FS) Symlink(cancel <-chan struct{}, in *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	parent := fs.table.get(in.NodeId)
+	return fs.make("symlink", cancel, parent, name, &in.Caller, out, func(b *birth, dirfd int, at string) error {
+		return fs.as(b.caller, func() error { return sys.Symlink(target, dirfd, at) })
+	})
+}
+
+// make makes what is neither regular file nor directory: in place or, over a
+// whiteout, beside it in a place of the caller's and then over it.
+func (fs *FS) make(op string, cancel <-chan struct{}, parent *node, name string, caller *fuse.Caller, out *fuse.EntryOut, f func(b *birth, dirfd int, at string) error) fuse.Status {
+	ctx := cancelled(cancel)
+	b, err := fs.bear(ctx, parent, name, caller)
+	if err != nil {
+		return fs.statusIn(op, parent, name, err)
+	}
+	defer b.end()
+	if b.white {
+		err = b.viaNursery(f)
+	} else {
+		err = f(b, b.dir.fd, name)
+	}
+	if err == nil {
+		_, err = fs.born(ctx, b, out)
+	}
+	return fs.statusIn(op, parent, name, err)
+}
+
+// viaNursery makes the thing in a temporary directory that belongs to the caller
+// (the work directory itself is closed to others) and renames it over the
+// whiteout.
+func (b *birth) viaNursery(f func(b *birth, dirfd int, at string) error) error {
+	fs, temp := b.fs, copyup.TempName()
+	if err := sys.Mkdir(fs.work, temp, 0o700); err != nil {
+		return err
+	}
+	defer copyup.RemoveTemp(fs.work, temp)
+	if err := b.likeParent(temp); err != nil {
+		return err
+	}
+	fd, err := sys.OpenAt(fs.work, temp, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := f(b, fd, "x"); err != nil {
+		return err
+	}
+	return sys.Rename(fd, "x", b.dir.fd, b.name, 0)
+}
+
+// likeParent gives a temporary directory what its children inherit: group and
+// setgid bit, and the default ACL.
+func (b *birth) likeParent(temp string) error {
+	var stx unix.Statx_t
+	if err := sys.Statx(b.dir.fd, "", &stx); err != nil {
+		return err
+	}
+	if b.fs.super {
+		if err := sys.Chown(b.fs.work, temp, int(b.caller.Uid), int(stx.Gid)); err != nil {
+			return err
+		}
+	}
+	if err := sys.Chmod(b.fs.work, temp, 0o700|uint32(stx.Mode)&unix.S_ISGID); err != nil {
+		return err
+	}
+	acl, err := sys.Getxattr(b.dir.fd, "", "system.posix_acl_default")
+	if err != nil {
+		return ignoreNoXattr(err)
+	}
+	return sys.Setxattr(b.fs.work, temp, "system.posix_acl_default", acl, 0)
+}
+
+func (fs *FS) own(dirfd int, name string, c *fuse.Caller) error {
+	if !fs.super || c.Uid == 0 && c.Gid == 0 {
+		return nil
+	}
+	var stx unix.Statx_t
+	if err := sys.Statx(dirfd, "", &stx); err != nil {
+		return err
+	}
+	gid := int(c.Gid)
+	if stx.Mode&unix.S_ISGID != 0 {
+		gid = int(stx.Gid)
+	}
+	return sys.Chown(dirfd, name, int(c.Uid), gid)
+}
+
+// Mkdir implements fuse.RawFileSystem.
+func (fs *FS) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	ctx := cancelled(cancel)
+	parent := fs.table.get(in.NodeId)
+	b, err := fs.bear(ctx, parent, name, &in.Caller)
+	if err != nil {
+		return fs.statusIn("mkdir", parent, name, err)
+	}
+	defer b.end()
+	mode := b.mode(in.Mode&0o7777, in.Umask)
+	if b.white || b.below && fs.lowersMayHave(ctx, b.n, name) {
+		err = b.mkdirOpaque(mode)
+	} else {
+		err = fs.as(b.caller, func() error { return sys.Mkdir(b.dir.fd, name, mode) })
+	}
+	if err == nil {
+		_, err = fs.born(ctx, b, out)
+	}
+	return fs.statusIn("mkdir", parent, name, err)
+}
+
+// mkdirOpaque makes a directory that hides what lies below its name: made and
+// marked in a nursery, then exchanged with the whiteout.
+func (b *birth) mkdirOpaque(mode uint32) error {
+	fs, temp := b.fs, copyup.TempName()
+	if err := sys.Mkdir(fs.work, temp, 0o700); err != nil {
+		return err
+	}
+	defer copyup.RemoveTemp(fs.work, temp)
+	if err := b.likeParent(temp); err != nil {
+		return err
+	}
+	nursery, err := sys.OpenAt(fs.work, temp, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(nursery)
+	if err := fs.as(b.caller, func() error { return sys.Mkdir(nursery, "x", mode) }); err != nil {
+		return err
+	}
+	if err := sys.Setxattr(nursery, "x", fs.cfg.Format.Name(whiteout.Opaque), []byte("y"), 0); err != nil {
+		return err
+	}
+	if !b.white {
+		return sys.Rename(nursery, "x", b.dir.fd, b.name, unix.RENAME_NOREPLACE)
+	}
+	return sys.Rename(nursery, "x", b.dir.fd, b.name, unix.RENAME_EXCHANGE)
+}
+
+// Tmpfile implements fuse.RawFileSystem. A nameless file would need a node
+// without a name, and a way back to one by link: refused until then.
+func (fs *FS) Tmpfile(<-chan struct{}, *fuse.CreateIn, *fuse.CreateOut) fuse.Status {
+	return fuse.Status(unix.EOPNOTSUPP)
+}
+
+// lowersMayHave reports whether a lower of the directory n has name, or cannot
+// be asked without waiting for a source: then it may.
+func (fs *FS) lowersMayHave(ctx context.Context, n *node, name string) bool {
+	n.mu.RLock()
+	lowers := n.lowers
+	n.mu.RUnlock()
+	for i := range lowers {
+		r := &lowers[i]
+		if !r.layer.isLocal() {
+			return true
+		}
+		a, err := r.layer.Stat(ctx, r.path.Join(name))
+		if nothing(err) {
+			continue
+		}
+		return err != nil || !whiteout.Is(&a)
+	}
+	return false
+}
+
+// statusIn is status for an operation on a name, whose directory may be unknown.
+func (fs *FS) statusIn(op string, n *node, name string, err error) fuse.Status {
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if errors.Is(err, unix.ELOOP) {
+		err = unix.EEXIST
+	}
+	return fs.status(op, n, name, err)
+}

@@ -1,0 +1,182 @@
+package overlay
+
+import (
+	"container/list"
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+)
+
+// dirCacheMax bounds the descriptors that are kept of directories in local
+// layers.
+const dirCacheMax = 512
+
+// dirCache keeps descriptors of directories that were used last. A descriptor
+// names the directory itself, not its path: what happens to the names above it
+// does not matter.
+type dirCache struct {
+	mu  sync.Mutex
+	m   map[dirKey]*dirFD
+	lru list.List // of *dirFD, least recently used first
+}
+
+type dirKey struct {
+	n *node
+	l *layer
+}
+
+// dirFD is an O_PATH descriptor of a directory in one layer.
+type dirFD struct {
+	fd   int
+	key  dirKey
+	refs int // protected by dirCache.mu; the cache's own included
+	elem *list.Element
+}
+
+func (c *dirCache) init() { c.m = make(map[dirKey]*dirFD) }
+
+func (c *dirCache) get(k dirKey) *dirFD {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := c.m[k]
+	if d != nil {
+		d.refs++
+		c.lru.MoveToBack(d.elem)
+	}
+	return d
+}
+
+func (c *dirCache) put(k dirKey, fd int) *dirFD {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if d := c.m[k]; d != nil { // somebody was faster
+		unix.Close(fd)
+		d.refs++
+		return d
+	}
+	for len(c.m) >= dirCacheMax {
+		c.evictLocked(c.lru.Front().Value.(*dirFD))
+	}
+	d := &dirFD{fd: fd, key: k, refs: 2}
+	d.elem = c.lru.PushBack(d)
+	c.m[k] = d
+	return d
+}
+
+func (c *dirCache) release(d *dirFD) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dropLocked(d)
+}
+
+func (c *dirCache) dropLocked(d *dirFD) {
+	if d.refs--; d.refs == 0 {
+		unix.Close(d.fd)
+	}
+}
+
+func (c *dirCache) evictLocked(d *dirFD) {
+	delete(c.m, d.key)
+	c.lru.Remove(d.elem)
+	c.dropLocked(d)
+}
+
+// drop forgets what is kept of n in every layer.
+func (c *dirCache) drop(n *node) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k, d := range c.m {
+		if k.n == n {
+			c.evictLocked(d)
+		}
+	}
+}
+
+func (c *dirCache) closeAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, d := range c.m {
+		c.evictLocked(d)
+	}
+}
+
+// openDir returns a descriptor of the directory n in the local layer l, where
+// it has the identity id. The caller releases it.
+func (fs *FS) openDir(n *node, l *layer, path layers.Path, id fileID) (*dirFD, error) {
+	k := dirKey{n, l}
+	if d := fs.dirs.get(k); d != nil {
+		return d, nil
+	}
+	fd, err := sys.OpenBeneath(l.root, string(path), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, gone(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	if (fileID{st.Dev, st.Ino}) != id {
+		unix.Close(fd)
+		return nil, errMoved
+	}
+	return fs.dirs.put(k, fd), nil
+}
+
+// errMoved: what was looked up is not where it was; another host, or somebody
+// working in a layer directly, moved or removed it. It differs from an ESTALE of
+// the storage itself, which says nothing about names.
+var errMoved = fmt.Errorf("moved or removed underneath: %w", unix.ESTALE)
+
+// gone is what a directory that is not where it was means to who holds it.
+func gone(err error) error {
+	if nothing(err) || errors.Is(err, unix.ELOOP) {
+		return errMoved
+	}
+	return err
+}
+
+// upperDir returns a descriptor of the directory n in the upper, which it must
+// have.
+func (fs *FS) upperDir(n *node) (*dirFD, error) {
+	if d := fs.dirs.get(dirKey{n, fs.upper}); d != nil {
+		return d, nil
+	}
+	n.mu.RLock()
+	id := n.upID
+	n.mu.RUnlock()
+	return fs.retryRenames(func() (*dirFD, error) {
+		path, ok := n.path()
+		if !ok {
+			return nil, unix.ENOENT
+		}
+		return fs.openDir(n, fs.upper, path, id)
+	})
+}
+
+// lowerDir returns a descriptor of the directory n in the local lower r.
+func (fs *FS) lowerDir(n *node, r *lowerRef) (*dirFD, error) {
+	return fs.retryRenames(func() (*dirFD, error) {
+		path, ok := n.pathIn(r)
+		if !ok {
+			return nil, unix.ENOENT
+		}
+		return fs.openDir(n, r.layer, path, r.id())
+	})
+}
+
+// retryRenames repeats f, which uses a path, while a rename of an ancestor may
+// have come between taking the path and using it.
+func (fs *FS) retryRenames(f func() (*dirFD, error)) (d *dirFD, err error) {
+	for range 4 {
+		if d, err = f(); !errors.Is(err, errMoved) {
+			return d, err
+		}
+	}
+	return nil, err
+}

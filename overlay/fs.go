@@ -1,0 +1,273 @@
+package overlay
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/copyup"
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/extent"
+	"github.com/migratefs/migratefs/layers/local"
+	"github.com/migratefs/migratefs/layers/whiteout"
+)
+
+// Reserved is the name at the root of any layer that belongs to migratefs: not
+// found by lookup and not creatable.
+const Reserved = ".migratefs"
+
+// Mode says what a change does to the lowers.
+type Mode int
+
+const (
+	// Overlay leaves lowers as they are: deletions become whiteouts.
+	Overlay Mode = iota
+	// Migrate moves: deletions and renames reach every layer, and a lower copy
+	// goes once its successor is durable.
+	Migrate
+)
+
+func (m Mode) String() string {
+	if m == Migrate {
+		return "migrate"
+	}
+	return "overlay"
+}
+
+// Lower is one layer below the upper, as its opener hands it over; the FS
+// closes it.
+type Lower struct {
+	Layer layers.Layer
+	// Changes says that names and contents below may change without us.
+	Changes bool
+}
+
+// Config says what is stacked, and how.
+type Config struct {
+	Mode   Mode
+	Upper  *local.Layer // nil: read-only
+	Work   *os.File     // the work directory; nil without an upper
+	Lowers []Lower      // highest first
+	Format whiteout.Format
+
+	Volatile     bool // no fsync in copy-up
+	NoRedirect   bool // renaming a directory that lies below is EXDEV
+	EntryTimeout *time.Duration
+	AttrTimeout  *time.Duration
+	Log          *slog.Logger
+}
+
+// forever is how long the kernel may believe us about layers that are ours alone.
+const forever = 24 * time.Hour
+
+// FS is the merged filesystem, served to the kernel by go-fuse. See the package
+// comment for lock order and identity.
+type FS struct {
+	fuse.RawFileSystem // ENOSYS for what is not implemented
+
+	cfg    Config
+	log    *slog.Logger
+	root   *node
+	table  table
+	upper  *layer   // nil: read-only
+	lowers []*layer // highest first
+	work   int      // descriptor, -1 without an upper
+	index  int      // WORK/index: one name per hard-linked file that came up
+	stubs  int      // WORK/stubs: one name per pending file
+	store  *extent.Store
+	copies copyup.Config
+	super  bool // requests can act with their callers' ids
+
+	entryTimeout time.Duration
+	attrTimeout  time.Duration
+
+	tree    sync.RWMutex // protects node.names of every node
+	dirs    dirCache
+	handles handleTable
+	flights flights
+
+	whiteoutMu sync.Mutex // making the shared whiteout
+}
+
+// layer is one element of the stack.
+type layer struct {
+	layers.Layer
+	index    int // 0 is the highest
+	root     int // descriptor of the root, -1 unless local
+	writable bool
+	changes  bool
+	fsid     uint64
+	dev      uint64 // of the root directory
+	trash    int // migrate: LOWER/.migratefs/trash, -1 until needed
+	marks    int // migrate: LOWER/.migratefs/hl, -1 until needed
+}
+
+func (l *layer) isLocal() bool { return l.root >= 0 }
+
+// New stacks the layers. It sweeps what a crash left in the work directory and
+// finishes what it interrupted.
+func New(ctx context.Context, cfg Config) (*FS, error) {
+	fs := &FS{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		cfg:           cfg,
+		log:           cfg.Log,
+		work:          -1, index: -1, stubs: -1,
+		copies: copyup.Config{Volatile: cfg.Volatile, Owner: os.Geteuid() == 0},
+		super:  os.Geteuid() == 0,
+	}
+	if fs.log == nil {
+		fs.log = slog.Default()
+	}
+	fs.dirs.init()
+	fs.table.init()
+	fs.stack()
+	fs.timeouts()
+	if fs.upper != nil {
+		if err := fs.openWork(); err != nil {
+			return nil, err
+		}
+	}
+	if err := fs.openRoot(ctx); err != nil {
+		return nil, err
+	}
+	if fs.upper != nil {
+		if err := fs.recover(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return fs, nil
+}
+
+func (fs *FS) stack() {
+	if fs.cfg.Upper != nil {
+		fs.upper = &layer{Layer: fs.cfg.Upper, root: fs.cfg.Upper.Root(), writable: true, trash: -1, marks: -1}
+		var st unix.Stat_t
+		if unix.Fstat(fs.upper.root, &st) == nil {
+			fs.upper.dev = st.Dev
+		}
+	}
+	for i, low := range fs.cfg.Lowers {
+		l := &layer{Layer: low.Layer, index: i + 1, root: -1, changes: low.Changes, trash: -1, marks: -1}
+		if d, ok := low.Layer.(interface{ Root() int }); ok {
+			l.root = d.Root()
+			l.writable = fs.cfg.Mode == Migrate
+			var st unix.Stat_t
+			if unix.Fstat(l.root, &st) == nil {
+				l.dev = st.Dev
+			}
+			if st, err := local.StatfsFd(l.root); err == nil {
+				l.fsid = st.Fsid
+			}
+		}
+		fs.lowers = append(fs.lowers, l)
+	}
+}
+
+func (fs *FS) timeouts() {
+	fs.entryTimeout, fs.attrTimeout = forever, forever
+	for _, l := range fs.lowers {
+		if l.changes {
+			fs.entryTimeout, fs.attrTimeout = time.Second, time.Second
+		}
+	}
+	if fs.cfg.Mode == Migrate {
+		fs.entryTimeout, fs.attrTimeout = 0, time.Second
+	}
+	if fs.cfg.EntryTimeout != nil {
+		fs.entryTimeout = *fs.cfg.EntryTimeout
+	}
+	if fs.cfg.AttrTimeout != nil {
+		fs.attrTimeout = *fs.cfg.AttrTimeout
+	}
+}
+
+// openWork opens, and where needed makes, what the work directory holds.
+func (fs *FS) openWork() (err error) {
+	fs.work = int(fs.cfg.Work.Fd())
+	if fs.index, err = sys.MkdirOpen(fs.work, "index"); err != nil {
+		return err
+	}
+	if fs.stubs, err = sys.MkdirOpen(fs.work, "stubs"); err != nil {
+		return err
+	}
+	objects, err := sys.MkdirOpen(fs.work, "objects")
+	if err != nil {
+		return err
+	}
+	fs.store, err = extent.OpenStore(objects, extent.Config{Logger: fs.log})
+	return err
+}
+
+func (fs *FS) openRoot(ctx context.Context) error {
+	f, err := fs.lookupRoot(ctx)
+	if err != nil {
+		return err
+	}
+	fs.root = fs.table.adopt(fs, f, nil, "")
+	fs.root.id = fuse.FUSE_ROOT_ID
+	fs.table.setRoot(fs.root)
+	return nil
+}
+
+// ReadOnly reports whether the mount has no upper.
+func (fs *FS) ReadOnly() bool { return fs.upper == nil }
+
+// Timeouts returns how long the kernel may cache names and attributes.
+func (fs *FS) Timeouts() (entry, attr time.Duration) { return fs.entryTimeout, fs.attrTimeout }
+
+// String implements fuse.RawFileSystem.
+func (fs *FS) String() string { return "migratefs" }
+
+// Close makes what is pending durable and lets go of the layers. Nothing may be
+// served any more.
+func (fs *FS) Close() error {
+	var first error
+	keep := func(err error) {
+		if err != nil && first == nil {
+			first = err
+		}
+	}
+	fs.dirs.closeAll()
+	if fs.store != nil {
+		keep(fs.store.Close())
+	}
+	for _, fd := range []int{fs.index, fs.stubs} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+	for _, l := range fs.lowers {
+		for _, fd := range []int{l.trash, l.marks} {
+			if fd >= 0 {
+				unix.Close(fd)
+			}
+		}
+		keep(l.Close())
+	}
+	if fs.upper != nil {
+		keep(fs.upper.Close())
+	}
+	return first
+}
+
+// cancelled is a FUSE request's cancel channel as a context: closed when the
+// caller is interrupted.
+type cancelled <-chan struct{}
+
+func (c cancelled) Deadline() (time.Time, bool) { return time.Time{}, false }
+func (c cancelled) Done() <-chan struct{}       { return c }
+func (c cancelled) Value(any) any               { return nil }
+func (c cancelled) Err() error {
+	select {
+	case <-c:
+		return context.Canceled
+	default:
+		return nil
+	}
+}

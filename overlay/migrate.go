@@ -1,0 +1,302 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/copyup"
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
+)
+
+// What migrate mode does to lowers. Every change is made through the descriptor
+// of the very directory that was looked up, and a removal compares identities.
+
+// private opens LOWER/.migratefs/NAME, which it makes if needed.
+func (l *layer) private(slot *int, name string) (int, error) {
+	if *slot >= 0 {
+		return *slot, nil
+	}
+	dir, err := sys.MkdirOpen(l.root, Reserved)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(dir)
+	*slot, err = sys.MkdirOpen(dir, name)
+	return *slot, err
+}
+
+func (fs *FS) trash(l *layer) (int, error) {
+	fs.whiteoutMu.Lock()
+	defer fs.whiteoutMu.Unlock()
+	return l.private(&l.trash, "trash")
+}
+
+func (fs *FS) marks(l *layer) (int, error) {
+	fs.whiteoutMu.Lock()
+	defer fs.whiteoutMu.Unlock()
+	return l.private(&l.marks, "hl")
+}
+
+// afterUp ends a copy-up. In migrate mode the copy's name becomes durable and
+// the lower copy goes; if that fails, both stay, and the upper one shows. The
+// caller holds n.mu.
+func (fs *FS) afterUp(_ context.Context, n *node, src *copyup.Source) {
+	if fs.cfg.Mode != Migrate || n.isDir() || n.dead != nil {
+		return
+	}
+	if err := fs.removeLower(n, src); err != nil {
+		path, _ := n.path()
+		fs.log.Warn("lower copy left", "path", string(path), "cause", err)
+		return
+	}
+}
+
+func (fs *FS) removeLower(n *node, src *copyup.Source) error {
+	d, ok := n.dentry()
+	if !ok || len(n.lowers) == 0 {
+		return nil
+	}
+	r := n.lowers[0]
+	up, err := fs.upperDir(d.parent)
+	if err != nil {
+		return err
+	}
+	err = copyup.SyncDir(up.fd, fs.copies)
+	fs.dirs.release(up)
+	if err != nil {
+		return err
+	}
+	path, ok := n.path()
+	if !ok {
+		return nil
+	}
+	return fs.removeFrom(d, &r, &src.Attr, path)
+}
+
+// removeFrom removes the name d from the lower r's layer, where it is the file
+// was describes.
+func (fs *FS) removeFrom(d dentry, r *lowerRef, was *layers.Attr, path layers.Path) error {
+	part := d.parent.lowerIn(r.layer)
+	if part == nil {
+		return unix.ENOENT
+	}
+	dir, err := fs.lowerDir(d.parent, part)
+	if err != nil {
+		return err
+	}
+	defer fs.dirs.release(dir)
+	trash, err := fs.trash(r.layer)
+	if err != nil {
+		return err
+	}
+	if err := copyup.Remove(dir.fd, d.name, was, trash, path); err != nil {
+		return err
+	}
+	fs.unmarkIfLast(r)
+	return nil
+}
+
+// mark gives the hard-linked lower file r a further name, so that its other
+// names stay recognisable when this one goes, and remembers for the upper inode
+// which lower file it was.
+func (fs *FS) mark(n *node, r *lowerRef) error {
+	d, ok := n.dentry()
+	if !ok {
+		return nil
+	}
+	marks, err := fs.marks(r.layer)
+	if err != nil {
+		return err
+	}
+	part := d.parent.lowerIn(r.layer)
+	if part == nil {
+		return unix.ESTALE
+	}
+	dir, err := fs.lowerDir(d.parent, part)
+	if err != nil {
+		return err
+	}
+	defer fs.dirs.release(dir)
+	name := indexName(r)
+	if err := sys.Link(dir.fd, d.name, marks, name); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	var stx unix.Statx_t
+	if err := sys.Statx(fs.index, name, &stx); err != nil {
+		return err
+	}
+	back := backName(stx.Ino)
+	_ = sys.Unlink(fs.index, back)
+	return sys.Symlink(name, fs.index, back)
+}
+
+// backName is the name in WORK/index that leads from an upper inode to the name
+// of the lower file it came from.
+func backName(ino uint64) string { return fmt.Sprintf("u-%x", ino) }
+
+// unmarkIfLast takes away the marker of a lower file that has no other name left,
+// and with it the index entry: the upper file is then like any other.
+func (fs *FS) unmarkIfLast(r *lowerRef) {
+	if r.layer.marks < 0 || r.attr.IsDir() {
+		return
+	}
+	name := indexName(r)
+	var st unix.Stat_t
+	if unix.Fstatat(r.layer.marks, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Nlink > 1 {
+		return
+	}
+	var up unix.Stat_t
+	if unix.Fstatat(fs.index, name, &up, unix.AT_SYMLINK_NOFOLLOW) == nil {
+		_ = sys.Unlink(fs.index, backName(up.Ino))
+		_ = sys.Unlink(fs.index, name)
+	}
+	_ = sys.Unlink(r.layer.marks, name)
+}
+
+// linksInLowers is the link count of an upper file: its own names without the
+// index's, and those that still stand in a lower, without the marker.
+func (fs *FS) linksInLowers(a *layers.Attr) uint32 {
+	name, err := sys.Readlink(fs.index, backName(a.Ino))
+	if err != nil {
+		return a.Nlink
+	}
+	links := a.Nlink - 1
+	for _, l := range fs.lowers {
+		marks, err := fs.marks(l)
+		if err != nil {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Fstatat(marks, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Nlink > 1 {
+			links += uint32(st.Nlink) - 1
+		}
+	}
+	return max(links, 1)
+}
+
+// change applies f, a change of metadata, to n: in overlay mode to the upper
+// copy; in migrate mode where the file lies, and for a directory in every layer
+// that has it, the lowest first. f gets an O_PATH descriptor.
+func (fs *FS) change(ctx context.Context, n *node, f func(fd int) error) error {
+	if fs.cfg.Mode == Overlay {
+		if err := fs.up(ctx, n, whole); err != nil {
+			return err
+		}
+		return fs.changeUpper(n, f)
+	}
+	if err := fs.flights.enter(ctx, n); err != nil {
+		return err
+	}
+	defer fs.flights.leave(n)
+	n.mu.RLock()
+	upper, lowers := n.upper, n.lowers
+	n.mu.RUnlock()
+	if n.isDir() || !upper {
+		if !n.isDir() {
+			lowers = lowers[:min(len(lowers), 1)]
+		}
+		for i := len(lowers) - 1; i >= 0; i-- {
+			if err := fs.changeLower(n, &lowers[i], f); err != nil {
+				return err
+			}
+		}
+	}
+	if upper {
+		return fs.changeUpper(n, f)
+	}
+	return nil
+}
+
+func (fs *FS) changeUpper(n *node, f func(fd int) error) error {
+	fd, err := fs.openUpper(n)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return f(fd)
+}
+
+func (fs *FS) changeLower(n *node, r *lowerRef, f func(fd int) error) error {
+	if n.isDir() {
+		d, err := fs.lowerDir(n, r)
+		if err != nil {
+			return err
+		}
+		defer fs.dirs.release(d)
+		return f(d.fd)
+	}
+	if fd := n.lowerFd(); fd >= 0 {
+		return f(fd)
+	}
+	d, ok := n.dentry()
+	if !ok {
+		return unix.ESTALE
+	}
+	part := d.parent.lowerIn(r.layer)
+	if part == nil {
+		return unix.ESTALE
+	}
+	dir, err := fs.lowerDir(d.parent, part)
+	if err != nil {
+		return err
+	}
+	defer fs.dirs.release(dir)
+	fd, err := openIdentified(dir.fd, d.name, r.id())
+	if err != nil {
+		return gone(err)
+	}
+	defer unix.Close(fd)
+	return f(fd)
+}
+
+// lowerFd returns a descriptor of n's lower file that a handle has, or -1.
+func (n *node) lowerFd() int {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for _, h := range n.open {
+		if d, ok := h.lower.(layers.Descriptor); ok {
+			return d.Fd()
+		}
+	}
+	return -1
+}
+
+// recover sweeps the work directory and, in migrate mode, ends the removals that
+// a crash interrupted.
+func (fs *FS) recover(ctx context.Context) error {
+	if err := copyup.Sweep(fs.work); err != nil {
+		return err
+	}
+	if err := fs.sweepObjects(ctx); err != nil {
+		return err
+	}
+	if fs.cfg.Mode != Migrate {
+		return nil
+	}
+	for _, l := range fs.lowers {
+		trash, err := fs.trash(l)
+		if err != nil {
+			return fmt.Errorf("lower %s: %w", l.ID(), err)
+		}
+		err = copyup.Restore(l.root, trash, func(p layers.Path) bool {
+			dir, name, err := sys.OpenParent(fs.upper.root, string(p))
+			if err != nil {
+				return false
+			}
+			defer unix.Close(dir)
+			var stx unix.Statx_t
+			return sys.Statx(dir, name, &stx) == nil && !ptr(local.AttrOf(&stx)).IsDir()
+		})
+		if err != nil {
+			fs.log.Warn("a removal that was interrupted is left", "layer", l.ID(), "cause", err)
+		}
+	}
+	return nil
+}
+
+func ptr[T any](v T) *T { return &v }

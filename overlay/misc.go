@@ -1,0 +1,102 @@
+package overlay
+
+import (
+	"context"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
+)
+
+// Lookup implements fuse.RawFileSystem.
+func (fs *FS) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	dir := fs.table.get(in.NodeId)
+	if dir == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if len(name) > layers.NameMax {
+		return fuse.Status(unix.ENAMETOOLONG)
+	}
+	f, err := fs.lookup(cancelled(cancel), dir, name)
+	if err != nil {
+		if errnoOf(err) == unix.ENOENT {
+			return fuse.ENOENT
+		}
+		return fs.status("lookup", dir, name, err)
+	}
+	n := fs.table.adopt(fs, f, dir, name)
+	fs.fillEntry(out, n, &f.attr)
+	return fuse.OK
+}
+
+// Readlink implements fuse.RawFileSystem.
+func (fs *FS) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
+	n := fs.table.get(in.NodeId)
+	if n == nil {
+		return nil, fuse.Status(unix.ESTALE)
+	}
+	target, err := fs.readlink(cancelled(cancel), n)
+	return []byte(target), fs.status("readlink", n, "", err)
+}
+
+func (fs *FS) readlink(ctx context.Context, n *node) (string, error) {
+	if n.isUpper() {
+		fd, err := fs.openUpper(n)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(fd)
+		return sys.Readlink(fd, "")
+	}
+	n.mu.RLock()
+	if len(n.lowers) == 0 {
+		n.mu.RUnlock()
+		return "", unix.ESTALE
+	}
+	r := n.lowers[0]
+	n.mu.RUnlock()
+	path, ok := n.pathIn(&r)
+	if !ok {
+		return "", unix.ENOENT
+	}
+	return r.layer.Readlink(ctx, path)
+}
+
+// Access implements fuse.RawFileSystem. The kernel decides (default_permissions)
+// and does not ask.
+func (fs *FS) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { return fuse.ENOSYS }
+
+// StatFs implements fuse.RawFileSystem: the filesystem that new files go to.
+func (fs *FS) StatFs(cancel <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	st, err := fs.statfs(cancelled(cancel))
+	if err != nil {
+		return fs.status("statfs", fs.root, "", err)
+	}
+	*out = fuse.StatfsOut{
+		Blocks: st.Blocks, Bfree: st.Bfree, Bavail: st.Bavail, Files: st.Files, Ffree: st.Ffree,
+		Bsize: st.Bsize, Frsize: max(st.Frsize, 1), NameLen: layers.NameMax,
+	}
+	return fuse.OK
+}
+
+func (fs *FS) statfs(ctx context.Context) (layers.Statfs, error) {
+	if fs.upper != nil {
+		return local.StatfsFd(fs.upper.root)
+	}
+	return fs.lowers[0].Statfs(ctx)
+}
+
+// GetLk, SetLk and SetLkw are not asked: the kernel keeps locks itself, for this
+// host.
+
+// reopenLower opens the file behind a lower descriptor once more.
+func reopenLower(fd int, attr layers.Attr) (layers.File, error) {
+	nfd, err := sys.Reopen(fd, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	return local.NewFile(nfd, attr), nil
+}

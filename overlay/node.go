@@ -1,0 +1,192 @@
+package overlay
+
+import (
+	"context"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/extent"
+)
+
+// fileID is what tells one inode of this host from every other alive.
+type fileID struct {
+	dev uint64
+	ino uint64
+}
+
+func idOf(a *layers.Attr) fileID { return fileID{a.Dev, a.Ino} }
+
+// fileKey finds the node of a file that was seen before. For a file with an
+// inode it is that; for one without (on another host) it is the layer, the path
+// and, of a regular file, the version: another version is another node, so that
+// two versions never share pages in the kernel's cache.
+type fileKey struct {
+	dev   uint64
+	ino   uint64
+	mtime int64
+	path  layers.Path
+}
+
+const noDev = 1 << 63 // set in fileKey.dev where the layer has no inodes
+
+// lowerRef is where a node lies in one lower.
+type lowerRef struct {
+	layer *layer
+	path  layers.Path // in that layer; in migrate mode the node's own path counts
+	attr  *layers.Attr
+}
+
+func (r *lowerRef) id() fileID { return idOf(r.attr) }
+
+// dentry is one name of a node.
+type dentry struct {
+	parent *node
+	name   string
+}
+
+// node is one file of the merged tree, known to the kernel by id until it
+// forgets it. The id stays for life: through copy-up, rename and the removal of
+// the lower copy.
+type node struct {
+	fs  *FS
+	id  uint64 // immutable
+	ino uint64 // st_ino; immutable
+	typ uint32 // S_IFMT; immutable
+
+	lookups uint64    // protected by table.mu
+	keys    []fileKey // protected by table.mu
+	names   []dentry  // protected by FS.tree; empty when unlinked, and of the root
+
+	// mu protects all below. It is held while the file is published, renamed or
+	// unlinked, never while data is copied or a source is asked for data.
+	mu      sync.RWMutex
+	upper   bool
+	upID    fileID
+	upBirth layers.Time
+	indexed bool // has a name in WORK/index, to be subtracted from nlink
+	lowers  []lowerRef
+	pending extent.ID    // a stub in the upper; the data is in this object
+	dead    *layers.Attr // after the last name went
+	open    map[uint64]*handle
+	obj     *extent.Object // while open, of a remote or pending file
+	src     *source        // where obj's missing extents come from
+}
+
+func (n *node) isDir() bool { return n.typ == unix.S_IFDIR }
+
+// dentry returns one present name of n.
+func (n *node) dentry() (dentry, bool) {
+	n.fs.tree.RLock()
+	defer n.fs.tree.RUnlock()
+	if len(n.names) == 0 {
+		return dentry{}, false
+	}
+	return n.names[0], true
+}
+
+// path returns the path of n in the merged tree, which is its path in the upper
+// and, in migrate mode, in every layer. It is false once n has no name.
+func (n *node) path() (layers.Path, bool) {
+	n.fs.tree.RLock()
+	defer n.fs.tree.RUnlock()
+	return n.pathLocked()
+}
+
+func (n *node) pathLocked() (layers.Path, bool) {
+	size := 0
+	for m := n; m != n.fs.root; m = m.names[0].parent {
+		if len(m.names) == 0 {
+			return "", false
+		}
+		size += len(m.names[0].name) + 1
+	}
+	if size == 0 {
+		return layers.Root, true
+	}
+	b := make([]byte, size-1)
+	for m := n; m != n.fs.root; m = m.names[0].parent {
+		name := m.names[0].name
+		end := size - 1
+		size -= len(name) + 1
+		copy(b[end-len(name):], name)
+		if size > 0 {
+			b[size-1] = '/'
+		}
+	}
+	return layers.Path(b), true
+}
+
+// pathIn returns the path of n in the lower r.
+func (n *node) pathIn(r *lowerRef) (layers.Path, bool) {
+	if r.layer.writable {
+		return n.path()
+	}
+	return r.path, true
+}
+
+func (fs *FS) addName(n, parent *node, name string) {
+	if parent == nil {
+		return
+	}
+	fs.tree.Lock()
+	defer fs.tree.Unlock()
+	for _, d := range n.names {
+		if d.parent == parent && d.name == name {
+			return
+		}
+	}
+	if n.isDir() {
+		n.names = n.names[:0] // a directory has one name: it was moved underneath
+	}
+	n.names = append(n.names, dentry{parent, name})
+}
+
+func (fs *FS) dropName(n, parent *node, name string) (left int) {
+	fs.tree.Lock()
+	defer fs.tree.Unlock()
+	for i, d := range n.names {
+		if d.parent == parent && d.name == name {
+			n.names = append(n.names[:i:i], n.names[i+1:]...)
+			break
+		}
+	}
+	return len(n.names)
+}
+
+// flights lets one goroutine at a time change where a node lies; the others
+// wait, and can be interrupted while they do.
+type flights struct {
+	mu sync.Mutex
+	m  map[*node]chan struct{}
+}
+
+// enter waits until n is free and takes it. The caller calls leave.
+func (f *flights) enter(ctx context.Context, n *node) error {
+	for {
+		f.mu.Lock()
+		busy, ok := f.m[n]
+		if !ok {
+			if f.m == nil {
+				f.m = make(map[*node]chan struct{})
+			}
+			f.m[n] = make(chan struct{})
+			f.mu.Unlock()
+			return nil
+		}
+		f.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return unix.EINTR
+		}
+	}
+}
+
+func (f *flights) leave(n *node) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.m[n])
+	delete(f.m, n)
+}

@@ -1,0 +1,350 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/copyup"
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/extent"
+	"github.com/migratefs/migratefs/layers/local"
+	"github.com/migratefs/migratefs/layers/whiteout"
+)
+
+// Files that lie on another host are read through objects of the extent store.
+// A read-only one is a cache. On the first modification the object is adopted:
+// the upper gets a stub, an empty inode with all metadata and the kernel's
+// metacopy mark, that names the object, and the file is pending.
+//
+// A further name of the stub in WORK/stubs, made before any other, tells at the
+// next mount which objects still have a file: one whose stub has no other name
+// goes.
+
+func hasObject(id extent.ID) bool { return id != extent.ID{} }
+
+// source is where an object's missing extents come from, opened when the first
+// is needed. It is shared by all handles of a node.
+type source struct {
+	layer layers.Layer // nil: no lower of this mount
+	path  layers.Path
+	want  layers.Attr
+	sem   chan struct{} // holds a token while nobody opens file
+	file  layers.File
+}
+
+func newSource(l layers.Layer, path layers.Path, want *layers.Attr) *source {
+	s := &source{layer: l, path: path, want: *want, sem: make(chan struct{}, 1)}
+	s.sem <- struct{}{}
+	return s
+}
+
+func (s *source) open(ctx context.Context) (layers.File, error) {
+	select {
+	case <-s.sem:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { s.sem <- struct{}{} }()
+	if s.file != nil {
+		return s.file, nil
+	}
+	if s.layer == nil {
+		return nil, fmt.Errorf("the lower that has the rest of %q is not part of this mount: %w", string(s.path), layers.ErrOffline)
+	}
+	f, err := s.layer.Open(ctx, s.path, &s.want)
+	if nothing(err) || errors.Is(err, layers.ErrNotRegular) {
+		// It was there, and what we have of it is that version's.
+		err = fmt.Errorf("%w: %w", layers.ErrStale, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.file = f
+	return f, nil
+}
+
+// ReadAt implements extent.Fetcher.
+func (s *source) ReadAt(ctx context.Context, b []byte, off int64) (int, error) {
+	f, err := s.open(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return f.ReadAt(ctx, b, off)
+}
+
+// Settled passes on whether the version had time to settle, for the cache.
+func (s *source) Settled() bool {
+	if f, ok := s.file.(interface{ Settled() bool }); ok {
+		return f.Settled()
+	}
+	return true
+}
+
+func (s *source) close() {
+	if s.file != nil {
+		s.file.Close()
+		s.file = nil
+	}
+}
+
+// openObject makes h a handle of a remote or pending file.
+func (fs *FS) openObject(ctx context.Context, h *handle) error {
+	n := h.n
+	n.mu.Lock()
+	if err := fs.needObject(n); err != nil {
+		n.mu.Unlock()
+		return err
+	}
+	n.admitLocked(h)
+	src, obj, pending := n.src, n.obj, hasObject(n.pending)
+	n.mu.Unlock()
+	if pending || obj != nil && obj.Whole() {
+		return nil
+	}
+	// The source is opened now, not at the first read: its handle then survives
+	// a rename there. One that cannot be reached will be asked again by a read.
+	_, err := src.open(ctx)
+	if err == nil || obj != nil && (errors.Is(err, layers.ErrOffline) || errors.Is(err, layers.ErrDenied)) {
+		return nil
+	}
+	fs.dropHandle(h)
+	return err
+}
+
+func (fs *FS) dropHandle(h *handle) {
+	fs.handles.remove(h.id)
+	n := h.n
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.open, h.id)
+	if len(n.open) == 0 {
+		n.closeObject()
+	}
+}
+
+// needObject opens the object of n, which is remote or pending. The caller holds
+// n.mu.
+func (fs *FS) needObject(n *node) (err error) {
+	if n.src != nil {
+		return nil
+	}
+	if hasObject(n.pending) {
+		obj, err := fs.store.Pending(n.pending)
+		if err != nil {
+			return err
+		}
+		from := obj.Source()
+		want := from.Attr()
+		n.obj, n.src = obj, newSource(fs.layerByID(from.LayerID), from.Path, &want)
+		return nil
+	}
+	if len(n.lowers) == 0 {
+		return unix.ESTALE
+	}
+	r := &n.lowers[0]
+	src := newSource(r.layer.Layer, r.path, r.attr)
+	if fs.store != nil {
+		if n.obj, err = fs.store.Cached(cacheSource(r)); err != nil {
+			return err
+		}
+	}
+	n.src = src
+	return nil
+}
+
+func cacheSource(r *lowerRef) extent.Source {
+	return extent.Source{LayerID: r.layer.ID(), Path: r.path, Version: r.attr.Version(), Mode: r.attr.Mode}
+}
+
+func (fs *FS) layerByID(id string) layers.Layer {
+	for _, l := range fs.lowers {
+		if l.ID() == id {
+			return l.Layer
+		}
+	}
+	return nil
+}
+
+// closeObject lets go of what n's last handle needed. The caller holds n.mu.
+func (n *node) closeObject() {
+	if n.obj != nil {
+		if err := n.obj.Close(); err != nil {
+			n.fs.log.Error("object not closed", "cause", err)
+		}
+		n.obj = nil
+	}
+	if n.src != nil {
+		n.src.close()
+		n.src = nil
+	}
+}
+
+// makePending brings up a remote file without its data. The caller has n's
+// flight and does not hold n.mu.
+func (fs *FS) makePending(ctx context.Context, n *node) error {
+	n.mu.Lock()
+	held := n.src != nil
+	err := fs.needObject(n)
+	if err == nil && !held && len(n.open) == 0 {
+		defer func() {
+			n.mu.Lock()
+			if len(n.open) == 0 {
+				n.closeObject()
+			}
+			n.mu.Unlock()
+		}()
+	}
+	obj := n.obj
+	n.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	src, err := fs.copySource(ctx, n)
+	if err != nil {
+		return err
+	}
+	id, err := fs.store.Adopt(obj)
+	if err != nil {
+		return err
+	}
+	if src.Xattrs == nil {
+		src.Xattrs = layers.Xattrs{}
+	}
+	src.Xattrs[fs.cfg.Format.Name(whiteout.Metacopy)] = nil
+	src.Xattrs[fs.cfg.Format.Name(whiteout.Object)] = []byte(id.String())
+	err = fs.bringUp(ctx, n, src, func(c *copyup.Copy) error { return c.LinkTo(fs.stubs, id.String()) }, id)
+	if err != nil {
+		_ = sys.Unlink(fs.stubs, id.String())
+		if rerr := fs.store.Remove(id); rerr != nil {
+			fs.log.Warn("object left for the next mount to sweep", "object", id.String(), "cause", rerr)
+		}
+		n.mu.Lock()
+		n.closeObject() // it was adopted: the next open makes another
+		if len(n.open) > 0 {
+			_ = fs.needObject(n)
+		}
+		n.mu.Unlock()
+	}
+	return err
+}
+
+// foundStub looks whether an upper file without data is a stub, or a metacopy
+// that a kernel wrote, and if so where its data is.
+func (fs *FS) foundStub(ctx context.Context, f *found, n *node, name string) error {
+	if fs.cfg.Mode != Overlay {
+		return nil
+	}
+	d, err := fs.upperDir(n)
+	if err != nil {
+		return err
+	}
+	defer fs.dirs.release(d)
+	_, err = sys.Getxattr(d.fd, name, fs.cfg.Format.Name(whiteout.Metacopy))
+	if err != nil {
+		return ignoreNoXattr(err)
+	}
+	v, err := sys.Getxattr(d.fd, name, fs.cfg.Format.Name(whiteout.Object))
+	if err == nil {
+		if f.pending, err = extent.ParseID(string(v)); err != nil {
+			return err
+		}
+		return fs.pendingAttr(&f.attr, f.pending, nil)
+	}
+	// The data of a kernel's metacopy file lies below; to serve the upper inode
+	// itself would show zeros.
+	return fmt.Errorf("%q is a metacopy file of the kernel's overlayfs, which cannot be served yet: mount it there with metacopy=on and touch its data: %w", name, layers.ErrCorrupt)
+}
+
+// pendingAttr shows the size of the object instead of the stub's.
+func (fs *FS) pendingAttr(a *layers.Attr, id extent.ID, obj *extent.Object) error {
+	if obj == nil {
+		var err error
+		if obj, err = fs.store.Pending(id); err != nil {
+			return err
+		}
+		defer obj.Close()
+	}
+	a.Size = obj.Size()
+	a.Blocks = (a.Size + 511) / 512
+	return nil
+}
+
+// readObject reads through the object, or straight from the source where there
+// is no place for one.
+func (n *node) readObject(ctx context.Context, b []byte, off int64) (int, error) {
+	n.mu.RLock()
+	obj, src := n.obj, n.src
+	n.mu.RUnlock()
+	if src == nil {
+		return 0, unix.EBADF
+	}
+	var got int
+	var err error
+	if obj == nil {
+		got, err = src.ReadAt(ctx, b, off)
+	} else {
+		got, err = obj.ReadAt(ctx, src, b, off)
+	}
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return got, err
+}
+
+// sweepObjects removes pending objects whose file has no name any more, and
+// stubs' own names without an object.
+func (fs *FS) sweepObjects(ctx context.Context) error {
+	ids, err := fs.store.Pendings()
+	if err != nil {
+		return err
+	}
+	known := make(map[string]bool, len(ids))
+	for _, id := range ids {
+		var st unix.Stat_t
+		err := unix.Fstatat(fs.stubs, id.String(), &st, unix.AT_SYMLINK_NOFOLLOW)
+		if err == nil && st.Nlink > 1 {
+			known[id.String()] = true
+			continue
+		}
+		if err != nil && err != unix.ENOENT {
+			return err
+		}
+		if err := fs.store.Remove(id); err != nil {
+			return err
+		}
+	}
+	entries, err := local.ReadDirFd(ctx, fs.stubs)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		var st unix.Stat_t
+		if !known[e.Name] && unix.Fstatat(fs.stubs, e.Name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Nlink == 1 {
+			_ = sys.Unlink(fs.stubs, e.Name)
+		}
+	}
+	return nil
+}
+
+// bury removes what a file without names, and now without handles, leaves.
+func (fs *FS) bury(n *node) {
+	n.mu.Lock()
+	id := n.pending
+	n.pending = extent.ID{}
+	n.mu.Unlock()
+	if !hasObject(id) {
+		return
+	}
+	// The object goes first: a stub name without an object is swept, and so is
+	// an object whose stub has no other name.
+	if err := fs.store.Remove(id); err != nil {
+		fs.log.Warn("object left for the next mount to sweep", "object", id.String(), "cause", err)
+		return
+	}
+	_ = sys.Unlink(fs.stubs, id.String())
+}

@@ -1,0 +1,310 @@
+package overlay
+
+import (
+	"context"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+)
+
+// handle is one open of a regular file.
+type handle struct {
+	id    uint64
+	n     *node
+	flags uint32 // as the caller opened it
+
+	// Protected by n.mu, and only ever set: a copy-up gives every handle a
+	// descriptor of the upper file, so that it sees what is written after it.
+	fd    int         // in the upper, or -1
+	lower layers.File // of a local lower, or nil
+}
+
+func (h *handle) writable() bool { return h.flags&unix.O_ACCMODE != unix.O_RDONLY }
+
+// handleTable finds handles by the number the kernel has for them.
+type handleTable struct {
+	mu   sync.RWMutex
+	next uint64
+	m    map[uint64]any // *handle or *dirHandle
+}
+
+func (t *handleTable) add(h any) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.m == nil {
+		t.m = make(map[uint64]any)
+	}
+	t.next++
+	t.m[t.next] = h
+	return t.next
+}
+
+func (t *handleTable) get(id uint64) any {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.m[id]
+}
+
+func (t *handleTable) remove(id uint64) any {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.m[id]
+	delete(t.m, id)
+	return h
+}
+
+func (fs *FS) handle(id uint64) *handle {
+	h, _ := fs.handles.get(id).(*handle)
+	return h
+}
+
+// anyFd returns a descriptor of n's upper inode that some handle has, or -1. The
+// caller holds n.mu.
+func (n *node) anyFd() int {
+	for _, h := range n.open {
+		if h.fd >= 0 {
+			return h.fd
+		}
+	}
+	return -1
+}
+
+// Open implements fuse.RawFileSystem.
+func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n := fs.table.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	h := &handle{n: n, flags: in.Flags, fd: -1}
+	if h.writable() && fs.ReadOnly() {
+		return fuse.EROFS
+	}
+	if err := fs.open(cancelled(cancel), h); err != nil {
+		return fs.status("open", n, "", err)
+	}
+	out.Fh = h.id
+	out.OpenFlags = fs.openFlags(h)
+	return fuse.OK
+}
+
+// openFlags decides about the page cache: what only we can change is kept over
+// an open; the kernel drops the rest when size or mtime changed.
+func (fs *FS) openFlags(h *handle) uint32 {
+	if h.flags&unix.O_DIRECT != 0 {
+		return fuse.FOPEN_DIRECT_IO
+	}
+	if fs.cfg.Mode == Overlay && fs.attrTimeout == forever {
+		return fuse.FOPEN_KEEP_CACHE
+	}
+	return 0
+}
+
+// open opens what h needs to read. Nothing comes up before it is changed, and no
+// source is waited for longer than one exchange.
+func (fs *FS) open(ctx context.Context, h *handle) error {
+	n := h.n
+	if !n.isRegular() {
+		return unix.EINVAL
+	}
+	for {
+		n.mu.RLock()
+		upper, pending := n.upper, hasObject(n.pending)
+		n.mu.RUnlock()
+		var err error
+		switch {
+		case upper && !pending:
+			h.fd, err = fs.openData(n, h.flags)
+		case pending || n.isRemote():
+			return fs.openObject(ctx, h)
+		default:
+			h.lower, err = fs.openBelow(ctx, n)
+		}
+		if err != nil {
+			return err
+		}
+		if n.admit(h, upper) {
+			return nil
+		}
+		h.close() // it came up meanwhile
+	}
+}
+
+// admit makes h one of n's handles, unless n came up since the caller looked.
+func (n *node) admit(h *handle, upper bool) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.upper != upper {
+		return false
+	}
+	n.admitLocked(h)
+	return true
+}
+
+func (n *node) admitLocked(h *handle) {
+	if n.open == nil {
+		n.open = make(map[uint64]*handle)
+	}
+	h.id = n.fs.handles.add(h)
+	n.open[h.id] = h
+}
+
+func (n *node) isRemote() bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return !n.upper && len(n.lowers) > 0 && !n.lowers[0].layer.isLocal()
+}
+
+// dataFlags are the flags of the caller's open that matter to ours. Reading is
+// always wanted: a partial page is read before it is written.
+func dataFlags(flags uint32) int {
+	keep := int(flags) & (unix.O_APPEND | unix.O_SYNC | unix.O_DSYNC)
+	if flags&unix.O_ACCMODE == unix.O_RDONLY {
+		return unix.O_RDONLY | keep
+	}
+	return unix.O_RDWR | keep
+}
+
+// openData opens the upper file of n.
+func (fs *FS) openData(n *node, flags uint32) (int, error) {
+	path, err := fs.openUpper(n)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(path)
+	return sys.Reopen(path, dataFlags(flags))
+}
+
+// openUpper returns an O_PATH descriptor of the upper inode of n, by any of its
+// names, by the index, or by a handle; ESTALE if all are gone.
+func (fs *FS) openUpper(n *node) (int, error) {
+	if n == fs.root {
+		return sys.OpenBeneath(fs.upper.root, "", unix.O_PATH|unix.O_DIRECTORY, 0)
+	}
+	n.mu.RLock()
+	id, held, indexed := n.upID, n.anyFd(), n.indexed
+	var ref *lowerRef
+	if len(n.lowers) > 0 {
+		ref = &n.lowers[0]
+	}
+	n.mu.RUnlock()
+	fs.tree.RLock()
+	names := append([]dentry(nil), n.names...)
+	fs.tree.RUnlock()
+	for _, d := range names {
+		if fd, err := fs.openNamed(d, id); err == nil {
+			return fd, nil
+		} else if errnoOf(err) != unix.ESTALE && errnoOf(err) != unix.ENOENT {
+			return -1, err
+		}
+	}
+	if indexed && ref != nil {
+		if fd, err := openIdentified(fs.index, indexName(ref), id); err == nil {
+			return fd, nil
+		}
+	}
+	if held >= 0 {
+		return sys.Reopen(held, unix.O_PATH)
+	}
+	return -1, unix.ESTALE
+}
+
+func (fs *FS) openNamed(d dentry, id fileID) (int, error) {
+	dir, err := fs.upperDir(d.parent)
+	if err != nil {
+		return -1, err
+	}
+	defer fs.dirs.release(dir)
+	return openIdentified(dir.fd, d.name, id)
+}
+
+// openIdentified opens name in dirfd (O_PATH) if it is the inode id.
+func openIdentified(dirfd int, name string, id fileID) (int, error) {
+	fd, err := sys.OpenAt(dirfd, name, unix.O_PATH)
+	if err != nil {
+		return -1, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	if (fileID{st.Dev, st.Ino}) != id {
+		unix.Close(fd)
+		return -1, unix.ESTALE
+	}
+	return fd, nil
+}
+
+// openBelow opens the lower file of n. A name that is gone while a handle has
+// the file open leads to that file still.
+func (fs *FS) openBelow(ctx context.Context, n *node) (layers.File, error) {
+	n.mu.RLock()
+	if len(n.lowers) == 0 {
+		n.mu.RUnlock()
+		return nil, unix.ESTALE
+	}
+	r := n.lowers[0]
+	var held layers.File
+	for _, h := range n.open {
+		if h.lower != nil {
+			held = h.lower
+			break
+		}
+	}
+	n.mu.RUnlock()
+	path, ok := n.pathIn(&r)
+	if ok {
+		f, err := r.layer.Open(ctx, path, nil)
+		if err == nil {
+			a := f.Attr()
+			if sameFile(&a, r.attr) {
+				return f, nil
+			}
+			f.Close()
+			err = layers.ErrStale
+		}
+		if held == nil {
+			return nil, gone(err)
+		}
+	}
+	if d, ok := held.(layers.Descriptor); ok {
+		return reopenLower(d.Fd(), held.Attr())
+	}
+	return nil, unix.ESTALE
+}
+
+// Release implements fuse.RawFileSystem.
+func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	h, _ := fs.handles.remove(in.Fh).(*handle)
+	if h == nil {
+		return
+	}
+	n := h.n
+	n.mu.Lock()
+	delete(n.open, h.id)
+	last := len(n.open) == 0
+	if last {
+		n.closeObject()
+	}
+	dead := n.dead != nil
+	n.mu.Unlock()
+	h.close()
+	if last && dead {
+		fs.bury(n)
+	}
+}
+
+func (h *handle) close() {
+	if h.fd >= 0 {
+		unix.Close(h.fd)
+		h.fd = -1
+	}
+	if h.lower != nil {
+		h.lower.Close()
+		h.lower = nil
+	}
+}

@@ -1,0 +1,264 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
+	"github.com/migratefs/migratefs/layers/whiteout"
+)
+
+// dirHandle is one open of a directory. What it lists is taken when it is first
+// read, and again after a rewind: offsets are positions in that list, so they
+// stay what they are while the directory changes.
+type dirHandle struct {
+	n *node
+
+	mu      sync.Mutex // protects list; held while the layers are read
+	list    []layers.Entry
+	started bool
+}
+
+// OpenDir implements fuse.RawFileSystem.
+func (fs *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n := fs.table.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if !n.isDir() {
+		return fuse.ENOTDIR
+	}
+	out.Fh = fs.handles.add(&dirHandle{n: n})
+	return fuse.OK
+}
+
+// ReleaseDir implements fuse.RawFileSystem.
+func (fs *FS) ReleaseDir(in *fuse.ReleaseIn) { fs.handles.remove(in.Fh) }
+
+// FsyncDir implements fuse.RawFileSystem.
+func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	n := fs.table.get(in.NodeId)
+	if n == nil || !n.isUpper() {
+		return fuse.OK
+	}
+	fd, err := fs.openUpper(n)
+	if err != nil {
+		return fs.status("fsyncdir", n, "", err)
+	}
+	defer unix.Close(fd)
+	dir, err := sys.OpenBeneath(fd, "", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fs.status("fsyncdir", n, "", err)
+	}
+	defer unix.Close(dir)
+	return fs.status("fsyncdir", n, "", sys.Fsync(dir))
+}
+
+// entries returns what h lists from position off on.
+func (fs *FS) entries(ctx context.Context, h *dirHandle, off uint64) ([]layers.Entry, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.started || off == 0 {
+		list, err := fs.readDir(ctx, h.n)
+		if err != nil {
+			return nil, err
+		}
+		h.list, h.started = list, true
+	}
+	if off > uint64(len(h.list)) {
+		return nil, nil
+	}
+	return h.list[off:], nil
+}
+
+// ReadDir implements fuse.RawFileSystem.
+func (fs *FS) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	h, _ := fs.handles.get(in.Fh).(*dirHandle)
+	if h == nil {
+		return fuse.EBADF
+	}
+	list, err := fs.entries(cancelled(cancel), h, in.Offset)
+	if err != nil {
+		return fs.status("readdir", h.n, "", err)
+	}
+	for i := range list {
+		e := fuse.DirEntry{Name: list[i].Name, Mode: list[i].Type, Ino: list[i].Ino, Off: in.Offset + uint64(i) + 1}
+		if !out.AddDirEntry(e) {
+			break
+		}
+	}
+	return fuse.OK
+}
+
+// ReadDirPlus implements fuse.RawFileSystem. An entry that is gone by now, or
+// whose attributes cannot be had, is listed without them: the kernel asks for it
+// when somebody wants it.
+func (fs *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	h, _ := fs.handles.get(in.Fh).(*dirHandle)
+	if h == nil {
+		return fuse.EBADF
+	}
+	ctx := cancelled(cancel)
+	list, err := fs.entries(ctx, h, in.Offset)
+	if err != nil {
+		return fs.status("readdir", h.n, "", err)
+	}
+	for i := range list {
+		e := fuse.DirEntry{Name: list[i].Name, Mode: list[i].Type, Ino: list[i].Ino, Off: in.Offset + uint64(i) + 1}
+		entry := out.AddDirLookupEntry(e)
+		if entry == nil {
+			break
+		}
+		if e.Name == "." || e.Name == ".." || fs.slowToStat(h.n, &list[i]) {
+			continue // no node id: not looked up
+		}
+		if f, err := fs.lookup(ctx, h.n, e.Name); err == nil {
+			n := fs.table.adopt(fs, f, h.n, e.Name)
+			fs.fillEntry(entry, n, &f.attr)
+			out.FixMode(f.attr.Mode)
+		}
+	}
+	return fuse.OK
+}
+
+// slowToStat reports entries whose attributes would cost an exchange with a
+// source each: they are left for when they are asked for.
+func (fs *FS) slowToStat(n *node, e *layers.Entry) bool {
+	if e.Attr != nil {
+		return true
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for i := range n.lowers {
+		if !n.lowers[i].layer.isLocal() {
+			return true
+		}
+	}
+	return false
+}
+
+// readDir lists the merged directory n. The lowest layer is read first: a file
+// that another host moves up meanwhile is then seen in one place at least.
+func (fs *FS) readDir(ctx context.Context, n *node) ([]layers.Entry, error) {
+	n.mu.RLock()
+	upper, lowers, dead := n.upper, n.lowers, n.dead != nil
+	n.mu.RUnlock()
+	list := []layers.Entry{{Name: ".", Type: unix.S_IFDIR, Ino: n.ino}, {Name: "..", Type: unix.S_IFDIR}}
+	if dead {
+		return list[:0], nil
+	}
+	seen := make(map[string]int)
+	for i := len(lowers) - 1; i >= 0; i-- {
+		r := &lowers[i]
+		es, err := fs.readLower(ctx, n, r)
+		if nothing(err) || errors.Is(err, errMoved) {
+			continue // removed by another host
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = fs.merge(list, es, seen, n, r.layer)
+	}
+	if upper {
+		es, err := fs.readUpper(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		list = fs.merge(list, es, seen, n, fs.upper)
+	}
+	out := list[:0]
+	for i := range list {
+		if list[i].Name != "" {
+			out = append(out, list[i])
+		}
+	}
+	return out, nil
+}
+
+// merge puts the entries of a higher layer over list. A whiteout takes its name
+// away: it leaves an entry with an empty name.
+func (fs *FS) merge(list, es []layers.Entry, seen map[string]int, dir *node, l *layer) []layers.Entry {
+	for _, e := range es {
+		if dir == fs.root && e.Name == Reserved {
+			continue
+		}
+		i, known := seen[e.Name]
+		if fs.cfg.Mode == Overlay && l.isLocal() && e.Type == unix.S_IFCHR && fs.isWhiteout(dir, l, e.Name) {
+			if known {
+				list[i].Name = ""
+				delete(seen, e.Name)
+			}
+			continue
+		}
+		if l.isLocal() {
+			e.Ino = fs.table.inoOf(fileKey{dev: l.dev, ino: e.Ino})
+		}
+		if known {
+			list[i] = e
+			continue
+		}
+		seen[e.Name] = len(list)
+		list = append(list, e)
+	}
+	return list
+}
+
+// isWhiteout looks whether the character device name in dir is one: few are not.
+func (fs *FS) isWhiteout(dir *node, l *layer, name string) bool {
+	var a layers.Attr
+	if l == fs.upper {
+		d, err := fs.upperDir(dir)
+		if err != nil {
+			return false
+		}
+		defer fs.dirs.release(d)
+		var stx unix.Statx_t
+		if sys.Statx(d.fd, name, &stx) != nil {
+			return false
+		}
+		a = local.AttrOf(&stx)
+		return whiteout.Is(&a)
+	}
+	r := dir.lowerIn(l)
+	if r == nil {
+		return false
+	}
+	a, err := l.Stat(context.Background(), r.path.Join(name))
+	return err == nil && whiteout.Is(&a)
+}
+
+func (fs *FS) readLower(ctx context.Context, n *node, r *lowerRef) ([]layers.Entry, error) {
+	if !r.layer.writable {
+		return r.layer.ReadDir(ctx, r.path)
+	}
+	d, err := fs.lowerDir(n, r)
+	if err != nil {
+		return nil, err
+	}
+	defer fs.dirs.release(d)
+	return readDirAt(ctx, d.fd)
+}
+
+func (fs *FS) readUpper(ctx context.Context, n *node) ([]layers.Entry, error) {
+	d, err := fs.upperDir(n)
+	if err != nil {
+		return nil, err
+	}
+	defer fs.dirs.release(d)
+	return readDirAt(ctx, d.fd)
+}
+
+func readDirAt(ctx context.Context, dirfd int) ([]layers.Entry, error) {
+	fd, err := sys.OpenBeneath(dirfd, "", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	return local.ReadDirFd(ctx, fd)
+}

@@ -1,0 +1,333 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+)
+
+// view is what a handle works on at one instant.
+type view struct {
+	fd      int // of the upper file
+	lower   layers.File
+	object  bool // remote or pending
+	pending bool
+	upper   bool
+}
+
+func (h *handle) view() view {
+	n := h.n
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return view{fd: h.fd, lower: h.lower, object: n.src != nil, pending: hasObject(n.pending), upper: n.upper}
+}
+
+// Read implements fuse.RawFileSystem.
+func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	h := fs.handle(in.Fh)
+	if h == nil {
+		return nil, fuse.EBADF
+	}
+	ctx := cancelled(cancel)
+	off := int64(in.Offset)
+	v := h.view()
+	var n int
+	var err error
+	switch {
+	case v.object:
+		n, err = h.n.readObject(ctx, buf, off)
+	case v.fd >= 0:
+		return fuse.ReadResultFd(uintptr(v.fd), off, len(buf)), fuse.OK
+	case v.upper || v.lower == nil:
+		err = unix.EIO // its copy could not be opened when it came up
+	default:
+		if d, ok := v.lower.(layers.Descriptor); ok {
+			return fuse.ReadResultFd(uintptr(d.Fd()), off, len(buf)), fuse.OK
+		}
+		n, err = v.lower.ReadAt(ctx, buf, off)
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+	}
+	if err != nil {
+		return nil, fs.status("read", h.n, "", err)
+	}
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+// Write implements fuse.RawFileSystem.
+func (fs *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	h := fs.handle(in.Fh)
+	if h == nil {
+		return 0, fuse.EBADF
+	}
+	n, err := fs.write(cancelled(cancel), h, data, int64(in.Offset), in.WriteFlags)
+	if err != nil && n == 0 {
+		return 0, fs.status("write", h.n, "", err)
+	}
+	return uint32(n), fuse.OK
+}
+
+// Writev implements fuse.RawFileSystem.
+func (fs *FS) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
+	h := fs.handle(in.Fh)
+	if h == nil {
+		return 0, fuse.EBADF
+	}
+	total := 0
+	for _, b := range data {
+		n, err := fs.write(cancelled(cancel), h, b, int64(in.Offset)+int64(total), in.WriteFlags)
+		total += n
+		if err != nil && total == 0 {
+			return 0, fs.status("write", h.n, "", err)
+		}
+		if n < len(b) {
+			break
+		}
+	}
+	return uint32(total), fuse.OK
+}
+
+func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, flags uint32) (int, error) {
+	n := h.n
+	if err := fs.up(ctx, n, whole); err != nil {
+		return 0, err
+	}
+	if flags&fuse.WRITE_KILL_SUIDGID != 0 {
+		if err := fs.killPriv(n); err != nil {
+			return 0, err
+		}
+	}
+	v := h.view()
+	if v.fd < 0 {
+		return 0, unix.EIO
+	}
+	if !v.pending {
+		return sys.Pwrite(v.fd, b, off)
+	}
+	// n.mu keeps the object while it is written: a pending file that became whole
+	// has another.
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.obj == nil {
+		return 0, unix.EIO
+	}
+	if h.flags&unix.O_APPEND != 0 && flags&fuse.WRITE_CACHE == 0 {
+		off = n.obj.Size()
+	}
+	m, err := n.obj.WriteAt(b, off)
+	if m > 0 {
+		if terr := touch(v.fd); err == nil {
+			err = terr
+		}
+	}
+	return m, err
+}
+
+// killPriv takes away what a stranger's write or truncate must not leave: suid,
+// sgid of a group that may execute, and capabilities.
+func (fs *FS) killPriv(n *node) error {
+	fd, err := fs.openUpper(n)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	mode := st.Mode & 0o7777 &^ unix.S_ISUID
+	if mode&unix.S_IXGRP != 0 {
+		mode &^= unix.S_ISGID
+	}
+	if mode != st.Mode&0o7777 {
+		if err := sys.Chmod(fd, "", mode); err != nil {
+			return err
+		}
+	}
+	err = sys.Removexattr(fd, "", "security.capability")
+	return ignoreNoXattr(err)
+}
+
+// truncate sets the size of n. What it cuts off is not copied first.
+func (fs *FS) truncate(ctx context.Context, n *node, size int64) error {
+	if !n.isRegular() {
+		return unix.EINVAL
+	}
+	if err := fs.up(ctx, n, size); err != nil {
+		return err
+	}
+	return fs.withData(n, func(obj objectWriter, fd int) error {
+		if obj == nil {
+			return sys.Truncate(fd, size)
+		}
+		if err := obj.Truncate(size); err != nil {
+			return err
+		}
+		return touch(fd)
+	})
+}
+
+// objectWriter is what changes an object's size and extents.
+type objectWriter interface {
+	Truncate(size int64) error
+	Fallocate(mode uint32, off, n int64) error
+}
+
+// withData runs f on a writable descriptor of the upper file n or, if n is
+// pending, on its object and a descriptor of its stub.
+func (fs *FS) withData(n *node, f func(obj objectWriter, fd int) error) error {
+	fd, err := fs.openData(n, unix.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	n.mu.Lock()
+	if !hasObject(n.pending) {
+		n.mu.Unlock()
+		return f(nil, fd)
+	}
+	defer n.mu.Unlock()
+	if err := fs.needObject(n); err != nil {
+		return err
+	}
+	if len(n.open) == 0 {
+		defer n.closeObject()
+	}
+	return f(n.obj, fd)
+}
+
+// Fallocate implements fuse.RawFileSystem.
+func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	h := fs.handle(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	const known = unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_ZERO_RANGE
+	if in.Mode&^known != 0 {
+		return fuse.Status(unix.EOPNOTSUPP)
+	}
+	if err := fs.up(cancelled(cancel), h.n, whole); err != nil {
+		return fs.status("fallocate", h.n, "", err)
+	}
+	off, length := int64(in.Offset), int64(in.Length)
+	err := fs.withData(h.n, func(obj objectWriter, fd int) error {
+		if obj == nil {
+			return sys.Fallocate(fd, in.Mode, off, length)
+		}
+		return obj.Fallocate(in.Mode, off, length)
+	})
+	return fs.status("fallocate", h.n, "", err)
+}
+
+// Lseek implements fuse.RawFileSystem: SEEK_DATA and SEEK_HOLE only, the kernel
+// does the others.
+func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	h := fs.handle(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	v := h.view()
+	var off int64
+	var err error
+	switch d, ok := v.lower.(layers.Descriptor); {
+	case v.object:
+		off, err = fs.seekObject(h.n, int64(in.Offset), int(in.Whence))
+	case v.fd >= 0:
+		off, err = unix.Seek(v.fd, int64(in.Offset), int(in.Whence))
+	case ok:
+		off, err = unix.Seek(d.Fd(), int64(in.Offset), int(in.Whence))
+	default:
+		return fuse.ENOSYS
+	}
+	out.Offset = uint64(off)
+	return fs.status("lseek", h.n, "", err)
+}
+
+// seekObject takes what is missing here for data: for all we know, it is data
+// there.
+func (fs *FS) seekObject(n *node, off int64, whence int) (int64, error) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	switch {
+	case n.obj != nil && whence == unix.SEEK_DATA:
+		return n.obj.SeekData(off)
+	case n.obj != nil:
+		return n.obj.SeekHole(off)
+	case n.src == nil || off >= n.src.want.Size:
+		return 0, unix.ENXIO
+	case whence == unix.SEEK_DATA:
+		return off, nil
+	}
+	return n.src.want.Size, nil
+}
+
+// CopyFileRange implements fuse.RawFileSystem, for files whose data is at hand;
+// for others the kernel reads and writes.
+func (fs *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	src, dst := fs.handle(in.FhIn), fs.handle(in.FhOut)
+	if src == nil || dst == nil {
+		return 0, fuse.EBADF
+	}
+	if err := fs.up(cancelled(cancel), dst.n, whole); err != nil {
+		return 0, fs.status("copy_file_range", dst.n, "", err)
+	}
+	from, to := src.view(), dst.view()
+	in0 := from.fd
+	if d, ok := from.lower.(layers.Descriptor); ok && in0 < 0 {
+		in0 = d.Fd()
+	}
+	if from.object || to.object || in0 < 0 || to.fd < 0 {
+		return 0, fuse.Status(unix.EOPNOTSUPP)
+	}
+	n, err := sys.CopyRange(to.fd, int64(in.OffOut), in0, int64(in.OffIn), int(min(in.Len, 1<<30)))
+	return uint32(n), fs.status("copy_file_range", dst.n, "", err)
+}
+
+// Flush implements fuse.RawFileSystem. What close(2) of the upper file would
+// report (a quota on NFS, say) is reported here.
+func (fs *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	h := fs.handle(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	v := h.view()
+	if !h.writable() || v.fd < 0 {
+		return fuse.OK
+	}
+	fd, err := unix.FcntlInt(uintptr(v.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Close(fd)
+	}
+	return fs.status("flush", h.n, "", err)
+}
+
+// Fsync implements fuse.RawFileSystem.
+func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	h := fs.handle(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	v := h.view()
+	if v.fd < 0 {
+		return fuse.OK // nothing was written
+	}
+	if v.pending {
+		h.n.mu.RLock()
+		obj := h.n.obj
+		h.n.mu.RUnlock()
+		if err := obj.Sync(in.FsyncFlags&1 != 0); err != nil {
+			return fs.status("fsync", h.n, "", err)
+		}
+	}
+	if in.FsyncFlags&1 != 0 && !v.pending {
+		return fs.status("fsync", h.n, "", sys.Fdatasync(v.fd))
+	}
+	return fs.status("fsync", h.n, "", sys.Fsync(v.fd))
+}

@@ -1,0 +1,377 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/copyup"
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers/whiteout"
+)
+
+// victim looks up the file at name in dir that is about to lose its name, and
+// its node, locked.
+func (fs *FS) victim(ctx context.Context, dir *node, name string) (*node, *found, error) {
+	f, err := fs.lookup(ctx, dir, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	n := fs.table.adopt(fs, f, dir, name)
+	return n, f, nil
+}
+
+// Unlink implements fuse.RawFileSystem.
+func (fs *FS) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	dir := fs.table.get(in.NodeId)
+	err := fs.unlink(cancelled(cancel), dir, name)
+	return fs.statusIn("unlink", dir, name, err)
+}
+
+func (fs *FS) unlink(ctx context.Context, dir *node, name string) error {
+	if fs.ReadOnly() {
+		return unix.EROFS
+	}
+	if dir == nil {
+		return unix.ESTALE
+	}
+	n, f, err := fs.victim(ctx, dir, name)
+	if err != nil {
+		return err
+	}
+	defer fs.Forget(n.id, 1)
+	if n.isDir() {
+		return unix.EISDIR
+	}
+	if fs.cfg.Mode == Overlay {
+		if err := fs.up(ctx, dir, whole); err != nil {
+			return err
+		}
+	}
+	n.mu.Lock()
+	remove := fs.whiteOut
+	if fs.cfg.Mode == Migrate {
+		remove = fs.unlinkEverywhere
+	}
+	if err := remove(ctx, dir, name, n); err != nil {
+		n.mu.Unlock()
+		return err
+	}
+	buried := fs.nameGone(n, dir, name, f)
+	n.mu.Unlock()
+	if buried {
+		fs.bury(n)
+	}
+	return nil
+}
+
+// nameGone notes that n lost a name. When it was the last, n is dead: its inode
+// numbers may come back with other files, and what is asked of it while somebody
+// has it open is answered by handles. It reports whether nobody has. The caller
+// holds n.mu.
+func (fs *FS) nameGone(n, dir *node, name string, f *found) (bury bool) {
+	left := fs.dropName(n, dir, name)
+	links := max(f.attr.Nlink, 1) - 1
+	if n.indexed && fs.cfg.Mode == Overlay {
+		fs.recount(n, links)
+	}
+	if left > 0 || links > 0 && !n.isDir() {
+		return false
+	}
+	a := f.attr
+	a.Nlink = 0
+	n.dead = &a
+	fs.table.die(n)
+	if n.indexed && len(n.lowers) > 0 {
+		_ = sys.Unlink(fs.index, indexName(&n.lowers[0]))
+	}
+	return len(n.open) == 0
+}
+
+// recount corrects the recorded link count of a hard-linked file that lost a
+// name. The caller holds n.mu.
+func (fs *FS) recount(n *node, links uint32) {
+	if links == 0 || len(n.lowers) == 0 {
+		return
+	}
+	fd, err := openIdentified(fs.index, indexName(&n.lowers[0]), n.upID)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	fs.setNlink(fd, links)
+}
+
+// whiteOut takes name out of dir in overlay mode. Where a lower has it, or may, a
+// whiteout takes its place by rename, so that at no instant the lower shows
+// through. The caller holds the victim's lock.
+func (fs *FS) whiteOut(ctx context.Context, dir *node, name string, _ *node) error {
+	d, err := fs.upperDir(dir)
+	if err != nil {
+		return err
+	}
+	defer fs.dirs.release(d)
+	has, err := inUpper(d.fd, name)
+	if err != nil {
+		return err
+	}
+	if !fs.lowersMayHave(ctx, dir, name) {
+		return sys.Unlink(d.fd, name)
+	}
+	if !has {
+		return fs.linkWhiteout(d.fd, name)
+	}
+	temp := copyup.TempName()
+	if err := fs.linkWhiteout(fs.work, temp); err != nil {
+		return err
+	}
+	if err := sys.Rename(fs.work, temp, d.fd, name, 0); err != nil {
+		_ = sys.Unlink(fs.work, temp)
+		return err
+	}
+	return nil
+}
+
+func inUpper(dirfd int, name string) (bool, error) {
+	var stx unix.Statx_t
+	err := sys.Statx(dirfd, name, &stx)
+	if err == unix.ENOENT {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// sharedWhiteout is the one whiteout, in the work directory, that all others are
+// links of: making a link costs no inode, so a user over quota can delete.
+const sharedWhiteout = "whiteout"
+
+// linkWhiteout makes a whiteout. A filesystem limits links per inode: the shared
+// one is then replaced.
+func (fs *FS) linkWhiteout(dirfd int, name string) error {
+	fs.whiteoutMu.Lock()
+	defer fs.whiteoutMu.Unlock()
+	err := sys.Link(fs.work, sharedWhiteout, dirfd, name)
+	if err == unix.EMLINK {
+		if err := sys.Unlink(fs.work, sharedWhiteout); err != nil {
+			return err
+		}
+		err = unix.ENOENT
+	}
+	if err != unix.ENOENT {
+		return err
+	}
+	if err := sys.Mknod(fs.work, sharedWhiteout, unix.S_IFCHR, 0); err != nil && err != unix.EEXIST {
+		return err
+	}
+	return sys.Link(fs.work, sharedWhiteout, dirfd, name)
+}
+
+// unlinkEverywhere takes name out of every layer in migrate mode, the lowest
+// first and each durably before the next higher: no crash leaves an older
+// version in place of a newer. The caller holds the victim's lock.
+func (fs *FS) unlinkEverywhere(_ context.Context, dir *node, name string, n *node) error {
+	parts, err := fs.partsWith(dir, name)
+	if err != nil {
+		return err
+	}
+	defer releaseAll(fs, parts)
+	for i := len(parts) - 1; i >= 0; i-- {
+		if err := sys.Unlink(parts[i].d.fd, name); err != nil && err != unix.ENOENT {
+			return err
+		}
+		if i > 0 {
+			if err := copyup.SyncDir(parts[i].d.fd, copyup.Config{}); err != nil {
+				return err
+			}
+		}
+	}
+	if n.indexed && len(n.lowers) > 0 {
+		fs.unmarkIfLast(&n.lowers[0])
+	}
+	return nil
+}
+
+// part is a directory in one layer.
+type part struct {
+	layer *layer
+	d     *dirFD
+	isDir bool // what stands at the name there
+}
+
+func releaseAll(fs *FS, parts []part) {
+	for _, p := range parts {
+		fs.dirs.release(p.d)
+	}
+}
+
+// partsWith returns the layers' parts of dir that have name, highest first. The
+// caller releases them.
+func (fs *FS) partsWith(dir *node, name string) (parts []part, err error) {
+	dir.mu.RLock()
+	upper, lowers := dir.upper, dir.lowers
+	dir.mu.RUnlock()
+	add := func(l *layer, d *dirFD, err error) error {
+		if err != nil {
+			return err
+		}
+		var stx unix.Statx_t
+		switch err := sys.Statx(d.fd, name, &stx); {
+		case err == nil:
+			parts = append(parts, part{l, d, stx.Mode&unix.S_IFMT == unix.S_IFDIR})
+			return nil
+		case err == unix.ENOENT:
+			fs.dirs.release(d)
+			return nil
+		default:
+			fs.dirs.release(d)
+			return err
+		}
+	}
+	if upper {
+		d, err := fs.upperDir(dir)
+		if err := add(fs.upper, d, err); err != nil {
+			return nil, err
+		}
+	}
+	for i := range lowers {
+		d, err := fs.lowerDir(dir, &lowers[i])
+		if errors.Is(err, errMoved) {
+			continue
+		}
+		if err := add(lowers[i].layer, d, err); err != nil {
+			releaseAll(fs, parts)
+			return nil, err
+		}
+	}
+	return parts, nil
+}
+
+// Rmdir implements fuse.RawFileSystem.
+func (fs *FS) Rmdir(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	dir := fs.table.get(in.NodeId)
+	err := fs.rmdir(cancelled(cancel), dir, name)
+	return fs.statusIn("rmdir", dir, name, err)
+}
+
+func (fs *FS) rmdir(ctx context.Context, dir *node, name string) error {
+	if fs.ReadOnly() {
+		return unix.EROFS
+	}
+	if dir == nil {
+		return unix.ESTALE
+	}
+	n, f, err := fs.victim(ctx, dir, name)
+	if err != nil {
+		return err
+	}
+	defer fs.Forget(n.id, 1)
+	if !n.isDir() {
+		return unix.ENOTDIR
+	}
+	if err := fs.isEmpty(ctx, n); err != nil {
+		return err
+	}
+	if fs.cfg.Mode == Overlay {
+		if err := fs.up(ctx, dir, whole); err != nil {
+			return err
+		}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if fs.cfg.Mode == Migrate {
+		err = fs.rmdirEverywhere(dir, name)
+	} else {
+		err = fs.whiteOutDir(ctx, dir, name)
+	}
+	if err != nil {
+		return err
+	}
+	f.attr.Nlink = 0
+	fs.nameGone(n, dir, name, f)
+	fs.dirs.drop(n)
+	return nil
+}
+
+// isEmpty returns ENOTEMPTY if the merged directory n has entries.
+func (fs *FS) isEmpty(ctx context.Context, n *node) error {
+	list, err := fs.readDir(ctx, n)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		if e.Name != "." && e.Name != ".." {
+			return unix.ENOTEMPTY
+		}
+	}
+	return nil
+}
+
+// whiteOutDir takes an empty directory out of dir in overlay mode. In the upper
+// it may hold whiteouts: it is moved out of sight whole, then cleared.
+func (fs *FS) whiteOutDir(ctx context.Context, dir *node, name string) error {
+	d, err := fs.upperDir(dir)
+	if err != nil {
+		return err
+	}
+	defer fs.dirs.release(d)
+	has, err := inUpper(d.fd, name)
+	if err != nil {
+		return err
+	}
+	covered := fs.lowersMayHave(ctx, dir, name)
+	switch {
+	case !has:
+		return fs.linkWhiteout(d.fd, name)
+	case !covered:
+		if err := sys.Rmdir(d.fd, name); err != unix.ENOTEMPTY {
+			return err
+		}
+		temp := copyup.TempName()
+		if err := sys.Rename(d.fd, name, fs.work, temp, 0); err != nil {
+			return err
+		}
+		copyup.RemoveTemp(fs.work, temp)
+		return nil
+	}
+	temp := copyup.TempName()
+	if err := fs.linkWhiteout(fs.work, temp); err != nil {
+		return err
+	}
+	if err := sys.Rename(fs.work, temp, d.fd, name, unix.RENAME_EXCHANGE); err != nil {
+		_ = sys.Unlink(fs.work, temp)
+		return err
+	}
+	copyup.RemoveTemp(fs.work, temp)
+	return nil
+}
+
+// rmdirEverywhere removes an empty directory from every layer, the lowest first.
+// What another host put into it meanwhile makes it ENOTEMPTY, and it stays.
+func (fs *FS) rmdirEverywhere(dir *node, name string) error {
+	parts, err := fs.partsWith(dir, name)
+	if err != nil {
+		return err
+	}
+	defer releaseAll(fs, parts)
+	for i := len(parts) - 1; i >= 0; i-- {
+		if !parts[i].isDir {
+			continue
+		}
+		if err := sys.Rmdir(parts[i].d.fd, name); err != nil && err != unix.ENOENT {
+			return err
+		}
+		if i > 0 {
+			if err := copyup.SyncDir(parts[i].d.fd, copyup.Config{}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// opaque makes the upper directory fd hide what lies below it.
+func (fs *FS) opaque(fd int) error {
+	return sys.Setxattr(fd, "", fs.cfg.Format.Name(whiteout.Opaque), []byte("y"), 0)
+}

@@ -1,0 +1,491 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/copyup"
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
+	"github.com/migratefs/migratefs/layers/whiteout"
+)
+
+// move is one rename under way: its two ends and what stands there.
+type move struct {
+	from, to dentry
+	flags    uint32
+	src, dst *node // dst is nil if nothing stands there
+	srcFound *found
+	dstFound *found
+}
+
+func (m *move) exchange() bool { return m.flags&unix.RENAME_EXCHANGE != 0 }
+
+// Rename implements fuse.RawFileSystem.
+func (fs *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
+	from, to := fs.table.get(in.NodeId), fs.table.get(in.Newdir)
+	if from == nil || to == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	m := &move{from: dentry{from, oldName}, to: dentry{to, newName}, flags: in.Flags}
+	return fs.status("rename", from, oldName, fs.rename(cancelled(cancel), m))
+}
+
+func (fs *FS) rename(ctx context.Context, m *move) error {
+	switch {
+	case fs.ReadOnly():
+		return unix.EROFS
+	case m.flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0:
+		return unix.EINVAL // RENAME_WHITEOUT too, as the kernel's overlayfs has it
+	case m.to.parent == fs.root && m.to.name == Reserved:
+		return unix.EPERM
+	case len(m.to.name) > layers.NameMax:
+		return unix.ENAMETOOLONG
+	}
+	if err := fs.ends(ctx, m); err != nil {
+		return err
+	}
+	defer fs.Forget(m.src.id, 1)
+	if m.dst != nil {
+		defer fs.Forget(m.dst.id, 1)
+	}
+	if m.src == m.dst {
+		return nil // two names of one file
+	}
+	var err error
+	if fs.cfg.Mode == Migrate {
+		err = fs.renameMigrate(ctx, m)
+	} else {
+		err = fs.renameOverlay(ctx, m)
+	}
+	return err
+}
+
+// ends looks up both ends and checks what rename(2) demands of them.
+func (fs *FS) ends(ctx context.Context, m *move) (err error) {
+	if m.src, m.srcFound, err = fs.victim(ctx, m.from.parent, m.from.name); err != nil {
+		return err
+	}
+	m.dst, m.dstFound, err = fs.victim(ctx, m.to.parent, m.to.name)
+	switch {
+	case errors.Is(err, unix.ENOENT) && !m.exchange():
+		m.dst, err = nil, nil
+	case err != nil:
+	case m.flags&unix.RENAME_NOREPLACE != 0:
+		err = unix.EEXIST
+	case m.exchange() || m.src == m.dst:
+	case m.dst.isDir() && !m.src.isDir():
+		err = unix.EISDIR
+	case !m.dst.isDir() && m.src.isDir():
+		err = unix.ENOTDIR
+	case m.dst.isDir():
+		err = fs.isEmpty(ctx, m.dst)
+	}
+	if err != nil {
+		fs.Forget(m.src.id, 1)
+		if m.dst != nil {
+			fs.Forget(m.dst.id, 1)
+		}
+	}
+	return err
+}
+
+// lockBoth locks the files at both ends, in the order of their ids.
+func lockBoth(a, b *node) (unlock func()) {
+	if b == nil {
+		a.mu.Lock()
+		return a.mu.Unlock
+	}
+	if b.id < a.id {
+		a, b = b, a
+	}
+	a.mu.Lock()
+	b.mu.Lock()
+	return func() { b.mu.Unlock(); a.mu.Unlock() }
+}
+
+// moved updates names after a rename. The caller holds both locks; it returns
+// what is to be buried.
+func (fs *FS) moved(m *move) *node {
+	if m.exchange() {
+		fs.tree.Lock()
+		replaceName(m.src, m.from, m.to)
+		replaceName(m.dst, m.to, m.from)
+		fs.tree.Unlock()
+		return nil
+	}
+	var bury *node
+	if m.dst != nil {
+		if fs.nameGone(m.dst, m.to.parent, m.to.name, m.dstFound) {
+			bury = m.dst
+		}
+		if m.dst.isDir() {
+			fs.dirs.drop(m.dst)
+		}
+	}
+	fs.tree.Lock()
+	replaceName(m.src, m.from, m.to)
+	fs.tree.Unlock()
+	return bury
+}
+
+func replaceName(n *node, from, to dentry) {
+	for i, d := range n.names {
+		if d == from {
+			n.names[i] = to
+			return
+		}
+	}
+	n.names = append(n.names, to)
+}
+
+// ensureNamed gives an upper file that is known by another name, or by the
+// index, the name that it still has in a lower only.
+func (fs *FS) ensureNamed(ctx context.Context, d dentry, n *node) error {
+	if err := fs.up(ctx, d.parent, whole); err != nil {
+		return err
+	}
+	dir, err := fs.upperDir(d.parent)
+	if err != nil {
+		return err
+	}
+	defer fs.dirs.release(dir)
+	has, err := inUpper(dir.fd, d.name)
+	if err != nil || has {
+		return err
+	}
+	fd, err := fs.openUpper(n)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	shown, err := fs.attrOfHandle(n, fd)
+	if err != nil {
+		return err
+	}
+	if err := sys.LinkFd(fd, dir.fd, d.name); err != nil {
+		return err
+	}
+	if fs.cfg.Mode == Overlay {
+		if n.indexed {
+			fs.setNlink(fd, shown.Nlink)
+		}
+		return nil
+	}
+	return fs.dropLowerName(d, n, dir.fd)
+}
+
+// dropLowerName removes the lower name of a hard-linked file that was just given
+// the same name in the upper.
+func (fs *FS) dropLowerName(d dentry, n *node, dir int) error {
+	n.mu.RLock()
+	lowers := n.lowers
+	n.mu.RUnlock()
+	if len(lowers) == 0 {
+		return nil
+	}
+	if err := copyup.SyncDir(dir, fs.copies); err != nil {
+		return err
+	}
+	path, _ := d.parent.path()
+	err := fs.removeFrom(d, &lowers[0], lowers[0].attr, path.Join(d.name))
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+func (fs *FS) renameOverlay(ctx context.Context, m *move) error {
+	if err := fs.bringEnds(ctx, m); err != nil {
+		return err
+	}
+	from, err := fs.upperDir(m.from.parent)
+	if err != nil {
+		return err
+	}
+	defer fs.dirs.release(from)
+	to, err := fs.upperDir(m.to.parent)
+	if err != nil {
+		return err
+	}
+	defer fs.dirs.release(to)
+	oldCovered := fs.lowersMayHave(ctx, m.from.parent, m.from.name)
+	newCovered := fs.lowersMayHave(ctx, m.to.parent, m.to.name)
+
+	unlock := lockBoth(m.src, m.dst)
+	err = fs.prepareDirs(m, oldCovered, newCovered)
+	if err == nil {
+		err = fs.renameUpper(m, from.fd, to.fd, oldCovered)
+	}
+	var bury *node
+	if err == nil {
+		bury = fs.moved(m)
+	}
+	unlock()
+	if bury != nil {
+		fs.bury(bury)
+	}
+	return err
+}
+
+// bringEnds brings up what takes part in a rename.
+func (fs *FS) bringEnds(ctx context.Context, m *move) error {
+	if fs.lacksRedirect(m.src) || m.exchange() && fs.lacksRedirect(m.dst) {
+		return unix.EXDEV
+	}
+	if err := fs.up(ctx, m.src, whole); err != nil {
+		return err
+	}
+	if err := fs.up(ctx, m.to.parent, whole); err != nil {
+		return err
+	}
+	if !m.src.isDir() {
+		if err := fs.ensureNamed(ctx, m.from, m.src); err != nil {
+			return err
+		}
+	}
+	if !m.exchange() {
+		return nil
+	}
+	if err := fs.up(ctx, m.dst, whole); err != nil {
+		return err
+	}
+	if m.dst.isDir() {
+		return nil
+	}
+	return fs.ensureNamed(ctx, m.to, m.dst)
+}
+
+// lacksRedirect reports directories with parts below that cannot be moved.
+func (fs *FS) lacksRedirect(n *node) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.isDir() && len(n.lowers) > 0 && (fs.cfg.NoRedirect || fs.cfg.Format == whiteout.User)
+}
+
+// prepareDirs marks directories for their new place, before they go there: one
+// with parts below says where those are, one without hides what is there. A
+// target directory is empty in the merged view; in the upper it may hold
+// whiteouts, which go once nothing below can show. The caller holds both locks.
+func (fs *FS) prepareDirs(m *move, oldCovered, newCovered bool) error {
+	if m.src.isDir() {
+		if err := fs.anchor(m.src, m.from, newCovered); err != nil {
+			return err
+		}
+	}
+	if m.dst == nil || !m.dst.isDir() {
+		return nil
+	}
+	if m.exchange() {
+		return fs.anchor(m.dst, m.to, oldCovered)
+	}
+	return fs.clearDir(m.dst, m.to)
+}
+
+func (fs *FS) anchor(n *node, at dentry, covered bool) error {
+	fd, err := fs.openNamed(at, n.upID)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if len(n.lowers) > 0 {
+		redirect := "/" + string(n.lowers[0].path)
+		return sys.Setxattr(fd, "", fs.cfg.Format.Name(whiteout.Redirect), []byte(redirect), 0)
+	}
+	if covered {
+		return fs.opaque(fd)
+	}
+	return nil
+}
+
+func (fs *FS) clearDir(n *node, at dentry) error {
+	if !n.upper {
+		return nil
+	}
+	path, err := fs.openNamed(at, n.upID)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(path)
+	if len(n.lowers) > 0 {
+		if err := fs.opaque(path); err != nil {
+			return err
+		}
+	}
+	fd, err := sys.OpenBeneath(path, "", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	entries, err := local.ReadDirFd(context.Background(), fd)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Type != unix.S_IFCHR {
+			return unix.ENOTEMPTY
+		}
+		if err := sys.Unlink(fd, e.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// renameUpper makes the rename in the upper, in one step that leaves a whiteout
+// where a lower would show through.
+func (fs *FS) renameUpper(m *move, from, to int, oldCovered bool) error {
+	if m.exchange() {
+		return sys.Rename(from, m.from.name, to, m.to.name, unix.RENAME_EXCHANGE)
+	}
+	var stx unix.Statx_t
+	err := sys.Statx(to, m.to.name, &stx)
+	if err != nil && err != unix.ENOENT {
+		return err
+	}
+	if err == nil && m.src.isDir() && stx.Mode&unix.S_IFMT != unix.S_IFDIR {
+		// A whiteout: a directory cannot be renamed over it, but can change places.
+		if err := sys.Rename(from, m.from.name, to, m.to.name, unix.RENAME_EXCHANGE); err != nil || oldCovered {
+			return err
+		}
+		return sys.Unlink(from, m.from.name)
+	}
+	if oldCovered {
+		return sys.Rename(from, m.from.name, to, m.to.name, unix.RENAME_WHITEOUT)
+	}
+	return sys.Rename(from, m.from.name, to, m.to.name, 0)
+}
+
+// renameMigrate renames in the one layer that has the file. What would need two
+// layers is brought up first; a directory that would is EXDEV, and mv copies.
+func (fs *FS) renameMigrate(ctx context.Context, m *move) error {
+	if m.src.isUpper() && !m.src.isDir() {
+		if err := fs.ensureNamed(ctx, m.from, m.src); err != nil {
+			return err
+		}
+	}
+	if m.exchange() && m.dst.isUpper() && !m.dst.isDir() {
+		if err := fs.ensureNamed(ctx, m.to, m.dst); err != nil {
+			return err
+		}
+	}
+	for range 3 {
+		again, err := fs.tryRename(ctx, m)
+		if !again {
+			return err
+		}
+		if m.src.isDir() || m.exchange() && m.dst.isDir() {
+			return unix.EXDEV
+		}
+		if err := fs.up(ctx, m.src, whole); err != nil {
+			return err
+		}
+		if err := fs.up(ctx, m.to.parent, whole); err != nil {
+			return err
+		}
+		if m.exchange() {
+			if err := fs.up(ctx, m.dst, whole); err != nil {
+				return err
+			}
+		}
+	}
+	return unix.EBUSY
+}
+
+// tryRename renames within one layer if it can; up says that the source has to
+// come up first.
+func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
+	unlock := lockBoth(m.src, m.dst)
+	defer unlock()
+	old, err := fs.partsWith(m.from.parent, m.from.name)
+	if err != nil {
+		return false, err
+	}
+	defer releaseAll(fs, old)
+	if len(old) == 0 {
+		return false, unix.ENOENT
+	}
+	if len(old) > 1 {
+		if m.src.isDir() {
+			return true, nil
+		}
+		// A shadowed copy is older than what shows: it goes before anything moves.
+		if err := fs.unlinkParts(old[1:], m.from.name, old[0].d); err != nil {
+			return false, err
+		}
+	}
+	targets, err := fs.partsWith(m.to.parent, m.to.name)
+	if err != nil {
+		return false, err
+	}
+	defer releaseAll(fs, targets)
+	at := old[0].layer
+	dir, err := fs.partIn(ctx, m.to.parent, at)
+	if err != nil || dir == nil {
+		return dir == nil && err == nil, err
+	}
+	defer fs.dirs.release(dir)
+	if len(targets) > 0 && targets[0].layer.index < at.index ||
+		m.exchange() && (len(targets) != 1 || targets[0].layer != at) {
+		return true, nil
+	}
+	flags := uint(m.flags & unix.RENAME_EXCHANGE)
+	if err := sys.Rename(old[0].d.fd, m.from.name, dir.fd, m.to.name, flags); err != nil {
+		return false, err
+	}
+	err = fs.unlinkShadowed(targets, at, m.to.name, dir)
+	if bury := fs.moved(m); bury != nil {
+		defer fs.bury(bury)
+	}
+	return false, err
+}
+
+// partIn returns the part of the directory n in layer l; nil if it has none and
+// cannot get one without a copy-up.
+func (fs *FS) partIn(ctx context.Context, n *node, l *layer) (*dirFD, error) {
+	if l == fs.upper {
+		if err := fs.up(ctx, n, whole); err != nil {
+			return nil, err
+		}
+		return fs.upperDir(n)
+	}
+	r := n.lowerIn(l)
+	if r == nil {
+		return nil, nil
+	}
+	return fs.lowerDir(n, r)
+}
+
+// unlinkParts removes name from layers under the one that shows, the lowest
+// first, after what shows is durable.
+func (fs *FS) unlinkParts(parts []part, name string, above *dirFD) error {
+	if err := copyup.SyncDir(above.fd, copyup.Config{}); err != nil {
+		return err
+	}
+	for i := len(parts) - 1; i >= 0; i-- {
+		var err error
+		if parts[i].isDir {
+			err = sys.Rmdir(parts[i].d.fd, name)
+		} else {
+			err = sys.Unlink(parts[i].d.fd, name)
+		}
+		if err != nil && err != unix.ENOENT {
+			return err
+		}
+	}
+	return nil
+}
+
+// unlinkShadowed ends a rename onto a name that layers under at have too.
+func (fs *FS) unlinkShadowed(targets []part, at *layer, name string, dir *dirFD) error {
+	for i := range targets {
+		if targets[i].layer.index > at.index {
+			return fs.unlinkParts(targets[i:], name, dir)
+		}
+	}
+	return nil
+}

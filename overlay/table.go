@@ -1,0 +1,208 @@
+package overlay
+
+import (
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
+)
+
+// table holds every node the kernel knows.
+type table struct {
+	mu    sync.Mutex
+	next  uint64 // node ids are never reused: 1 is the root, 0 means none
+	byID  map[uint64]*node
+	byKey map[fileKey]*node
+	byIno map[uint64]*node // st_ino as shown, so that no two nodes share one
+	dev   uint64           // the device whose inode numbers are shown as they are
+}
+
+func (t *table) init() {
+	t.next = 1
+	t.byID = make(map[uint64]*node)
+	t.byKey = make(map[fileKey]*node)
+	t.byIno = make(map[uint64]*node)
+}
+
+func (t *table) setRoot(n *node) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.byID[n.id] = n
+	n.lookups = 1 << 62 // the kernel never forgets the root
+}
+
+func (t *table) get(id uint64) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byID[id]
+}
+
+// keyOf is the key of the file that a describes in layer l.
+func keyOf(l *layer, p layers.Path, a *layers.Attr) fileKey {
+	if a.Has(layers.KnownIno) {
+		return fileKey{dev: a.Dev, ino: a.Ino}
+	}
+	k := fileKey{dev: noDev | uint64(l.index), path: p, ino: uint64(a.Type())}
+	if a.IsRegular() {
+		k.ino, k.mtime = uint64(a.Size), a.Mtime.Sec
+	}
+	return k
+}
+
+// inoOf is the inode number shown for a key while nobody else shows it: the
+// file's own on the main device, a hash elsewhere (Lustre, NFS and btrfs use all
+// 64 bits, so there is no room for layer bits).
+func (t *table) inoOf(k fileKey) uint64 {
+	if k.dev == t.dev && k.path == "" && k.ino > 1 {
+		return k.ino
+	}
+	k.mtime = 0
+	if k.dev&noDev != 0 {
+		k.ino = 0 // stays when the source changes the content
+	}
+	return max(stableHash(k), 2)
+}
+
+// adopt returns the node of what was found at name in parent, a new one if none
+// is known, with one more lookup to its account.
+func (t *table) adopt(fs *FS, f *found, parent *node, name string) *node {
+	n := t.node(fs, f)
+	fs.addName(n, parent, name)
+	n.upgrade(f)
+	return n
+}
+
+func (t *table) node(fs *FS, f *found) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var n *node
+	for _, k := range f.keys {
+		m := t.byKey[k]
+		if m != nil && m.sameInode(f) {
+			n = m
+			break
+		}
+	}
+	if n == nil {
+		n = t.create(fs, f)
+	}
+	for _, k := range f.keys {
+		t.bind(n, k)
+	}
+	n.lookups++
+	return n
+}
+
+// sameInode reports whether f can be n: an inode number that came back with
+// another type or birth time is another file.
+func (n *node) sameInode(f *found) bool {
+	if n.typ != f.attr.Type() {
+		return false
+	}
+	if n.isDir() {
+		return true
+	}
+	both := f.birth != (layers.Time{}) && n.upBirth != (layers.Time{})
+	return !both || f.birth == n.upBirth
+}
+
+func (t *table) create(fs *FS, f *found) *node {
+	n := &node{fs: fs, id: t.next, typ: f.attr.Type(), upBirth: f.birth}
+	t.next++
+	if t.next == 2 {
+		t.next++ // the root was made; 2 is left out to keep ids and inode numbers apart in traces
+	}
+	n.ino = t.inoOf(f.keys[0])
+	for t.byIno[n.ino] != nil {
+		n.ino = max(stableHash(fileKey{dev: n.ino, ino: n.id}), 2)
+	}
+	t.byIno[n.ino] = n
+	t.byID[n.id] = n
+	return n
+}
+
+func (t *table) bind(n *node, k fileKey) {
+	if t.byKey[k] == n {
+		return
+	}
+	t.byKey[k] = n
+	n.keys = append(n.keys, k)
+}
+
+// also makes n known by the inode that a copy-up gave it.
+func (t *table) also(n *node, k fileKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.bind(n, k)
+}
+
+// die makes sure that the inode numbers of n, which has no name any more, lead
+// nobody to it: the filesystem will give them to other files.
+func (t *table) die(n *node) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unbind(n)
+}
+
+func (t *table) unbind(n *node) {
+	for _, k := range n.keys {
+		if t.byKey[k] == n {
+			delete(t.byKey, k)
+		}
+	}
+	n.keys = nil
+}
+
+// forget takes back lookups and reports whether n is gone.
+func (t *table) forget(id, lookups uint64) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.byID[id]
+	if n == nil {
+		return nil
+	}
+	n.lookups -= min(lookups, n.lookups)
+	if n.lookups > 0 {
+		return nil
+	}
+	delete(t.byID, id)
+	if t.byIno[n.ino] == n {
+		delete(t.byIno, n.ino)
+	}
+	t.unbind(n)
+	return n
+}
+
+// stableHash mixes a key into 64 bits, the same in every run (FNV-1a), so that a
+// file without an inode shows one st_ino across remounts.
+func stableHash(k fileKey) uint64 {
+	const prime = 1099511628211
+	h := uint64(14695981039346656037)
+	add := func(v uint64) {
+		for range 8 {
+			h = (h ^ v&0xff) * prime
+			v >>= 8
+		}
+	}
+	add(k.dev)
+	add(k.ino)
+	for i := range len(k.path) {
+		h = (h ^ uint64(k.path[i])) * prime
+	}
+	return h
+}
+
+// Forget implements fuse.RawFileSystem.
+func (fs *FS) Forget(id, lookups uint64) {
+	n := fs.table.forget(id, lookups)
+	if n == nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.closeObject()
+}
+
+// typeOnly reports a mode's type for directory entries.
+func typeOnly(mode uint32) uint32 { return mode & unix.S_IFMT }

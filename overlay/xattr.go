@@ -1,0 +1,184 @@
+package overlay
+
+import (
+	"context"
+	"sort"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+)
+
+// diskName is the name of an xattr on disk. Migrate mode has no xattrs of its
+// own: all are the users'.
+func (fs *FS) diskName(attr string) string {
+	if fs.cfg.Mode == Migrate {
+		return attr
+	}
+	return fs.cfg.Format.ToDisk(attr)
+}
+
+// xattrs returns all xattrs of n as they are on disk.
+func (fs *FS) xattrsBelow(ctx context.Context, n *node) (layers.Xattrs, error) {
+	n.mu.RLock()
+	if len(n.lowers) == 0 {
+		n.mu.RUnlock()
+		return nil, unix.ESTALE
+	}
+	r := n.lowers[0]
+	n.mu.RUnlock()
+	path, ok := n.pathIn(&r)
+	if !ok {
+		return nil, unix.ENODATA
+	}
+	return r.layer.Xattrs(ctx, path)
+}
+
+func (fs *FS) getXattr(ctx context.Context, n *node, attr string) ([]byte, error) {
+	disk := fs.diskName(attr)
+	if n.isUpper() {
+		fd, err := fs.openUpper(n)
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Close(fd)
+		return sys.Getxattr(fd, "", disk)
+	}
+	n.mu.RLock()
+	r := lowerRef{}
+	if len(n.lowers) > 0 {
+		r = n.lowers[0]
+	}
+	n.mu.RUnlock()
+	if r.layer != nil && r.layer.isLocal() {
+		path, ok := n.pathIn(&r)
+		if !ok {
+			return nil, unix.ENODATA
+		}
+		fd, err := sys.OpenBeneath(r.layer.root, string(path), unix.O_PATH|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return nil, gone(err)
+		}
+		defer unix.Close(fd)
+		return sys.Getxattr(fd, "", disk)
+	}
+	x, err := fs.xattrsBelow(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	v, ok := x[disk]
+	if !ok {
+		return nil, unix.ENODATA
+	}
+	return v, nil
+}
+
+// GetXAttr implements fuse.RawFileSystem.
+func (fs *FS) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
+	n := fs.table.get(in.NodeId)
+	if n == nil {
+		return 0, fuse.Status(unix.ESTALE)
+	}
+	v, err := fs.getXattr(cancelled(cancel), n, attr)
+	if err != nil {
+		return 0, fs.status("getxattr", n, "", err)
+	}
+	return fit(dest, v)
+}
+
+// fit copies v into dest. An empty dest asks for the size.
+func fit(dest, v []byte) (uint32, fuse.Status) {
+	if len(v) > len(dest) {
+		return uint32(len(v)), fuse.ERANGE
+	}
+	return uint32(copy(dest, v)), fuse.OK
+}
+
+// ListXAttr implements fuse.RawFileSystem.
+func (fs *FS) ListXAttr(cancel <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	n := fs.table.get(in.NodeId)
+	if n == nil {
+		return 0, fuse.Status(unix.ESTALE)
+	}
+	names, err := fs.listXattrs(cancelled(cancel), n)
+	if err != nil {
+		return 0, fs.status("listxattr", n, "", err)
+	}
+	var b []byte
+	for _, name := range names {
+		b = append(append(b, name...), 0)
+	}
+	return fit(dest, b)
+}
+
+func (fs *FS) listXattrs(ctx context.Context, n *node) ([]string, error) {
+	var names []string
+	if n.isUpper() {
+		fd, err := fs.openUpper(n)
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Close(fd)
+		if names, err = sys.Listxattr(fd, ""); err != nil {
+			return nil, err
+		}
+	} else {
+		x, err := fs.xattrsBelow(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		for name := range x {
+			names = append(names, name)
+		}
+		sort.Strings(names)
+	}
+	if fs.cfg.Mode == Migrate {
+		return names, nil
+	}
+	shown := names[:0]
+	for _, name := range names {
+		if s, ok := fs.cfg.Format.FromDisk(name); ok {
+			shown = append(shown, s)
+		}
+	}
+	return shown, nil
+}
+
+// SetXAttr implements fuse.RawFileSystem.
+func (fs *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
+	n := fs.table.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	disk, value := fs.diskName(attr), append([]byte(nil), data...)
+	err := fs.changeXattr(cancelled(cancel), n, func(fd int) error {
+		return sys.Setxattr(fd, "", disk, value, int(in.Flags))
+	})
+	return fs.status("setxattr", n, "", err)
+}
+
+// RemoveXAttr implements fuse.RawFileSystem.
+func (fs *FS) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, attr string) fuse.Status {
+	n := fs.table.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	ctx, disk := cancelled(cancel), fs.diskName(attr)
+	if !n.isUpper() && !fs.ReadOnly() {
+		// What is not there is not worth a copy-up.
+		if _, err := fs.getXattr(ctx, n, attr); err != nil {
+			return fs.status("removexattr", n, "", err)
+		}
+	}
+	err := fs.changeXattr(ctx, n, func(fd int) error { return sys.Removexattr(fd, "", disk) })
+	return fs.status("removexattr", n, "", err)
+}
+
+func (fs *FS) changeXattr(ctx context.Context, n *node, f func(fd int) error) error {
+	if fs.ReadOnly() {
+		return unix.EROFS
+	}
+	return fs.change(ctx, n, f)
+}
