@@ -1,0 +1,112 @@
+package criu
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/seed"
+)
+
+// images are the files that a Load reads, by the name they have in testdata
+// without their number.
+var images = []string{
+	"inventory", "pstree", "core", "ids", "files", "reg-files", "unixsk", "inotify",
+	"remap-fpath", "fdinfo", "fs", "mm", "mountpoints",
+}
+
+// FuzzLoad replaces one image of a good checkpoint. Whatever it holds, Load must
+// return, with an error or with names that are safe to use.
+func FuzzLoad(f *testing.F) {
+	sets := map[string]fstest.MapFS{}
+	for _, dir := range []string{"plain", "old", "container"} {
+		sets[dir] = golden(f, dir)
+		for name, file := range sets[dir] {
+			kind := strings.TrimRight(strings.TrimSuffix(name, ".img"), "0123456789")
+			for i, k := range images {
+				if strings.TrimRight(kind, "-") == k {
+					f.Add(byte(i), dir == "old", dir == "container", file.Data)
+				}
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, which byte, old, container bool, data []byte) {
+		dir := "plain"
+		if old {
+			dir = "old"
+		} else if container {
+			dir = "container"
+		}
+		m := fstest.MapFS{}
+		want := images[int(which)%len(images)]
+		for name, file := range sets[dir] {
+			kind := strings.TrimRight(strings.TrimRight(strings.TrimSuffix(name, ".img"), "0123456789"), "-")
+			if kind == want {
+				file = &fstest.MapFile{Data: data, Mode: 0o600}
+			}
+			m[name] = file
+		}
+		c, err := LoadFS(m, "images")
+		if err != nil {
+			if strings.ContainsAny(err.Error(), "\n\x00") {
+				t.Errorf("error %q is not one line of text", err)
+			}
+			return
+		}
+		checkSafe(t, c)
+	})
+}
+
+// checkSafe: nothing of c leads out of a layer.
+func checkSafe(t *testing.T, c *Checkpoint) {
+	t.Helper()
+	for _, f := range c.Files {
+		if f.Path != filepath.Clean(f.Path) || !filepath.IsAbs(f.Path) || strings.Contains(f.Path, "\x00") {
+			t.Errorf("path %q", f.Path)
+		}
+		if f.Size < 0 {
+			t.Errorf("%q has size %d", f.Path, f.Size)
+		}
+	}
+	s := c.Seed()
+	for _, e := range s.Entries {
+		if !e.Path.Valid() {
+			t.Errorf("seed path %q", e.Path)
+		}
+	}
+	l, err := seed.New(t.Context(), seed.Config{Seed: s, Hide: HostDirs()})
+	if err != nil {
+		return // a file that others lie in
+	}
+	for _, e := range s.Entries {
+		if _, err := l.ReadDir(t.Context(), e.Path); err == nil && e.Mode != 0 && e.Mode&0o170000 != 0o040000 {
+			t.Errorf("%q, mode %#o, was listed", e.Path, e.Mode)
+		}
+	}
+	_ = l.Close()
+}
+
+// TestGoldenSeedAlone: without a source, the seed layer serves what images say.
+func TestGoldenSeedAlone(t *testing.T) {
+	c, err := LoadFS(os.DirFS("testdata/plain"), "testdata/plain")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, names := range []seed.Names{seed.Tree, seed.Flat} {
+		l, err := seed.New(t.Context(), seed.Config{Seed: c.Seed(), Names: names, Hide: HostDirs()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := layers.Path("tmp/migratefs-golden/job/read-only")
+		if names == seed.Flat {
+			p = "tmp.migratefs-golden.job.read-only"
+		}
+		a, err := l.Stat(t.Context(), p)
+		if err != nil || a.Mode != 0o100440 || a.Size != 10000 || a.Known != layers.KnownSize {
+			t.Errorf("%q: %+v, %v", p, a, err)
+		}
+	}
+}
