@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +40,8 @@ type Layer struct {
 	// itself.
 	nodes map[layers.Path]*node
 	id    string
+
+	closed atomic.Bool
 }
 
 var (

@@ -15,6 +15,9 @@ func (l *Layer) ID() string { return l.id }
 
 // Stat implements layers.Layer: seeded names without asking anybody.
 func (l *Layer) Stat(ctx context.Context, p layers.Path) (layers.Attr, error) {
+	if l.closed.Load() {
+		return layers.Attr{}, l.wrap("stat", p, unix.EBADF)
+	}
 	if n := l.nodes[p]; n != nil {
 		a, err := l.stat(ctx, n)
 		return a, l.wrap("stat", p, err)
@@ -131,6 +134,9 @@ func (l *Layer) StatMany(ctx context.Context, paths []layers.Path) ([]layers.Att
 // ReadDir implements layers.Layer: Inner's entries, with the seed's attributes
 // for seeded names.
 func (l *Layer) ReadDir(ctx context.Context, p layers.Path) ([]layers.Entry, error) {
+	if l.closed.Load() {
+		return nil, l.wrap("readdir", p, unix.EBADF)
+	}
 	n := l.nodes[p]
 	if l.inner == nil || l.names == Flat {
 		return l.readSeeded(p, n)
@@ -273,6 +279,9 @@ func (l *Layer) Offline() error {
 
 // Close implements layers.Layer.
 func (l *Layer) Close() error {
+	if l.closed.Swap(true) {
+		return nil
+	}
 	if l.inner == nil {
 		return nil
 	}
