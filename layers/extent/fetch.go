@@ -146,7 +146,8 @@ func (o *Object) landLocked(f *flight) {
 
 // fly fetches f, stores it, and tells who waits. It has a reference to o.
 func (o *Object) fly(ctx context.Context, fetch Fetcher, f *flight) {
-	defer o.Close()
+	defer close(f.done)
+	defer o.release() // whoever waits has one of its own
 	defer f.cancel()
 	// Asked before the fetch: a change after this moment must show in the
 	// version, or the bytes may be of either.
@@ -172,7 +173,6 @@ func (o *Object) fly(ctx context.Context, fetch Fetcher, f *flight) {
 	o.mu.Lock()
 	o.landLocked(f)
 	o.mu.Unlock()
-	close(f.done)
 }
 
 func (o *Object) settled(fetch Fetcher) bool {

@@ -115,7 +115,12 @@ func (o *Object) Close() error {
 	o.wmu.Lock()
 	err := o.settleDebt()
 	o.wmu.Unlock()
+	o.release()
+	return err
+}
 
+// release drops one reference.
+func (o *Object) release() {
 	s := o.store
 	s.mu.Lock()
 	o.entry.refs--
@@ -127,7 +132,6 @@ func (o *Object) Close() error {
 	if last {
 		o.closeFds()
 	}
-	return err
 }
 
 func (o *Object) closeFds() {
