@@ -149,12 +149,14 @@ func (st *state) sessions(recs []record, boot bootID, durable func(bootID) int64
 
 // apply computes the ranges and the limit.
 func (st *state) apply(recs []record) error {
-	const none = math.MaxInt64
 	void := st.voids(recs)
-	shrink, shrunk, before := int64(none), int64(none), int64(0)
-	pending := false
+	// cut is where the last shrink that was not cancelled was answered: where
+	// its shrunk stands, unanswered, or before all records if there was none.
+	const unanswered = math.MaxInt64
+	cut := int64(-1)
+	var before struct{ limit, cut int64 } // the last shrink
 	for i, r := range recs {
-		ok := true
+		ok, pending := true, cut == unanswered
 		switch r.kind {
 		case kindFetched, kindWritten:
 			ok = !pending && r.a >= 0 && r.b > 0 && r.a <= st.limit && r.b <= st.limit-r.a
@@ -166,13 +168,13 @@ func (st *state) apply(recs []record) error {
 			}
 		case kindShrink:
 			ok = !pending && r.a >= 0 && r.a < st.limit
-			before, st.limit = st.limit, r.a
-			shrink, shrunk, pending = int64(i), none, true
+			before.limit, before.cut = st.limit, cut
+			st.limit, cut = r.a, unanswered
 		case kindCancel:
 			ok = pending
-			st.limit, pending, shrink = before, false, none
+			st.limit, cut = before.limit, before.cut
 		case kindShrunk:
-			shrunk, pending = int64(i), false
+			cut = int64(i)
 		}
 		if !ok {
 			return fmt.Errorf("extent map record %d: %w", i, layers.ErrCorrupt)
@@ -180,7 +182,7 @@ func (st *state) apply(recs []record) error {
 	}
 	st.present.remove(st.limit, maxSize)
 	st.dirty.remove(st.limit, maxSize)
-	st.redo = pending || !st.sameBoot && shrink != none && shrunk >= int64(st.covered)
+	st.redo = cut == unanswered || !st.sameBoot && cut >= int64(st.covered)
 	return nil
 }
 

@@ -1,0 +1,347 @@
+package extent
+
+import (
+	"bytes"
+	"errors"
+	"math/rand"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
+)
+
+func noneDurable(bootID) int64 { return 0 }
+
+func bootNamed(name string) (b bootID) {
+	copy(b[:], name)
+	return b
+}
+
+// mapOf returns a map file with every kind of record in it.
+func mapOf(t testing.TB) []byte {
+	src := sourceOf(make([]byte, 8*page))
+	b, c := newHeader(&src)
+	lo, hi := bootNamed(bootA).halves()
+	for _, r := range []record{
+		{kind: kindSession, a: lo, b: hi},
+		{kind: kindEpoch, a: 1, b: 1},
+		{kind: kindFetched, a: 0, b: page},
+		{kind: kindWritten, a: 2 * page, b: 100},
+		{kind: kindBarrier, a: 4},
+		{kind: kindShrink, a: 7 * page, durable: 5},
+		{kind: kindShrunk},
+		{kind: kindShrink, a: 3 * page},
+		{kind: kindCancel},
+		{kind: kindEpoch, a: 2, b: 9},
+		{kind: kindWritten, a: 5 * page, b: page, durable: 5},
+	} {
+		b = c.put(b, r)
+	}
+	return b
+}
+
+func TestReplay(t *testing.T) {
+	b := mapOf(t)
+	st, err := replay(b, bootNamed(bootA), noneDurable)
+	must(t, err)
+	if st.limit != 7*page || st.present.sum != 2*page+100 || st.dirty.sum != page+100 || st.redo || st.epoch != 2 {
+		t.Errorf("same boot: %+v", st)
+	}
+	st, err = replay(b, bootNamed(bootB), noneDurable)
+	must(t, err)
+	if st.limit != 7*page || st.present.sum != page+100 || st.dirty.sum != 100 || !st.redo || st.covered != 4 {
+		t.Errorf("another boot: %+v", st)
+	}
+	st, err = replay(b, bootNamed(bootB), func(bootID) int64 { return 1 })
+	must(t, err)
+	if st.present.sum != page+100 || st.redo || st.covered != 9 {
+		t.Errorf("another boot, first epoch durable: %+v", st)
+	}
+	st, err = replay(b, bootNamed(bootB), func(bootID) int64 { return 2 })
+	must(t, err)
+	if st.present.sum != 2*page+100 || st.redo {
+		t.Errorf("another boot, both epochs durable: %+v", st)
+	}
+	if st, err = replay(b[:len(b)-5], bootNamed(bootA), noneDurable); err != nil || !st.torn || st.present.sum != page+100 {
+		t.Errorf("a piece of a record at the end: %+v, %v", st, err)
+	}
+}
+
+// Records that a sound program never writes, with sound checksums.
+func TestReplayRefuses(t *testing.T) {
+	src := sourceOf(make([]byte, 8*page))
+	lo, hi := bootNamed(bootA).halves()
+	begin := []record{{kind: kindSession, a: lo, b: hi}, {kind: kindEpoch, a: 1, b: 1}}
+	for name, recs := range map[string][]record{
+		"range beyond the limit":   {{kind: kindWritten, a: 8*page - 1, b: 2}},
+		"range that overflows":     {{kind: kindFetched, a: page, b: maxSize}},
+		"negative offset":          {{kind: kindWritten, a: -1, b: 2}},
+		"empty range":              {{kind: kindWritten, a: 1, b: 0}},
+		"shrink to more":           {{kind: kindShrink, a: 8 * page}},
+		"shrink to less than none": {{kind: kindShrink, a: -1}},
+		"two shrinks":              {{kind: kindShrink, a: 5}, {kind: kindShrink, a: 4}},
+		"range in a shrink":        {{kind: kindShrink, a: 5}, {kind: kindWritten, a: 1, b: 1}},
+		"cancel of nothing":        {{kind: kindCancel}},
+		"barrier for the future":   {{kind: kindBarrier, a: 9}},
+		"void future":              {{kind: kindEpoch, a: 2, b: 9}},
+		"epoch zero":               {{kind: kindEpoch, a: 0, b: 0}},
+		"durable future":           {{kind: kindWritten, a: 1, b: 1, durable: 9}},
+	} {
+		b, c := newHeader(&src)
+		for _, r := range append(begin, recs...) {
+			b = c.put(b, r)
+		}
+		for _, boot := range []string{bootA, bootB} {
+			if _, err := replay(b, bootNamed(boot), noneDurable); !errors.Is(err, layers.ErrCorrupt) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	b, c := newHeader(&src)
+	b = c.put(b, record{kind: kindWritten, a: 1, b: 1})
+	if _, err := replay(b, bootNamed(bootA), noneDurable); !errors.Is(err, layers.ErrCorrupt) {
+		t.Errorf("without a session: %v", err)
+	}
+}
+
+// Every single damaged byte is noticed or makes no difference: what was synced
+// is never fetched again over what was written.
+func TestDamagedMap(t *testing.T) {
+	src := &source{content: noise(8*page, 1)}
+	dir := t.TempDir()
+	s, o, id, model := prepare(t, dir, src)
+	must(t, o.Sync(true))
+	_, err := o.WriteAt([]byte("after"), 7*page)
+	must(t, err)
+	copy(model[7*page:], "after")
+	must(t, o.Sync(true))
+	proven := o.mapEnd - 2*recordLen // before the last record that a later one vouches for
+	kill(s, o)
+	path := filepath.Join(dir, id.name()+mapSuffix)
+	whole, err := os.ReadFile(path)
+	must(t, err)
+	for _, boot := range []string{bootA, bootB} {
+		end := int64(len(whole))
+		if boot == bootB {
+			end = proven
+		}
+		for i := range end {
+			b := bytes.Clone(whole)
+			b[i] ^= 1 << (i % 8)
+			must(t, os.WriteFile(path, b, 0o600))
+			s := openStore(t, dir, boot)
+			o, err := s.Pending(id)
+			if err == nil {
+				want(t, "despite damage", contentOf(t, o, unsettled{src}), model)
+				must(t, o.Close())
+			} else if !errors.Is(err, layers.ErrCorrupt) {
+				t.Fatalf("byte %d: %v", i, err)
+			}
+			kill(s)
+		}
+	}
+}
+
+func TestDamagedObjects(t *testing.T) {
+	content := noise(4*page, 1)
+	src := &source{content: content}
+	for name, damage := range map[string]func(base string) error{
+		"no data":        func(base string) error { return os.Remove(base + dataSuffix) },
+		"no map":         func(base string) error { return os.Remove(base + mapSuffix) },
+		"empty map":      func(base string) error { return os.Truncate(base+mapSuffix, 0) },
+		"short data":     func(base string) error { return os.Truncate(base+dataSuffix, page) },
+		"map is garbage": func(base string) error { return os.WriteFile(base+mapSuffix, noise(5000, 3), 0o600) },
+		"future format":  func(base string) error { return poke(base+mapSuffix, 8, 2) },
+		"data is a dir": func(base string) error {
+			return errors.Join(os.Remove(base+dataSuffix), os.Mkdir(base+dataSuffix, 0o700))
+		},
+		"data is symlink": func(base string) error {
+			return errors.Join(os.Remove(base+dataSuffix), os.Symlink("/etc/passwd", base+dataSuffix))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := openStore(t, dir, bootA)
+			c, err := s.Cached(sourceOf(content))
+			must(t, err)
+			want(t, "before", contentOf(t, c, src), content)
+			p, id, err := s.NewPending(sourceOf(content))
+			must(t, err)
+			_, err = p.WriteAt(noise(10, 9), 3*page)
+			must(t, err)
+			cachedName := c.name
+			kill(s, c, p)
+			must(t, damage(filepath.Join(dir, id.name())))
+			must(t, damage(filepath.Join(dir, cachedName)))
+			before := listing(t, dir, "p")
+
+			s = openStore(t, dir, bootA)
+			defer s.Close()
+			if _, err := s.Pending(id); err == nil || errors.Is(err, unix.ENOENT) {
+				t.Errorf("a damaged pending object: %v", err)
+			}
+			if got := listing(t, dir, "p"); got != before {
+				t.Errorf("what was left of it was touched: %s, was %s", got, before)
+			}
+			c, err = s.Cached(sourceOf(content))
+			if err != nil {
+				if name != "data is a dir" && name != "data is symlink" {
+					t.Fatal(err)
+				}
+				return // nobody but an attacker in our directory makes those
+			}
+			want(t, "cached again", contentOf(t, c, src), content)
+			must(t, c.Close())
+		})
+	}
+}
+
+func poke(path string, off int64, c byte) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteAt([]byte{c}, off)
+	return err
+}
+
+// listing returns names and sizes.
+func listing(t *testing.T, dir, prefix string) (out string) {
+	list, err := os.ReadDir(dir)
+	must(t, err)
+	for _, e := range list {
+		if info, err := e.Info(); err == nil && e.Name()[:1] == prefix && !e.IsDir() {
+			out += e.Name() + ":" + string(rune('0'+info.Size()%64)) + " "
+		}
+	}
+	return out
+}
+
+func TestRangeSet(t *testing.T) {
+	rng := rand.New(rand.NewSource(1))
+	var set rangeSet
+	model := make([]bool, 200)
+	for range 5000 {
+		a := rng.Int63n(200)
+		b := a + rng.Int63n(201-a)
+		v := rng.Intn(2) == 0
+		if v {
+			set.add(a, b)
+		} else {
+			set.remove(a, b)
+		}
+		for i := a; i < b; i++ {
+			model[i] = v
+		}
+		var sum int64
+		all := true
+		q := rng.Int63n(200)
+		for i, m := range model {
+			if m != set.has(int64(i), int64(i)+1) {
+				t.Fatalf("%d: %v", i, set.spans)
+			}
+			if m {
+				sum++
+			}
+			all = all && (m || int64(i) < q || int64(i) >= q+10)
+		}
+		if sum != set.sum || q+10 <= 200 && all != set.has(q, q+10) {
+			t.Fatalf("sum %d, want %d; %v", set.sum, sum, set.spans)
+		}
+		for i := 1; i < len(set.spans); i++ {
+			if set.spans[i-1].to >= set.spans[i].from {
+				t.Fatalf("touching: %v", set.spans)
+			}
+		}
+		at := int64(0)
+		for _, m := range append(set.missing(0, 200), span{200, 200}) {
+			if !set.has(at, m.from) || m.from < m.to && set.has(m.from, m.to) {
+				t.Fatalf("missing %v of %v", m, set.spans)
+			}
+			at = m.to
+		}
+	}
+}
+
+// A long random writer's map stays short.
+func TestMapIsCompacted(t *testing.T) {
+	content := noise(64*page, 1)
+	_, o := newPending(t, content)
+	o.compactAt = 100
+	rng := rand.New(rand.NewSource(1))
+	model := bytes.Clone(content)
+	for range 3 * compactMin {
+		off := rng.Int63n(63 * page)
+		n, err := o.WriteAt(model[off:off+1], off)
+		if n != 1 || err != nil {
+			t.Fatal(err)
+		}
+	}
+	if o.mapEnd > (compactMin+3*compactMin)*recordLen {
+		t.Fatalf("map of %d bytes", o.mapEnd)
+	}
+	want(t, "content", contentOf(t, o, &source{content: content}), model)
+}
+
+func FuzzReplay(f *testing.F) {
+	whole := mapOf(f)
+	f.Add(whole)
+	f.Add(whole[:len(whole)-10])
+	f.Add(whole[:70])
+	f.Add([]byte(mapMagic))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, boot := range []string{bootA, bootB} {
+			st, err := replay(b, bootNamed(boot), noneDurable)
+			if err != nil {
+				if !errors.Is(err, layers.ErrCorrupt) {
+					t.Fatal(err)
+				}
+				continue
+			}
+			if st.limit < 0 || st.limit > st.src.Version.Size || st.end > int64(len(b)) ||
+				st.present.sum > st.limit || st.dirty.sum > st.present.sum {
+				t.Fatalf("%+v", st)
+			}
+			for _, d := range st.dirty.spans {
+				if !st.present.has(d.from, d.to) || d.to > st.limit {
+					t.Fatalf("dirty and not present: %v", d)
+				}
+			}
+		}
+	})
+}
+
+// FuzzRecords gives records of any content sound checksums, to get behind them.
+func FuzzRecords(f *testing.F) {
+	f.Add([]byte{1, 0, 16, 2, 8, 8, 3, 9, 0, 4, 0, 0, 6, 3, 0, 8, 2, 2})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		src := sourceOf(make([]byte, 200))
+		out, c := newHeader(&src)
+		lo, hi := bootNamed(bootA).halves()
+		out = c.put(out, record{kind: kindSession, a: lo, b: hi})
+		out = c.put(out, record{kind: kindEpoch, a: 1, b: 1})
+		for ; len(b) >= 3; b = b[3:] {
+			out = c.put(out, record{kind: kind(b[0] % 10), a: int64(int8(b[1])), b: int64(int8(b[2])), durable: uint32(b[0] / 10)})
+		}
+		for _, boot := range []string{bootA, bootB} {
+			st, err := replay(out, bootNamed(boot), noneDurable)
+			if err == nil && (st.dirty.sum > st.present.sum || st.present.sum > st.limit || st.limit > 200) {
+				t.Fatalf("%+v", st)
+			}
+		}
+	})
+}
+
+func FuzzEpochs(f *testing.F) {
+	f.Add(encodeEpochs([]bootEpoch{{bootNamed(bootA), 3}, {bootNamed(bootB), 1}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		list, err := decodeEpochs(b)
+		if err == nil && !bytes.Equal(encodeEpochs(list), b) {
+			t.Fatal("decoded what was not encoded")
+		}
+	})
+}
