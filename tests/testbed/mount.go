@@ -88,15 +88,29 @@ func TryMount(tb testing.TB, options, point string, more ...MountConfig) (m *Mou
 	return m, nil
 }
 
-// device returns what tells the filesystem at the mountpoint from another one
-// mounted over it. It never waits for a FUSE daemon.
+// device returns what tells the FUSE filesystem at the mountpoint from another
+// one mounted over it; 0 if there is none, or a dead one. It never waits for a
+// daemon.
 func (m *Mounted) device() uint64 {
 	var stx unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, m.Dir, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE|unix.STATX_MNT_ID, &stx)
-	if err != nil {
-		return 0 // a dead mount
+	err := unix.Statx(unix.AT_FDCWD, m.Dir, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT,
+		unix.STATX_TYPE|unix.STATX_MNT_ID, &stx)
+	if err != nil || !m.fuseOnTop() {
+		return 0
 	}
 	return stx.Mnt_id<<32 ^ uint64(stx.Dev_major)<<20 ^ uint64(stx.Dev_minor)
+}
+
+// fuseOnTop reports whether the last mount on the mountpoint is of type fuse:
+// while a dead mount is replaced, the directory below shows for a moment.
+func (m *Mounted) fuseOnTop() bool {
+	fuse := false
+	for _, i := range mountsOf(m.host) {
+		if i.Point == m.Point {
+			fuse = strings.HasPrefix(i.Type, "fuse")
+		}
+	}
+	return fuse
 }
 
 // Path returns how the test reaches a path below the mountpoint.

@@ -1,8 +1,10 @@
 package testbed
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -16,6 +18,10 @@ func TempDir(tb testing.TB) string {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "migratefs-test-")
 	if err != nil {
+		tb.Fatal(err)
+	}
+	// mountinfo, ps and messages show what is behind the symlinks of TMPDIR.
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		tb.Fatal(err)
 	}
 	// Other users read what lies in here; root's umask may say otherwise.
@@ -60,8 +66,15 @@ type MountInfo struct {
 }
 
 // Mounts returns the mounts of this mount namespace in the order of the kernel.
-func Mounts() []MountInfo {
-	b, err := os.ReadFile("/proc/self/mountinfo")
+func Mounts() []MountInfo { return mountsOf(nil) }
+
+// mountsOf is Mounts on a host.
+func mountsOf(h *Host) []MountInfo {
+	file := "/proc/self/mountinfo"
+	if h != nil {
+		file = fmt.Sprintf("/proc/%d/mountinfo", h.keeper.Pid)
+	}
+	b, err := os.ReadFile(file)
 	if err != nil {
 		panic(err) // no test can go on without /proc
 	}
