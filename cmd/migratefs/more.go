@@ -1,0 +1,8 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// moreCommands are the subcommands about checkpoints.
+func moreCommands() []*cobra.Command {
+	return nil
+}

@@ -1,0 +1,307 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+)
+
+// mountCommand is migratefs without a subcommand.
+type mountCommand struct {
+	options    []string
+	foreground bool
+	debug      bool
+	helper     bool
+
+	point  string
+	opts   *options
+	daemon bool // in the background
+}
+
+func (m *mountCommand) args(_ *cobra.Command, args []string) error {
+	if m.helper {
+		if len(args) != 2 {
+			return usageErrorf("mount helper: want SOURCE MOUNTPOINT, got %q", args)
+		}
+		args = args[1:]
+	}
+	switch len(args) {
+	case 0:
+		return usageErrorf("no mountpoint: migratefs -o lowerdir=...,upperdir=... MOUNTPOINT")
+	case 1:
+		m.point = args[0]
+		return nil
+	}
+	return usageErrorf("one mountpoint, please: got %q", args)
+}
+
+func (m *mountCommand) run() error {
+	opts, err := parseOptions(m.options)
+	if err != nil {
+		return err
+	}
+	m.opts = opts
+	if m.foreground || m.debug || os.Getenv(readyEnv) != "" {
+		return m.serve()
+	}
+	return m.background()
+}
+
+// readyEnv names the descriptor on which a daemon in the background tells the
+// command that started it how the mount went.
+const readyEnv = "MIGRATEFS_READY_FD"
+
+// background starts this program anew as a daemon and waits until the mount is
+// ready or has failed.
+func (m *mountCommand) background() error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	cmd := exec.Command(self, m.arguments()...)
+	cmd.Env = append(os.Environ(), readyEnv+"=3")
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		w.Close()
+		return err
+	}
+	w.Close()
+	answer, err := io.ReadAll(bufio.NewReader(io.LimitReader(r, 64<<10)))
+	if err != nil {
+		return err
+	}
+	code, text, _ := strings.Cut(string(answer), " ")
+	n, err := strconv.Atoi(code)
+	if err != nil {
+		_ = cmd.Wait()
+		return mountErrorf("the daemon ended before the mount was ready (%v)", cmd.ProcessState)
+	}
+	if n == exitOK {
+		if text != "" {
+			fmt.Fprintln(os.Stderr, text)
+		}
+		return cmd.Process.Release()
+	}
+	_ = cmd.Wait()
+	return &codeError{n, errors.New(text)}
+}
+
+func (m *mountCommand) arguments() (args []string) {
+	for _, o := range m.options {
+		args = append(args, "-o", o)
+	}
+	return append(args, "--", m.point)
+}
+
+// serve mounts and serves until the mount ends.
+func (m *mountCommand) serve() error {
+	m.daemon = os.Getenv(readyEnv) != ""
+	tell := announcer()
+	err := m.mountAndServe(tell)
+	if err != nil {
+		var ce *codeError
+		code := exitFailure
+		if errors.As(err, &ce) {
+			code = ce.code
+		}
+		if tell(code, oneLine(err.Error())) {
+			return &codeError{code, errors.New("")}
+		}
+	}
+	return err
+}
+
+// announcer returns a function that tells the waiting command how the mount
+// went, once; it reports whether there was one to tell.
+func announcer() func(code int, text string) bool {
+	fd, err := strconv.Atoi(os.Getenv(readyEnv))
+	if err != nil {
+		return func(code int, text string) bool {
+			if code == exitOK && text != "" {
+				fmt.Fprintln(os.Stderr, text)
+			}
+			return false
+		}
+	}
+	os.Unsetenv(readyEnv)
+	unix.CloseOnExec(fd)
+	f := os.NewFile(uintptr(fd), "ready")
+	return func(code int, text string) bool {
+		if f == nil {
+			return false
+		}
+		fmt.Fprintf(f, "%d %s", code, text)
+		f.Close()
+		f = nil
+		return true
+	}
+}
+
+func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
+	log, err := m.logger(m.daemon)
+	if err != nil {
+		return asMountError(err)
+	}
+	unix.Umask(0)
+	if isRoot() {
+		if err := sys.DropCapability(unix.CAP_SYS_RESOURCE); err != nil {
+			log.Debug("CAP_SYS_RESOURCE is kept: root's writes may exceed quotas", "cause", err)
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	st, err := openStack(ctx, m.opts, m.point, log)
+	stop()
+	if err != nil {
+		return asMountError(err)
+	}
+	server, err := m.mount(st)
+	if err != nil {
+		st.abandon()
+		return asMountError(fmt.Errorf("mount on %q: %w", st.point, err))
+	}
+	go server.Serve()
+	if err := server.WaitMount(); err != nil {
+		_ = server.Unmount()
+		return asMountError(fmt.Errorf("mount on %q: %w", st.point, err))
+	}
+	m.endOnSignal(server, st.point, log)
+	_ = os.Chdir("/")
+	notifySystemd("READY=1")
+	tell(exitOK, st.summary())
+	if m.daemon {
+		detachStdio()
+	}
+	server.Wait()
+	notifySystemd("STOPPING=1")
+	if err := st.close(); err != nil {
+		return fmt.Errorf("unmount %q: %w", st.point, err)
+	}
+	return nil
+}
+
+// mount makes the mount, by mount(2) as root and by fusermount3 else.
+func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
+	o := m.opts
+	root := isRoot()
+	mo := &fuse.MountOptions{
+		Name:                 "migratefs",
+		FsName:               o.fsName,
+		AllowOther:           root || o.allowOther != nil,
+		DirectMountStrict:    root,
+		DirectMountFlags:     unix.MS_MGC_VAL, // no flags but those in Options: zero would mean nosuid, nodev
+		Options:              []string{"default_permissions"},
+		EnableAcl:            !o.noACL,
+		MaxWrite:             1 << 20,
+		MaxBackground:        64,
+		EnableSymlinkCaching: false,
+		ExtraCapabilities:    fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO,
+		Debug:                m.debug,
+	}
+	if st.fs.ReadOnly() || o.readOnly {
+		if root {
+			mo.DirectMountFlags |= unix.MS_RDONLY
+		} else {
+			mo.Options = append(mo.Options, "ro")
+		}
+	}
+	mo.Options = append(mo.Options, st.flags(o.flags)...)
+	return fuse.NewServer(st.fs, st.point, mo)
+}
+
+// endOnSignal unmounts on SIGTERM and SIGINT. A mount that is in use is taken out
+// of sight at the first and served until its last user is gone; a second signal
+// ends the daemon.
+func (m *mountCommand) endOnSignal(server *fuse.Server, point string, log *slog.Logger) {
+	c := make(chan os.Signal, 2)
+	signal.Notify(c, unix.SIGTERM, unix.SIGINT)
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	go func() {
+		<-c
+		if err := unmount(point, false); err != nil {
+			log.Warn("in use: unmounted lazily, serving until the last user is gone", "mountpoint", point, "cause", err)
+			if err := unmount(point, true); err != nil {
+				log.Error("not unmounted", "mountpoint", point, "cause", err)
+			}
+		}
+		<-c
+		os.Exit(exitFailure)
+	}()
+}
+
+// logger writes to the file that log= names, else to stderr; a daemon in the
+// background without log= has nobody to read its stderr and writes to syslog.
+func (m *mountCommand) logger(background bool) (*slog.Logger, error) {
+	level := slog.LevelInfo
+	if m.debug {
+		level = slog.LevelDebug
+	}
+	var w io.Writer = os.Stderr
+	switch {
+	case m.opts.logFile != "":
+		path, err := filepath.Abs(m.opts.logFile)
+		if err != nil {
+			return nil, err
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("log file: %w", err)
+		}
+		w = f
+	case background:
+		w = syslogOrNothing()
+	}
+	log := slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+	slog.SetDefault(log)
+	return log, nil
+}
+
+// detachStdio lets go of the terminal, or of the pipes of who started us.
+func detachStdio() {
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(null)
+	for fd := range 3 {
+		_ = unix.Dup3(null, fd, 0)
+	}
+}
+
+// notifySystemd tells the service manager, if there is one (sd_notify(3)).
+func notifySystemd(state string) {
+	addr := os.Getenv("NOTIFY_SOCKET")
+	if addr == "" {
+		return
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	if addr[0] == '@' {
+		addr = "\x00" + addr[1:]
+	}
+	_ = unix.Sendto(fd, []byte(state), 0, &unix.SockaddrUnix{Name: addr})
+}

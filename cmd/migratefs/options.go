@@ -1,0 +1,338 @@
+package main
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/migratefs/migratefs/layers/seed"
+)
+
+// options is what -o says.
+type options struct {
+	lowers  []lowerSpec
+	upper   string
+	work    string
+	mode    string // "", "migrate", "overlay"
+	criu    string
+	names   seed.Names
+	viewAll bool // view=root: the live / of this host is the lowest lower
+
+	readOnly   bool
+	allowOther *bool
+	noACL      bool
+	userXattr  bool
+	noRedirect bool
+	volatile   bool
+	fsName     string
+	logFile    string
+	entry      *time.Duration
+	attr       *time.Duration
+	flags      []string // suid, nodev, ... as given
+
+	sshConfig  string
+	sshCommand string
+	sshAs      string
+	sshOptions []string
+	timeout    time.Duration
+	hard       bool
+	uid, gid   *uint32
+
+	given map[string]bool
+}
+
+// lowerSpec is one lower as it was named.
+type lowerSpec struct {
+	text   string
+	remote bool
+}
+
+// optionTable says what each option does with its value. An option without one
+// gets "".
+var optionTable = map[string]func(o *options, v string) error{
+	"lowerdir":   func(o *options, v string) error { return o.addLowers(v) },
+	"lowerdir+":  func(o *options, v string) error { return o.addLower(v) },
+	"upperdir":   once("upperdir", func(o *options) *string { return &o.upper }),
+	"workdir":    once("workdir", func(o *options) *string { return &o.work }),
+	"criu":       once("criu", func(o *options) *string { return &o.criu }),
+	"mode":       func(o *options, v string) error { return oneOf(&o.mode, "mode", v, "migrate", "overlay") },
+	"names":      setNames,
+	"view":       func(o *options, v string) error { o.viewAll = true; var s string; return oneOf(&s, "view", v, "root") },
+	"ro":         func(o *options, _ string) error { o.readOnly = true; return nil },
+	"rw":         func(o *options, _ string) error { o.readOnly = false; return nil },
+	"noacl":      func(o *options, _ string) error { o.noACL = true; return nil },
+	"userxattr":  func(o *options, _ string) error { o.userXattr = true; return nil },
+	"volatile":   func(o *options, _ string) error { o.volatile = true; return nil },
+	"fsname":     func(o *options, v string) error { o.fsName = v; return nil },
+	"log":        func(o *options, v string) error { o.logFile = v; return nil },
+	"hard":       func(o *options, _ string) error { o.hard = true; return nil },
+	"soft":       func(o *options, _ string) error { o.hard = false; return nil },
+	"ssh_config": func(o *options, v string) error { o.sshConfig = v; return nil },
+	"ssh_command": func(o *options, v string) error {
+		o.sshCommand = v
+		return nil
+	},
+	"ssh_as":     func(o *options, v string) error { o.sshAs = v; return nil },
+	"ssh_option": func(o *options, v string) error { o.sshOptions = append(o.sshOptions, v); return nil },
+	"timeout":    func(o *options, v string) error { return seconds(&o.timeout, "timeout", v) },
+	"entry_timeout": func(o *options, v string) error {
+		o.entry = new(time.Duration)
+		return seconds(o.entry, "entry_timeout", v)
+	},
+	"attr_timeout": func(o *options, v string) error {
+		o.attr = new(time.Duration)
+		return seconds(o.attr, "attr_timeout", v)
+	},
+	"uid": func(o *options, v string) error { return id(&o.uid, "uid", v) },
+	"gid": func(o *options, v string) error { return id(&o.gid, "gid", v) },
+	"redirect_dir": func(o *options, v string) error {
+		var s string
+		err := oneOf(&s, "redirect_dir", v, "on", "off")
+		o.noRedirect = s == "off"
+		return err
+	},
+	"allow_other": func(o *options, _ string) error { t := true; o.allowOther = &t; return nil },
+	// What is always so.
+	"default_permissions": nothing,
+	"metacopy":            onlyOn("metacopy"), "index": onlyOn("index"), "xino": onlyOn("xino"),
+	// For mount(8) and systemd, not for us.
+	"defaults": nothing, "auto": nothing, "noauto": nothing, "user": nothing, "nouser": nothing, "users": nothing,
+	"owner": nothing, "group": nothing, "_netdev": nothing, "nofail": nothing, "async": nothing, "rootcontext": nil,
+	"relatime": nothing,
+}
+
+// mountFlags are options that become flags of the mount.
+var mountFlags = map[string]bool{
+	"suid": true, "nosuid": true, "dev": true, "nodev": true, "exec": true, "noexec": true,
+}
+
+func nothing(*options, string) error { return nil }
+
+func onlyOn(name string) func(*options, string) error {
+	return func(_ *options, v string) error {
+		if v == "on" || v == "auto" || v == "" {
+			return nil
+		}
+		return usageErrorf("option %s=%s: only %s=on is supported", name, v, name)
+	}
+}
+
+func once(name string, field func(*options) *string) func(*options, string) error {
+	return func(o *options, v string) error {
+		f := field(o)
+		if *f != "" {
+			return usageErrorf("option %s is given twice: give it once", name)
+		}
+		if v == "" {
+			return usageErrorf("option %s= is empty: give a directory", name)
+		}
+		*f = unescape(v)
+		return nil
+	}
+}
+
+func oneOf(dst *string, name, v string, allowed ...string) error {
+	for _, a := range allowed {
+		if v == a {
+			*dst = v
+			return nil
+		}
+	}
+	return usageErrorf("option %s=%q: give %s", name, v, strings.Join(allowed, " or "))
+}
+
+func setNames(o *options, v string) error {
+	var s string
+	if err := oneOf(&s, "names", v, "tree", "flat"); err != nil {
+		return err
+	}
+	o.names = seed.Tree
+	if s == "flat" {
+		o.names = seed.Flat
+	}
+	return nil
+}
+
+func seconds(dst *time.Duration, name, v string) error {
+	s, err := strconv.ParseFloat(v, 64)
+	if err != nil || s < 0 || s > 1e9 {
+		return usageErrorf("option %s=%q: give a number of seconds", name, v)
+	}
+	*dst = time.Duration(s * float64(time.Second))
+	return nil
+}
+
+func id(dst **uint32, name, v string) error {
+	n, err := strconv.ParseUint(v, 10, 32)
+	if err != nil {
+		return usageErrorf("option %s=%q: give a number", name, v)
+	}
+	u := uint32(n)
+	*dst = &u
+	return nil
+}
+
+// parseOptions parses the values of all -o.
+func parseOptions(values []string) (*options, error) {
+	o := &options{given: make(map[string]bool), fsName: "migratefs"}
+	for _, value := range values {
+		for _, opt := range splitEscaped(value, ',') {
+			if opt == "" {
+				continue
+			}
+			if err := o.set(opt); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return o, o.check()
+}
+
+func (o *options) set(opt string) error {
+	name, v, _ := strings.Cut(opt, "=")
+	o.given[name] = true
+	if mountFlags[name] {
+		o.flags = append(o.flags, name)
+		return nil
+	}
+	if strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "comment") {
+		return nil
+	}
+	f, ok := optionTable[name]
+	if !ok || f == nil {
+		return usageErrorf("unknown option %q: see 'migratefs --help' and migratefs(8)", name)
+	}
+	// An escaped comma ends here; colons and backslashes are the value's.
+	return f(o, strings.ReplaceAll(v, `\,`, ","))
+}
+
+func (o *options) check() error {
+	remote := ""
+	for _, l := range o.lowers {
+		if l.remote {
+			remote = l.text
+		}
+	}
+	switch {
+	case len(o.lowers) == 0 && o.criu == "":
+		return usageErrorf("no lowerdir: give -o lowerdir=DIR, lowerdir=user@host:/DIR or criu=IMAGES")
+	case o.mode == "migrate" && remote != "":
+		return usageErrorf("mode=migrate removes files from its lowers, and the lower %q is on another host: use mode=overlay", remote)
+	case o.mode == "migrate" && o.criu != "":
+		return usageErrorf("mode=migrate and criu= exclude each other: use mode=overlay")
+	case o.work != "" && o.upper == "":
+		return usageErrorf("workdir=%s without upperdir: give upperdir too", o.work)
+	case o.userXattr && o.mode == "migrate":
+		return usageErrorf("userxattr is for mode=overlay: migrate mode has no extended attributes of its own")
+	case o.readOnly && o.upper == "":
+		o.readOnly = false // it is anyway
+	}
+	if o.mode == "" {
+		o.mode = "overlay"
+		if remote == "" && o.criu == "" && o.upper != "" && !o.userXattr {
+			o.mode = "migrate"
+		}
+	}
+	if o.mode == "migrate" && o.upper == "" {
+		o.mode = "overlay" // nothing is ever changed without an upper
+	}
+	return nil
+}
+
+// addLowers adds a colon-separated list. A host is told from a directory by what
+// follows: user@host:/path and host:/path are remote, as scp(1) has them; a
+// directory that would look like a host is written ./host.
+func (o *options) addLowers(v string) error {
+	rest := v
+	for rest != "" || v == "" {
+		var one string
+		one, rest = cutLower(rest)
+		if err := o.addLower(one); err != nil {
+			return err
+		}
+		if rest == "" {
+			return nil
+		}
+	}
+	return nil
+}
+
+func cutLower(s string) (one, rest string) {
+	if strings.HasPrefix(s, "ssh://") {
+		// The path begins after the host and ends at the next free colon.
+		if i := strings.IndexByte(s[len("ssh://"):], '/'); i >= 0 {
+			i += len("ssh://")
+			j := indexEscaped(s[i:], ':')
+			if j < 0 {
+				return s, ""
+			}
+			return s[:i+j], s[i+j+1:]
+		}
+		return s, ""
+	}
+	i := indexEscaped(s, ':')
+	if i < 0 {
+		return s, ""
+	}
+	if !strings.Contains(s[:i], "/") && i+1 < len(s) && s[i+1] == '/' {
+		j := indexEscaped(s[i+1:], ':')
+		if j < 0 {
+			return s, ""
+		}
+		return s[:i+1+j], s[i+1+j+1:]
+	}
+	return s[:i], s[i+1:]
+}
+
+func (o *options) addLower(v string) error {
+	if v == "" {
+		return usageErrorf("lowerdir= is empty: give a directory or user@host:/path")
+	}
+	l := lowerSpec{text: unescape(v)}
+	i := indexEscaped(v, ':')
+	l.remote = strings.HasPrefix(v, "ssh://") || i > 0 && !strings.Contains(v[:i], "/")
+	o.lowers = append(o.lowers, l)
+	return nil
+}
+
+// splitEscaped splits s at sep where no backslash precedes it; escapes stay.
+func splitEscaped(s string, sep byte) (parts []string) {
+	for {
+		i := indexEscaped(s, sep)
+		if i < 0 {
+			return append(parts, s)
+		}
+		parts = append(parts, s[:i])
+		s = s[i+1:]
+	}
+}
+
+func indexEscaped(s string, c byte) int {
+	for i := 0; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++
+		case c:
+			return i
+		}
+	}
+	return -1
+}
+
+func unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+1 < len(s) {
+			i++
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// isRoot reports whether the daemon has root's rights.
+func isRoot() bool { return os.Geteuid() == 0 }

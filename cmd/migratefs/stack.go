@@ -1,0 +1,423 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/criu"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
+	"github.com/migratefs/migratefs/layers/remote"
+	"github.com/migratefs/migratefs/layers/seed"
+	"github.com/migratefs/migratefs/layers/whiteout"
+	"github.com/migratefs/migratefs/overlay"
+)
+
+// stack is what a mount is made of, opened in an order that changes nothing on
+// disk until everything that can be wrong has been looked at.
+type stack struct {
+	o     *options
+	log   *slog.Logger
+	point string // absolute, symlinks resolved
+	dirs  []namedDir
+	upper string // likewise; "" without one
+
+	fs       *overlay.FS
+	lowers   []overlay.Lower
+	lock     *os.File // the upper, flocked
+	work     *os.File
+	workMade string // the work directory, if this mount made it
+	remote   bool
+}
+
+// namedDir is a local layer: how it was named, and where it is.
+type namedDir struct {
+	what, text, real string
+}
+
+func openStack(ctx context.Context, o *options, point string, log *slog.Logger) (*stack, error) {
+	st := &stack{o: o, log: log}
+	for _, step := range []func(context.Context, string) error{
+		st.findPoint, st.findDirs, st.overlaps, st.lockUpper, st.openLowers, st.openWork, st.assemble,
+	} {
+		if err := step(ctx, point); err != nil {
+			st.abandon()
+			return nil, err
+		}
+	}
+	return st, nil
+}
+
+// findPoint resolves the mountpoint. A mount whose daemon died is taken away.
+func (st *stack) findPoint(_ context.Context, point string) error {
+	abs, err := filepath.Abs(point)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(abs); errors.Is(err, unix.ENOTCONN) {
+		m, ok := mountAt(abs)
+		if !ok || m.fsType != fsType {
+			return mountErrorf("mountpoint %q is a dead mount that is not ours: unmount it first", point)
+		}
+		st.log.Info("taking away the mount of a daemon that died", "mountpoint", abs)
+		if err := unmount(abs, true); err != nil {
+			return fmt.Errorf("dead mount on %q: %w", point, err)
+		}
+	}
+	st.point, err = realDir("mountpoint", point)
+	return err
+}
+
+// realDir returns where a directory is, with an error that says what it was
+// meant to be.
+func realDir(what, path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	real, err := filepath.EvalSymlinks(abs)
+	if err != nil {
+		return "", mountErrorf("%s %q: %v: create it, or name one that exists", what, path, bare(err))
+	}
+	fi, err := os.Stat(real)
+	if err != nil {
+		return "", mountErrorf("%s %q: %v", what, path, bare(err))
+	}
+	if !fi.IsDir() {
+		return "", mountErrorf("%s %q is not a directory: name one", what, path)
+	}
+	return real, nil
+}
+
+// bare takes the operation and path off an error whose message names them.
+func bare(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}
+
+func (st *stack) findDirs(context.Context, string) error {
+	for _, l := range st.o.lowers {
+		if l.remote {
+			continue
+		}
+		real, err := realDir("lower", l.text)
+		if err != nil {
+			return err
+		}
+		st.dirs = append(st.dirs, namedDir{"lower", l.text, real})
+	}
+	if st.o.upper == "" {
+		return nil
+	}
+	real, err := realDir("upper", st.o.upper)
+	if err != nil {
+		return err
+	}
+	var vfs unix.Statfs_t
+	if err := unix.Statfs(real, &vfs); err != nil {
+		return mountErrorf("upper %q: %v", st.o.upper, err)
+	}
+	if vfs.Flags&unix.ST_RDONLY != 0 {
+		return mountErrorf("upper %q is on a read-only filesystem: name a writable one, or leave upperdir out", st.o.upper)
+	}
+	if err := unix.Access(real, unix.W_OK|unix.X_OK); err != nil {
+		return mountErrorf("upper %q cannot be written: %v", st.o.upper, err)
+	}
+	st.upper = real
+	st.dirs = append(st.dirs, namedDir{"upper", st.o.upper, real})
+	return nil
+}
+
+// overlaps refuses trees that contain each other: what is changed in one would
+// change in the other, unseen.
+func (st *stack) overlaps(context.Context, string) error {
+	for i, a := range st.dirs {
+		for _, b := range st.dirs[:i] {
+			switch {
+			case a.real == b.real:
+				return mountErrorf("%s %q and %s %q are the same directory: every layer needs its own", a.what, a.text, b.what, b.text)
+			case isBelow(a.real, b.real):
+				return mountErrorf("%s %q is inside %s %q: layers must not contain each other", a.what, a.text, b.what, b.text)
+			case isBelow(b.real, a.real):
+				return mountErrorf("%s %q is inside %s %q: layers must not contain each other", b.what, b.text, a.what, a.text)
+			}
+		}
+		if a.real == st.point || isBelow(st.point, a.real) {
+			return mountErrorf("mountpoint %q is inside %s %q: mount somewhere else", st.point, a.what, a.text)
+		}
+		if isBelow(a.real, st.point) {
+			return mountErrorf("%s %q is inside the mountpoint %q, which would hide it: mount somewhere else", a.what, a.text, st.point)
+		}
+	}
+	return nil
+}
+
+func isBelow(p, dir string) bool {
+	return dir == "/" || strings.HasPrefix(p, dir+"/")
+}
+
+// lockUpper makes sure that no other mount has the upper.
+func (st *stack) lockUpper(context.Context, string) error {
+	if st.upper == "" {
+		return nil
+	}
+	f, err := os.Open(st.upper)
+	if err != nil {
+		return fmt.Errorf("upper: %w", err)
+	}
+	st.lock = f
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return mountErrorf("upper %q is in use by another mount: unmount that, or name another upper", st.o.upper)
+		}
+		st.log.Warn("the upper cannot be locked: make sure that no other mount uses it", "upper", st.upper, "cause", err)
+	}
+	return nil
+}
+
+func (st *stack) openLowers(ctx context.Context, _ string) error {
+	var cp *criu.Checkpoint
+	if st.o.criu != "" {
+		var err error
+		if cp, err = criu.Load(st.o.criu); err != nil {
+			return err
+		}
+	}
+	for _, spec := range st.o.lowers {
+		if !spec.remote {
+			continue
+		}
+		if _, err := remote.ParseTarget(spec.text); err != nil {
+			return &codeError{exitUsage, err}
+		}
+	}
+	seeded := false
+	for _, spec := range st.o.lowers {
+		l, changes, err := st.openLower(ctx, spec)
+		if err != nil {
+			return err
+		}
+		if cp != nil && !seeded && spec.remote {
+			seeded = true
+			if l, err = st.seed(ctx, cp, l); err != nil {
+				return err
+			}
+		}
+		st.lowers = append(st.lowers, overlay.Lower{Layer: l, Changes: changes})
+	}
+	if cp != nil && !seeded {
+		l, err := st.seed(ctx, cp, nil)
+		if err != nil {
+			return err
+		}
+		st.lowers = append([]overlay.Lower{{Layer: l}}, st.lowers...)
+	}
+	if st.o.viewAll {
+		l, err := local.Open("/", local.Config{Recursive: true})
+		if err != nil {
+			return fmt.Errorf("this host's /: %w", err)
+		}
+		st.lowers = append(st.lowers, overlay.Lower{Layer: l, Changes: true})
+	}
+	return nil
+}
+
+func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer, changes bool, err error) {
+	if !spec.remote {
+		real, err := realDir("lower", spec.text)
+		if err != nil {
+			return nil, false, err
+		}
+		l, err := local.Open(real, local.Config{Private: st.o.mode == "overlay", Name: spec.text})
+		return l, false, err
+	}
+	st.remote = true
+	target, err := remote.ParseTarget(spec.text)
+	if err != nil {
+		return nil, false, &codeError{exitUsage, err}
+	}
+	l, err = remote.New(ctx, remote.Config{
+		Target:     target,
+		SSHCommand: st.o.sshCommand,
+		SSHConfig:  st.o.sshConfig,
+		SSHOptions: st.o.sshOptions,
+		SSHAs:      st.o.sshAs,
+		Timeout:    st.o.timeout,
+		Hard:       st.o.hard,
+		UID:        st.o.uid,
+		GID:        st.o.gid,
+		Logger:     st.log,
+	})
+	return l, true, err
+}
+
+// seed puts a checkpoint's seed over the layer that has its files; inner is
+// closed if that fails.
+func (st *stack) seed(ctx context.Context, cp *criu.Checkpoint, inner layers.Layer) (layers.Layer, error) {
+	cfg := seed.Config{Seed: cp.Seed(), Inner: inner, Names: st.o.names, Logger: st.log}
+	if st.o.viewAll {
+		cfg.Hide = []layers.Path{"proc", "sys", "dev", "run"}
+	}
+	l, err := seed.New(ctx, cfg)
+	if err != nil {
+		if inner != nil {
+			inner.Close()
+		}
+		return nil, err
+	}
+	return l, nil
+}
+
+// openWork opens the work directory, which is made if it is not there. It must
+// lie on the mount of the upper: what is prepared in it is renamed over.
+func (st *stack) openWork(context.Context, string) error {
+	if st.upper == "" {
+		return nil
+	}
+	path := st.o.work
+	if path == "" {
+		path = defaultWork(st.upper)
+	}
+	if err := os.Mkdir(path, 0o700); err == nil {
+		st.workMade = path
+	} else if !errors.Is(err, os.ErrExist) {
+		return mountErrorf("work directory %q: %v: name another with workdir=", path, bare(err))
+	}
+	real, err := realDir("work directory", path)
+	if err != nil {
+		return err
+	}
+	switch {
+	case !sameMount(st.upper, real):
+		return mountErrorf("work directory %q is not on the filesystem of the upper %q: name one that is", path, st.o.upper)
+	case real == st.upper, isBelow(st.upper, real):
+		return mountErrorf("upper %q is inside the work directory %q: name another", st.o.upper, path)
+	case isBelow(real, st.upper) && !strings.HasPrefix(real, filepath.Join(st.upper, overlay.Reserved)):
+		return mountErrorf("work directory %q is inside the upper %q: name one beside it", path, st.o.upper)
+	}
+	var fst unix.Stat_t
+	if err := unix.Lstat(real, &fst); err != nil || int(fst.Uid) != os.Geteuid() || fst.Mode&0o022 != 0 {
+		return mountErrorf("work directory %q must belong to this user and be closed to others: chown and chmod 700 it", path)
+	}
+	if st.work, err = os.Open(real); err != nil {
+		return fmt.Errorf("work directory: %w", err)
+	}
+	if err := unix.Flock(int(st.work.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return mountErrorf("work directory %q is in use by another mount: name another", path)
+	}
+	return nil
+}
+
+// defaultWork is beside the upper where that is the same filesystem, else in it.
+func defaultWork(upper string) string {
+	dir, name := filepath.Split(upper)
+	if name != "" && sameMount(dir, upper) {
+		return filepath.Join(dir, "."+name+".migratefs")
+	}
+	return filepath.Join(upper, overlay.Reserved)
+}
+
+// sameMount reports whether two paths lie on one mount of one filesystem.
+func sameMount(a, b string) bool {
+	var x, y unix.Statx_t
+	ok := unix.Statx(unix.AT_FDCWD, a, 0, unix.STATX_MNT_ID, &x) == nil &&
+		unix.Statx(unix.AT_FDCWD, b, 0, unix.STATX_MNT_ID, &y) == nil
+	return ok && x.Mnt_id == y.Mnt_id && x.Dev_major == y.Dev_major && x.Dev_minor == y.Dev_minor
+}
+
+func (st *stack) assemble(ctx context.Context, _ string) (err error) {
+	cfg := overlay.Config{
+		Mode:         overlay.Overlay,
+		Lowers:       st.lowers,
+		Format:       whiteout.Trusted,
+		Work:         st.work,
+		Volatile:     st.o.volatile,
+		NoRedirect:   st.o.noRedirect,
+		EntryTimeout: st.o.entry,
+		AttrTimeout:  st.o.attr,
+		Log:          st.log,
+	}
+	if st.o.mode == "migrate" {
+		cfg.Mode = overlay.Migrate
+	}
+	if st.o.userXattr || !isRoot() {
+		cfg.Format = whiteout.User
+	}
+	if st.upper != "" {
+		if cfg.Upper, err = local.Open(st.upper, local.Config{Name: st.o.upper}); err != nil {
+			return err
+		}
+	}
+	if st.fs, err = overlay.New(ctx, cfg); err != nil {
+		if cfg.Upper != nil {
+			cfg.Upper.Close()
+		}
+		return err
+	}
+	return nil
+}
+
+// flags are the mount's flags: a source of which we know nothing brings neither
+// setuid programs nor devices, unless that is asked for.
+func (st *stack) flags(given []string) []string {
+	var f []string
+	if st.remote {
+		f = append(f, "nosuid", "nodev")
+	}
+	return append(f, given...)
+}
+
+// summary is the line that says what was mounted, and what that means for the
+// lowers.
+func (st *stack) summary() string {
+	switch {
+	case st.upper == "":
+		return fmt.Sprintf("migratefs: %s is mounted read-only: nothing is ever modified", st.point)
+	case st.o.mode == "migrate":
+		return fmt.Sprintf("migratefs: %s is mounted, mode=migrate: what is modified moves to %s and is removed from the lower", st.point, st.o.upper)
+	}
+	return fmt.Sprintf("migratefs: %s is mounted, mode=overlay: changes go to %s, lowers are never modified", st.point, st.o.upper)
+}
+
+func (st *stack) close() error {
+	err := st.fs.Close()
+	st.unlock()
+	return err
+}
+
+func (st *stack) unlock() {
+	for _, f := range []*os.File{st.work, st.lock} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// abandon takes back what was opened, and made, for a mount that failed.
+func (st *stack) abandon() {
+	if st.fs != nil {
+		_ = st.fs.Close()
+	} else {
+		for _, l := range st.lowers {
+			l.Layer.Close()
+		}
+	}
+	st.unlock()
+	if st.workMade != "" {
+		// Only what New makes can be in it.
+		for _, name := range []string{"index", "stubs", "objects"} {
+			_ = os.RemoveAll(filepath.Join(st.workMade, name))
+		}
+		_ = os.Remove(st.workMade)
+	}
+}
