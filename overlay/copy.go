@@ -34,14 +34,35 @@ func (fs *FS) up(ctx context.Context, n *node, size int64) error {
 		return err
 	}
 	defer fs.flights.leave(n)
-	return fs.upLocked(ctx, n, size)
+	if n.isUpper() {
+		return nil
+	}
+	if err := fs.upLocked(ctx, n, size); err != nil {
+		return err
+	}
+	return fs.upNames(ctx, n)
+}
+
+// upNames gives a hard-linked file that came up under one of its names the
+// others that we know: the upper then shows the same file whatever becomes of
+// the index.
+func (fs *FS) upNames(ctx context.Context, n *node) error {
+	fs.tree.RLock()
+	names := append([]dentry(nil), n.names...)
+	fs.tree.RUnlock()
+	if len(names) < 2 {
+		return nil
+	}
+	for _, d := range names {
+		if err := fs.ensureNamed(ctx, d, n); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // upLocked is up for who has n's flight.
 func (fs *FS) upLocked(ctx context.Context, n *node, size int64) error {
-	if n.isUpper() {
-		return nil
-	}
 	if n.isRemote() && n.isRegular() && size != 0 {
 		return fs.makePending(ctx, n)
 	}
