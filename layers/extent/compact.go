@@ -77,10 +77,10 @@ func (o *Object) encode() (b []byte, c chain, epoch int64) {
 		b = c.put(b, record{kind: kindShrink, a: o.limit})
 		b = c.put(b, record{kind: kindShrunk})
 	}
-	for _, p := range o.present.spans {
+	for p := range o.present.all {
 		b = c.put(b, record{kind: kindFetched, a: p.from, b: p.to - p.from})
 	}
-	for _, d := range o.dirty.spans {
+	for d := range o.dirty.all {
 		b = c.put(b, record{kind: kindWritten, a: d.from, b: d.to - d.from})
 	}
 	o.mu.RUnlock()

@@ -391,7 +391,7 @@ func TestTruncateNeverResurrects(t *testing.T) {
 		must(t, err)
 		want(t, "cut and grown", contentOf(t, o, src), model)
 		for _, r := range src.asked {
-			if r.end() > page+7 {
+			if r.Off+r.Len > page+7 {
 				t.Errorf("asked for %v beyond the limit", r)
 			}
 		}

@@ -224,11 +224,15 @@ func listing(t *testing.T, dir, prefix string) (out string) {
 func TestRangeSet(t *testing.T) {
 	rng := rand.New(rand.NewSource(1))
 	var set rangeSet
-	model := make([]bool, 200)
-	for range 5000 {
-		a := rng.Int63n(200)
-		b := a + rng.Int63n(201-a)
-		v := rng.Intn(2) == 0
+	const size = 3000 // some ten chunks when every other byte is in it
+	model := make([]bool, size)
+	for i := range 6000 {
+		a := rng.Int63n(size)
+		b := min(size, a+1+rng.Int63n(2))
+		if i%500 > 480 {
+			b = a + rng.Int63n(size+1-a)
+		}
+		v := rng.Intn(3) > 0 == (i/1000%2 == 0)
 		if v {
 			set.add(a, b)
 		} else {
@@ -239,50 +243,60 @@ func TestRangeSet(t *testing.T) {
 		}
 		var sum int64
 		all := true
-		q := rng.Int63n(200)
+		q := rng.Int63n(size)
 		for i, m := range model {
-			if m != set.has(int64(i), int64(i)+1) {
-				t.Fatalf("%d: %v", i, set.spans)
-			}
 			if m {
 				sum++
 			}
 			all = all && (m || int64(i) < q || int64(i) >= q+10)
 		}
-		if sum != set.sum || q+10 <= 200 && all != set.has(q, q+10) {
-			t.Fatalf("sum %d, want %d; %v", set.sum, sum, set.spans)
+		if sum != set.sum || q+10 <= size && all != set.has(q, q+10) {
+			t.Fatalf("sum %d, want %d; %v", set.sum, sum, set.chunks)
 		}
-		for i := 1; i < len(set.spans); i++ {
-			if set.spans[i-1].to >= set.spans[i].from {
-				t.Fatalf("touching: %v", set.spans)
+		end := int64(-1)
+		for v := range set.all {
+			if v.from <= end || v.from >= v.to {
+				t.Fatalf("touching: %v", set.chunks)
+			}
+			end = v.to
+		}
+		for _, c := range set.chunks {
+			if len(c) == 0 || len(c) > chunkMax+1 {
+				t.Fatalf("a chunk of %d", len(c))
+			}
+		}
+		if i%20 != 0 {
+			continue
+		}
+		for i, m := range model {
+			if m != set.has(int64(i), int64(i)+1) {
+				t.Fatalf("%d: %v", i, set.chunks)
 			}
 		}
 		at := int64(0)
-		for _, m := range append(set.missing(0, 200), span{200, 200}) {
+		for _, m := range append(set.missing(0, size), span{size, size}) {
 			if !set.has(at, m.from) || m.from < m.to && set.has(m.from, m.to) {
-				t.Fatalf("missing %v of %v", m, set.spans)
+				t.Fatalf("missing %v of %v", m, set.chunks)
 			}
 			at = m.to
 		}
 	}
 }
 
-// A long random writer's map stays short.
+// A long writer's map stays short.
 func TestMapIsCompacted(t *testing.T) {
 	content := noise(64*page, 1)
 	_, o := newPending(t, content)
-	o.compactAt = 100
-	rng := rand.New(rand.NewSource(1))
 	model := bytes.Clone(content)
-	for range 3 * compactMin {
-		off := rng.Int63n(63 * page)
-		n, err := o.WriteAt(model[off:off+1], off)
+	for i := range 3*compactMin + 5 {
+		model[i] = byte(i)
+		n, err := o.WriteAt(model[i:i+1], int64(i))
 		if n != 1 || err != nil {
 			t.Fatal(err)
 		}
-	}
-	if o.mapEnd > (compactMin+3*compactMin)*recordLen {
-		t.Fatalf("map of %d bytes", o.mapEnd)
+		if o.chain.index > compactMin {
+			t.Fatalf("%d records for one range", o.chain.index)
+		}
 	}
 	want(t, "content", contentOf(t, o, &source{content: content}), model)
 }
@@ -306,7 +320,7 @@ func FuzzReplay(f *testing.F) {
 				st.present.sum > st.limit || st.dirty.sum > st.present.sum {
 				t.Fatalf("%+v", st)
 			}
-			for _, d := range st.dirty.spans {
+			for d := range st.dirty.all {
 				if !st.present.has(d.from, d.to) || d.to > st.limit {
 					t.Fatalf("dirty and not present: %v", d)
 				}

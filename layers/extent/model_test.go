@@ -338,7 +338,7 @@ func (m *machine) permitted(got []byte) {
 }
 
 func TestAgainstModel(t *testing.T) {
-	first, runs, steps := int64(1), 60, 120
+	first, runs, steps := int64(1), 40, 120
 	if testing.Short() {
 		runs = 10
 	}

@@ -89,11 +89,15 @@ func (o *Object) Dirty() []Range { return o.ranges(&o.dirty) }
 func (o *Object) ranges(set *rangeSet) []Range {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	all := set.clone()
-	all.add(o.limit, o.size)
-	out := make([]Range, len(all.spans))
-	for i, s := range all.spans {
-		out[i] = Range{Off: s.from, Len: s.to - s.from}
+	var out []Range
+	set.all(func(s span) bool {
+		out = append(out, Range{Off: s.from, Len: s.to - s.from})
+		return true
+	})
+	if n := len(out); n > 0 && set.end() == o.limit {
+		out[n-1].Len += o.size - o.limit
+	} else if o.limit < o.size {
+		out = append(out, Range{Off: o.limit, Len: o.size - o.limit})
 	}
 	return out
 }

@@ -141,7 +141,7 @@ func (o *Object) load() error {
 // explains that: the size that the file was given when it was made, and that
 // nobody synced. What was written here cannot have been beyond it.
 func (st *state) regrow(data int, size int64) (int64, error) {
-	if st.sameBoot || len(st.dirty.spans) > 0 && st.dirty.spans[len(st.dirty.spans)-1].to > size {
+	if st.sameBoot || st.dirty.end() > size {
 		return 0, fmt.Errorf("data file has %d bytes, the map speaks of %d: %w", size, st.limit, layers.ErrCorrupt)
 	}
 	st.present.remove(size, maxSize)

@@ -1,6 +1,6 @@
 package extent
 
-import "sort"
+import "slices"
 
 // Range is the bytes Off <= i < Off+Len of an object.
 type Range struct {
@@ -8,29 +8,52 @@ type Range struct {
 	Len int64
 }
 
-func (r Range) end() int64 { return r.Off + r.Len }
-
 // A rangeSet is a set of byte offsets, kept as sorted spans that neither touch
-// nor overlap. The zero value is empty.
+// nor overlap, in chunks, so that a change moves a few kilobytes and not all of
+// a badly fragmented file's spans. The zero value is empty.
 type rangeSet struct {
-	spans []span
-	sum   int64 // bytes in all spans
+	chunks [][]span // none is empty
+	sum    int64    // bytes in all spans
 }
 
 type span struct{ from, to int64 }
 
-// at returns the index of the first span that ends after off.
-func (s *rangeSet) at(off int64) int {
-	lo, hi := 0, len(s.spans)
+const chunkMax = 256 // spans in a chunk
+
+// seek returns where the first span is that ends after off. ci is len(s.chunks)
+// if there is none.
+func (s *rangeSet) seek(off int64) (ci, si int) {
+	lo, hi := 0, len(s.chunks)
 	for lo < hi {
 		m := int(uint(lo+hi) >> 1)
-		if s.spans[m].to > off {
+		if c := s.chunks[m]; c[len(c)-1].to > off {
 			hi = m
 		} else {
 			lo = m + 1
 		}
 	}
-	return lo
+	if ci = lo; ci == len(s.chunks) {
+		return ci, 0
+	}
+	c := s.chunks[ci]
+	lo, hi = 0, len(c)
+	for lo < hi {
+		m := int(uint(lo+hi) >> 1)
+		if c[m].to > off {
+			hi = m
+		} else {
+			lo = m + 1
+		}
+	}
+	return ci, lo
+}
+
+// after returns the place behind (ci, si).
+func (s *rangeSet) after(ci, si int) (int, int) {
+	if si++; si == len(s.chunks[ci]) {
+		return ci + 1, 0
+	}
+	return ci, si
 }
 
 // has reports whether all of [from, to) is in s. The empty range always is.
@@ -38,24 +61,25 @@ func (s *rangeSet) has(from, to int64) bool {
 	if from >= to {
 		return true
 	}
-	i := s.at(from)
-	return i < len(s.spans) && s.spans[i].from <= from && to <= s.spans[i].to
+	ci, si := s.seek(from)
+	return ci < len(s.chunks) && s.chunks[ci][si].from <= from && to <= s.chunks[ci][si].to
 }
 
 // add puts [from, to) into s.
 func (s *rangeSet) add(from, to int64) {
-	if from >= to || s.has(from, to) {
+	if s.has(from, to) {
 		return
 	}
-	// Spans i..j-1 overlap or touch [from, to).
-	i := sort.Search(len(s.spans), func(k int) bool { return s.spans[k].to >= from })
-	j := i
-	for ; j < len(s.spans) && s.spans[j].from <= to; j++ {
-		from, to = min(from, s.spans[j].from), max(to, s.spans[j].to)
-		s.sum -= s.spans[j].to - s.spans[j].from
+	ci, si := s.seek(from - 1) // a span that ends at from touches it
+	cj, sj := ci, si
+	for cj < len(s.chunks) && s.chunks[cj][sj].from <= to {
+		v := s.chunks[cj][sj]
+		from, to = min(from, v.from), max(to, v.to)
+		s.sum -= v.to - v.from
+		cj, sj = s.after(cj, sj)
 	}
 	s.sum += to - from
-	s.replace(i, j, span{from, to})
+	s.splice(ci, si, cj, sj, span{from, to})
 }
 
 // remove takes [from, to) out of s.
@@ -63,11 +87,11 @@ func (s *rangeSet) remove(from, to int64) {
 	if from >= to {
 		return
 	}
-	i := s.at(from)
-	j := i
+	ci, si := s.seek(from)
+	cj, sj := ci, si
 	var rest []span
-	for ; j < len(s.spans) && s.spans[j].from < to; j++ {
-		v := s.spans[j]
+	for cj < len(s.chunks) && s.chunks[cj][sj].from < to {
+		v := s.chunks[cj][sj]
 		s.sum -= v.to - v.from
 		if v.from < from {
 			rest = append(rest, span{v.from, from})
@@ -75,43 +99,86 @@ func (s *rangeSet) remove(from, to int64) {
 		if v.to > to {
 			rest = append(rest, span{to, v.to})
 		}
+		cj, sj = s.after(cj, sj)
 	}
 	for _, v := range rest {
 		s.sum += v.to - v.from
 	}
-	s.replace(i, j, rest...)
+	s.splice(ci, si, cj, sj, rest...)
 }
 
-// replace puts with in place of the spans i..j-1.
-func (s *rangeSet) replace(i, j int, with ...span) {
-	if len(with) == j-i {
-		copy(s.spans[i:j], with)
-		return
+// splice puts with, of two spans at most, in place of the spans from (ci, si) up
+// to (cj, sj).
+func (s *rangeSet) splice(ci, si, cj, sj int, with ...span) {
+	if ci == len(s.chunks) {
+		if ci == 0 {
+			if len(with) > 0 {
+				s.chunks = [][]span{slices.Clone(with)}
+			}
+			return
+		}
+		// At the end: grow the last chunk.
+		ci, si = ci-1, len(s.chunks[ci-1])
+		cj, sj = ci, si
 	}
-	if len(with) > j-i {
-		n := len(with) - (j - i)
-		s.spans = append(s.spans, make([]span, n)...)
-		copy(s.spans[j+n:], s.spans[j:len(s.spans)-n])
+	if cj > ci {
+		// Move what stays of the last chunk into the first, drop those between.
+		head := append(s.chunks[ci][:si], with...)
+		if cj < len(s.chunks) {
+			head = append(head, s.chunks[cj][sj:]...)
+			cj++
+		}
+		s.chunks[ci] = head
+		s.chunks = slices.Delete(s.chunks, ci+1, cj)
 	} else {
-		n := (j - i) - len(with)
-		copy(s.spans[j-n:], s.spans[j:])
-		s.spans = s.spans[:len(s.spans)-n]
+		s.chunks[ci] = slices.Replace(s.chunks[ci], si, sj, with...)
 	}
-	copy(s.spans[i:], with)
+	switch c := s.chunks[ci]; {
+	case len(c) == 0:
+		s.chunks = slices.Delete(s.chunks, ci, ci+1)
+	case len(c) > chunkMax:
+		half := len(c) / 2
+		s.chunks = slices.Insert(s.chunks, ci+1, slices.Clone(c[half:]))
+		s.chunks[ci] = slices.Clone(c[:half])
+	case len(c) < chunkMax/8 && ci+1 < len(s.chunks) && len(s.chunks[ci+1]) < chunkMax/8:
+		s.chunks[ci] = append(c, s.chunks[ci+1]...)
+		s.chunks = slices.Delete(s.chunks, ci+1, ci+2)
+	}
+}
+
+// all calls yield for each span, in order.
+func (s *rangeSet) all(yield func(span) bool) {
+	for _, c := range s.chunks {
+		for _, v := range c {
+			if !yield(v) {
+				return
+			}
+		}
+	}
+}
+
+// end returns the end of the last span, 0 if there is none.
+func (s *rangeSet) end() int64 {
+	if len(s.chunks) == 0 {
+		return 0
+	}
+	c := s.chunks[len(s.chunks)-1]
+	return c[len(c)-1].to
 }
 
 // gaps calls f for each longest run of [from, to) that is not in s, in order,
 // until f returns false.
 func (s *rangeSet) gaps(from, to int64, f func(from, to int64) bool) {
-	for i := s.at(from); from < to; i++ {
-		if i == len(s.spans) || s.spans[i].from >= to {
+	for ci, si := s.seek(from); from < to; ci, si = s.after(ci, si) {
+		if ci == len(s.chunks) || s.chunks[ci][si].from >= to {
 			f(from, to)
 			return
 		}
-		if from < s.spans[i].from && !f(from, s.spans[i].from) {
+		v := s.chunks[ci][si]
+		if from < v.from && !f(from, v.from) {
 			return
 		}
-		from = s.spans[i].to
+		from = v.to
 	}
 }
 
@@ -123,8 +190,4 @@ func (s *rangeSet) missing(from, to int64) []span {
 		return true
 	})
 	return out
-}
-
-func (s *rangeSet) clone() rangeSet {
-	return rangeSet{spans: append([]span(nil), s.spans...), sum: s.sum}
 }

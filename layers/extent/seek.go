@@ -47,8 +47,8 @@ func (o *Object) SeekHole(off int64) (int64, error) {
 		// A hole in the data file that the source has not filled yet.
 		o.mu.RLock()
 		next := limit
-		if i := o.present.at(at); i < len(o.present.spans) {
-			next = o.present.spans[i].from
+		if ci, si := o.present.seek(at); ci < len(o.present.chunks) {
+			next = o.present.chunks[ci][si].from
 		}
 		o.mu.RUnlock()
 		if off = next; off >= size {
