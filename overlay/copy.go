@@ -120,17 +120,19 @@ func (fs *FS) copySource(ctx context.Context, n *node) (copyup.Source, error) {
 	if !ok || dead != nil && r.layer.writable {
 		return fs.copySourceOfHandle(n)
 	}
-	attr, err := r.layer.Stat(ctx, path)
-	if errors.Is(err, layers.ErrOffline) && !r.layer.isLocal() {
-		// What was looked up is what the source had; a write does not wait for it.
-		attr, err = *r.attr, nil
+	attr := *r.attr
+	if r.layer.isLocal() {
+		// A source is not asked: a write does not wait for it, and every fetch
+		// compares with what was looked up.
+		var err error
+		if attr, err = r.layer.Stat(ctx, path); err != nil {
+			return copyup.Source{}, gone(err)
+		}
+		if !sameFile(&attr, r.attr) {
+			return copyup.Source{}, layers.ErrStale
+		}
 	}
-	if err != nil {
-		return copyup.Source{}, gone(err)
-	}
-	if !sameFile(&attr, r.attr) {
-		return copyup.Source{}, layers.ErrStale
-	}
+	var err error
 	src := copyup.Source{Attr: attr, Size: attr.Size}
 	if src.Xattrs, err = r.layer.Xattrs(ctx, path); err != nil && !errors.Is(err, layers.ErrOffline) {
 		return copyup.Source{}, err

@@ -174,14 +174,10 @@ func Fdatasync(fd int) error {
 	return change("fdatasync", func() error { return unix.Fdatasync(fd) })
 }
 
-// Chmod changes the mode of name in dirfd, which must not be a symlink: by
-// fchmodat2(2), or through /proc on kernels that lack it (before 6.6).
+// Chmod changes the mode of name in dirfd, or of the descriptor dirfd, which may
+// be O_PATH, if name is empty. A symlink is EOPNOTSUPP.
 func Chmod(dirfd int, name string, mode uint32) error {
 	return change("chmod", func() error {
-		err := unix.Fchmodat(dirfd, name, mode, unix.AT_SYMLINK_NOFOLLOW)
-		if err != unix.EOPNOTSUPP && err != unix.ENOSYS {
-			return err
-		}
 		return withPath(dirfd, name, func(fd int) error {
 			var st unix.Stat_t
 			if err := unix.Fstat(fd, &st); err != nil {
@@ -190,6 +186,7 @@ func Chmod(dirfd int, name string, mode uint32) error {
 			if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 				return unix.EOPNOTSUPP
 			}
+			// fchmodat2(2) is too new (Linux 6.6) to rely on.
 			return unix.Chmod(procFd(fd), mode)
 		})
 	})
