@@ -139,6 +139,16 @@ func (c *conn) close(err error) {
 	c.t.Close()
 }
 
+// alive reports whether c can be used.
+func (c *conn) alive() bool {
+	select {
+	case <-c.dead:
+		return false
+	default:
+		return true
+	}
+}
+
 // start sends reqs as one burst, after waiting for room in the window.
 func (c *conn) start(ctx context.Context, reqs ...request) (*burst, error) {
 	if err := c.window.take(ctx, c.dead, c.weigh(reqs)); err != nil {

@@ -104,12 +104,8 @@ func (l *Layer) wakened() bool {
 	case <-l.ctx.Done():
 		return false
 	case <-l.unpark:
+		return true
 	}
-	l.mu.Lock()
-	l.parked = false
-	l.announce()
-	l.mu.Unlock()
-	return true
 }
 
 // Reconnect lets a layer whose login was refused try again; it does nothing
@@ -117,11 +113,12 @@ func (l *Layer) wakened() bool {
 // servers bar hosts that try too fast.
 func (l *Layer) Reconnect() {
 	l.mu.Lock()
-	parked := l.parked
-	l.mu.Unlock()
-	if !parked {
+	defer l.mu.Unlock()
+	if !l.parked {
 		return
 	}
+	l.parked, l.lostAt = false, time.Now() // requests wait for the outcome again
+	l.announce()
 	select {
 	case l.unpark <- struct{}{}:
 	default:
@@ -244,7 +241,8 @@ func offline(why error) error {
 
 // session waits for a connection other than old: in a soft layer until the
 // deadline of ctx or until the source has been away for the timeout, in a hard
-// one as long as ctx lets it. A refused login is waited out only by a hard one.
+// one as long as ctx lets it. A refused login is waited out only by a hard one. A
+// dead connection that the connector has not taken away yet is none.
 func (l *Layer) session(ctx context.Context, old *conn) (*conn, error) {
 	for {
 		l.mu.Lock()
@@ -254,7 +252,7 @@ func (l *Layer) session(ctx context.Context, old *conn) (*conn, error) {
 		switch {
 		case closed:
 			return nil, errClosed
-		case c != nil && c != old:
+		case c != nil && c != old && c.alive():
 			return c, nil
 		case parked && !l.cfg.Hard:
 			return nil, why
