@@ -2,8 +2,10 @@ package testbed
 
 import (
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -61,15 +63,19 @@ func TryMount(tb testing.TB, options, point string, more ...MountConfig) (m *Mou
 		args = append(args, "-o", options)
 	}
 	cmd := cfg.Host.command(append(args, point)...)
-	cmd.Env = cfg.Env
+	ready := listenReady(tb)
+	defer ready.Close()
+	cmd.Env = append(cfg.Env, "NOTIFY_SOCKET="+ready.LocalAddr().String())
+	if cfg.Env == nil {
+		cmd.Env = append(os.Environ(), cmd.Env...)
+	}
 	m = &Mounted{Point: point, Dir: cfg.Host.Path(point), tb: tb, host: cfg.Host, log: &Output{}}
 	cmd.Stdout, cmd.Stderr = m.log, m.log
-	before := m.device()
 	if m.proc, err = Start(cmd); err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(m.cleanup)
-	for end := time.Now().Add(patience); m.device() == before; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); !isReady(ready); {
 		if m.proc.WaitFor(0) {
 			m.over = true
 			if err := m.proc.Wait(); err != nil {
@@ -81,36 +87,31 @@ func TryMount(tb testing.TB, options, point string, more ...MountConfig) (m *Mou
 			tb.Fatalf("waited in vain for the mount on %s\n%s", point, m.Log())
 		}
 	}
-	// The mount is there; the first stat answers when the daemon serves.
 	if _, err := os.Stat(m.Dir); err != nil {
 		return m, err
 	}
 	return m, nil
 }
 
-// device returns what tells the FUSE filesystem at the mountpoint from another
-// one mounted over it; 0 if there is none, or a dead one. It never waits for a
-// daemon.
-func (m *Mounted) device() uint64 {
-	var stx unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, m.Dir, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT,
-		unix.STATX_TYPE|unix.STATX_MNT_ID, &stx)
-	if err != nil || !m.fuseOnTop() {
-		return 0
+// listenReady makes the socket on which a daemon tells its service manager that
+// it is ready (sd_notify(3)). Nothing else tells a new mount from the dead one
+// below it: the kernel gives both the same mount id and device.
+func listenReady(tb testing.TB) *net.UnixConn {
+	tb.Helper()
+	addr := &net.UnixAddr{Name: filepath.Join(TempDir(tb), "notify"), Net: "unixgram"}
+	c, err := net.ListenUnixgram("unixgram", addr)
+	if err != nil {
+		tb.Fatal(err)
 	}
-	return stx.Mnt_id<<32 ^ uint64(stx.Dev_major)<<20 ^ uint64(stx.Dev_minor)
+	return c
 }
 
-// fuseOnTop reports whether the last mount on the mountpoint is of type fuse:
-// while a dead mount is replaced, the directory below shows for a moment.
-func (m *Mounted) fuseOnTop() bool {
-	fuse := false
-	for _, i := range mountsOf(m.host) {
-		if i.Point == m.Point {
-			fuse = strings.HasPrefix(i.Type, "fuse")
-		}
-	}
-	return fuse
+// isReady waits a moment for READY=1 and reports whether it came.
+func isReady(c *net.UnixConn) bool {
+	b := make([]byte, 4096)
+	_ = c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	n, err := c.Read(b)
+	return err == nil && slices.Contains(strings.Split(string(b[:n]), "\n"), "READY=1")
 }
 
 // Path returns how the test reaches a path below the mountpoint.

@@ -103,6 +103,11 @@ func (p *Process) WaitFor(d time.Duration) bool {
 	select {
 	case <-p.done:
 		return true
+	default: // with nothing to wait for, select may choose either below
+	}
+	select {
+	case <-p.done:
+		return true
 	case <-time.After(d):
 		return false
 	}
