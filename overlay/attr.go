@@ -78,13 +78,8 @@ func (fs *FS) attr(ctx context.Context, n *node) (layers.Attr, error) {
 		return *dead, nil
 	case !upper:
 		return fs.attrBelow(ctx, n)
-	case n == fs.root:
-		f, err := fs.lookupRoot(ctx)
-		if err != nil {
-			return layers.Attr{}, err
-		}
-		fs.dirAttr(f)
-		return f.attr, nil
+	case n.isDir():
+		return fs.attrOfDir(n)
 	}
 	d, ok := n.dentry()
 	if !ok {
@@ -97,6 +92,26 @@ func (fs *FS) attr(ctx context.Context, n *node) (layers.Attr, error) {
 	if !f.upper || f.upID != n.upperID() {
 		return fs.attrByInode(n)
 	}
+	return f.attr, nil
+}
+
+// attrOfDir returns the attributes of a directory that the upper has: no lower is
+// asked, and no source waited for.
+func (fs *FS) attrOfDir(n *node) (layers.Attr, error) {
+	d, err := fs.upperDir(n)
+	if err != nil {
+		return layers.Attr{}, err
+	}
+	defer fs.dirs.release(d)
+	var stx unix.Statx_t
+	if err := sys.Statx(d.fd, "", &stx); err != nil {
+		return layers.Attr{}, err
+	}
+	f := found{attr: local.AttrOf(&stx), upper: true}
+	n.mu.RLock()
+	f.lowers = n.lowers
+	n.mu.RUnlock()
+	fs.dirAttr(&f)
 	return f.attr, nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/migratefs/migratefs/criu"
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/local"
+	"github.com/migratefs/migratefs/layers/remember"
 	"github.com/migratefs/migratefs/layers/remote"
 	"github.com/migratefs/migratefs/layers/seed"
 	"github.com/migratefs/migratefs/layers/whiteout"
@@ -246,7 +247,7 @@ func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer,
 	if err != nil {
 		return nil, false, &codeError{exitUsage, err}
 	}
-	l, err = remote.New(ctx, remote.Config{
+	source, err := remote.New(ctx, remote.Config{
 		Target:     target,
 		SSHCommand: st.o.sshCommand,
 		SSHConfig:  st.o.sshConfig,
@@ -258,7 +259,10 @@ func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer,
 		GID:        st.o.gid,
 		Logger:     st.log,
 	})
-	return l, true, err
+	if err != nil {
+		return nil, false, err
+	}
+	return remember.New(source), true, nil
 }
 
 // seed puts a checkpoint's seed over the layer that has its files; inner is
