@@ -54,7 +54,7 @@ func (s *Store) move(from, to string) error {
 	err := sys.Rename(s.dir, from+mapSuffix, s.dir, to+mapSuffix, 0)
 	if err != nil {
 		// If this fails too, the caller finds the data gone.
-		sys.Rename(s.dir, to+dataSuffix, s.dir, from+dataSuffix, 0)
+		_ = sys.Rename(s.dir, to+dataSuffix, s.dir, from+dataSuffix, 0)
 	}
 	return err
 }

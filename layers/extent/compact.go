@@ -44,7 +44,7 @@ func (o *Object) compact() (err error) {
 	}
 	if err != nil {
 		unix.Close(fd)
-		sys.Unlink(s.dir, tmp)
+		_ = sys.Unlink(s.dir, tmp) // or the next OpenStore
 		return err
 	}
 	unix.Close(o.mapFd)

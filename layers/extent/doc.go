@@ -92,13 +92,16 @@
 //
 // # Locks
 //
-//	Store.mu            which objects are open; no I/O under it
-//	Object.wmu          one mutation at a time: data write + record; held across local disk I/O
-//	  Store.gate        shared while a record is appended, exclusive to begin an epoch
-//	  Object.mu         sizes, ranges, fetches in flight; no I/O under it but ftruncate
+//	Store.syncMu        one Store.Sync at a time
+//	Object.syncMu       one sync, cut, adoption or compaction of an object at a time
+//	  Object.wmu        one mutation at a time: data write + record; held across local disk I/O
+//	    Store.gate      shared while a record is appended, exclusive to begin an epoch
+//	    Object.mu       sizes, ranges, fetches in flight; no I/O under it but ftruncate
+//	      Store.mu      which objects are open; no I/O under it
 //
-// Neither is held while a source is asked. Readers of present ranges take
-// Object.mu shared, and nothing else.
+// None is held while a source is asked. Readers of present ranges take
+// Object.mu shared, and nothing else. A compaction, which begins under wmu,
+// only tries to get syncMu.
 //
 // A Store does not lock its directory; the mount does that for the whole work
 // directory.

@@ -480,3 +480,65 @@ func TestFullDisk(t *testing.T) {
 	copy(model[3*page:], "third")
 	want(t, "with space again", contentOf(t, o, src), model)
 }
+
+func TestTheStoreSyncsByItself(t *testing.T) {
+	dir := t.TempDir()
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	s, err := OpenStore(fd, Config{BootID: bootA, SyncEvery: time.Millisecond})
+	must(t, err)
+	content := noise(2*page, 1)
+	o, id, err := s.NewPending(sourceOf(content))
+	must(t, err)
+	_, err = o.WriteAt([]byte("mine"), 5)
+	must(t, err)
+	for deadline := time.Now().Add(30 * time.Second); s.durableEpoch(s.boot) == 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing was made durable")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	// The power goes: no one had called Sync.
+	close(s.stop)
+	<-s.stopped
+	kill(s, o)
+	s = openStore(t, dir, bootB)
+	defer s.Close()
+	o, err = s.Pending(id)
+	must(t, err)
+	defer o.Close()
+	copy(content[5:], "mine")
+	if want(t, "after a power loss", contentOf(t, o, &source{content: noise(2*page, 1)}), content); o.Dirty()[0] != (Range{5, 4}) {
+		t.Fatalf("dirty: %v", o.Dirty())
+	}
+}
+
+// A syncfs that failed once proves nothing later: the kernel has forgotten what
+// it could not write.
+func TestFailedSyncOfTheStore(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, bootA)
+	content := noise(2*page, 1)
+	o, id, err := s.NewPending(sourceOf(content))
+	must(t, err)
+	_, err = o.WriteAt([]byte("mine"), 5)
+	must(t, err)
+	fault := failing(t, func(n int) bool { return n == 1 }, unix.EIO)
+	if err := s.Sync(); !errors.Is(err, unix.EIO) {
+		t.Fatal(err)
+	}
+	fault.off()
+	_, err = o.WriteAt([]byte("more"), page)
+	must(t, err)
+	if err := s.Sync(); !errors.Is(err, unix.EIO) {
+		t.Fatalf("the second: %v", err)
+	}
+	kill(s, o)
+	s = openStore(t, dir, bootB)
+	defer s.Close()
+	o, err = s.Pending(id)
+	must(t, err)
+	defer o.Close()
+	want(t, "nothing is believed", contentOf(t, o, &source{content: content}), content)
+}

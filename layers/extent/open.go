@@ -26,8 +26,9 @@ func (s *Store) create(name string, src Source, durable bool) (o *Object, err er
 	defer func() {
 		if err != nil {
 			o.closeFds()
-			s.unlink(name)
-			sys.Unlink(s.dir, name+tmpSuffix)
+			// What cannot be removed now is swept, or an orphan that Pendings lists.
+			_ = s.unlink(name)
+			_ = sys.Unlink(s.dir, name+tmpSuffix)
 			err = fmt.Errorf("new object: %w", err)
 			o = nil
 		}

@@ -30,7 +30,7 @@ func (o *Object) SeekData(off int64) (int64, error) {
 // the end of the file if nowhere else. A missing range is no hole.
 func (o *Object) SeekHole(off int64) (int64, error) {
 	for {
-		size, limit, missing := o.seekView(off)
+		size, limit, _ := o.seekView(off)
 		if off < 0 || off >= size {
 			return 0, unix.ENXIO
 		}
@@ -41,7 +41,7 @@ func (o *Object) SeekHole(off int64) (int64, error) {
 		if at >= size {
 			return size, nil
 		}
-		if _, _, missing = o.seekView(at); missing != at || at >= limit {
+		if _, _, missing := o.seekView(at); missing != at || at >= limit {
 			return at, nil
 		}
 		// A hole in the data file that the source has not filled yet.

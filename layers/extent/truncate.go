@@ -40,7 +40,7 @@ func (o *Object) Truncate(size int64) error {
 	}
 	if err := o.resize(size); err != nil {
 		o.owed = []record{{kind: kindCancel}}
-		o.settleDebt() // or before the next mutation
+		_ = o.settleDebt() // or before the next mutation
 		return err
 	}
 	o.owed = []record{{kind: kindShrunk}}
@@ -61,7 +61,7 @@ func (o *Object) announceShrink(size int64) error {
 	upto := o.chain.index
 	if err := sys.Fdatasync(o.mapFd); err != nil {
 		o.owed = []record{{kind: kindCancel}}
-		o.settleDebt()
+		_ = o.settleDebt() // as above
 		return err
 	}
 	o.durable = upto
