@@ -95,9 +95,20 @@ func (s *source) close() {
 // openObject makes h a handle of a remote or pending file.
 func (fs *FS) openObject(ctx context.Context, h *handle) error {
 	n := h.n
+	if n.isPending() {
+		var err error
+		if h.fd, err = fs.openData(n, h.flags); err != nil { // the stub
+			return err
+		}
+	}
 	n.mu.Lock()
+	if hasObject(n.pending) && h.fd < 0 {
+		n.mu.Unlock() // it came up just now
+		return fs.openObject(ctx, h)
+	}
 	if err := fs.needObject(n); err != nil {
 		n.mu.Unlock()
+		h.close()
 		return err
 	}
 	n.admitLocked(h)
@@ -114,6 +125,12 @@ func (fs *FS) openObject(ctx context.Context, h *handle) error {
 	}
 	fs.dropHandle(h)
 	return err
+}
+
+func (n *node) isPending() bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return hasObject(n.pending)
 }
 
 func (fs *FS) dropHandle(h *handle) {

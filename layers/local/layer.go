@@ -96,6 +96,9 @@ func (l *Layer) fail(op string, p layers.Path, err error) error {
 // at runs f on the parent descriptor and last component of p; for the root, on
 // its descriptor and an empty name.
 func (l *Layer) at(op string, p layers.Path, f func(dirfd int, name string) error) error {
+	if !p.Valid() {
+		return l.fail(op, p, unix.EINVAL)
+	}
 	if p == layers.Root {
 		if err := f(l.root, ""); err != nil {
 			return l.fail(op, p, err)
@@ -185,6 +188,9 @@ func XattrsAt(dirfd int, name string) (layers.Xattrs, error) {
 
 // ReadDir implements layers.Layer.
 func (l *Layer) ReadDir(ctx context.Context, p layers.Path) ([]layers.Entry, error) {
+	if !p.Valid() {
+		return nil, l.fail("readdir", p, unix.EINVAL)
+	}
 	fd, err := sys.OpenBeneath(l.root, string(p), unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, l.fail("readdir", p, notThere(err))

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/layers"
-	"github.com/migratefs/migratefs/layers/local"
 	"github.com/migratefs/migratefs/layers/layertest"
+	"github.com/migratefs/migratefs/layers/local"
 
 	"os"
 	"path/filepath"
