@@ -93,7 +93,11 @@ func (o *Object) board(ctx context.Context, fetch Fetcher, from, to int64, alone
 func (o *Object) wanted(from, to int64) []span {
 	var out []span
 	from = from / page * page
-	to = min((min(to, o.limit)+page-1)/page*page, o.limit)
+	if to = min(to, o.limit); o.limit-to < page { // also: no overflow near 8 EiB
+		to = o.limit
+	} else {
+		to = (to + page - 1) / page * page
+	}
 	o.present.gaps(from, to, func(from, to int64) bool {
 		if n := len(out); n > 0 && from-out[n-1].to <= joinGap && o.dirty.has(out[n-1].to, from) {
 			out[n-1].to = to
@@ -227,8 +231,8 @@ func (o *Object) Fill(ctx context.Context, fetch Fetcher, off, n int64) error {
 	if off < 0 || n < 0 || off > maxSize-n {
 		return errInvalid
 	}
-	for end := off + n; off < end; off += window {
-		from, to := off, min(off+window, end)
+	for end := min(off+n, o.Size()); off < end; {
+		from, to := off, off+min(window, end-off)
 		for alone := false; !o.PresentRange(from, to-from); alone = true {
 			if fetch == nil {
 				return layers.ErrOffline
@@ -243,9 +247,7 @@ func (o *Object) Fill(ctx context.Context, fetch Fetcher, off, n int64) error {
 				}
 			}
 		}
-		if to >= o.Size() {
-			return nil
-		}
+		off = to
 	}
 	return nil
 }

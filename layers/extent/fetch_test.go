@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"math/rand"
+	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/layers"
 )
@@ -323,4 +327,76 @@ func TestAtOnce(t *testing.T) {
 		}
 	})
 	wg.Wait()
+}
+
+// A file that ends where offsets do, as far as this filesystem lets it.
+func TestHugeFile(t *testing.T) {
+	s := openStore(t, t.TempDir(), bootA)
+	defer s.Close()
+	pattern := fetchFunc(func(_ context.Context, b []byte, off int64) (int, error) {
+		for i := range b {
+			b[i] = byte((off+int64(i))>>3) | 1
+		}
+		return len(b), nil
+	})
+	src := sourceOf(nil)
+	var o *Object
+	for _, size := range []int64{maxSize, 16<<40 - page - 3, 1<<40 + 5} {
+		src.Version.Size = size
+		var err error
+		if o, err = s.Cached(src); err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EFBIG) && !errors.Is(err, unix.EINVAL) {
+			t.Fatal(err)
+		}
+	}
+	if o == nil {
+		t.Fatal("no huge file at all")
+	}
+	defer o.Close()
+	size := o.Size()
+	b := make([]byte, 3*page)
+	n, err := o.ReadAt(ctx, pattern, b, size-2*page)
+	if n != 2*page || err != io.EOF {
+		t.Fatal(n, err)
+	}
+	for i, c := range b[:n] {
+		if c != byte((size-2*page+int64(i))>>3)|1 {
+			t.Fatalf("byte %d is %d", i, c)
+		}
+	}
+	must(t, o.Fill(ctx, pattern, size-5*page, maxSize-size+5*page))
+	if got := size - o.Missing(); got < 5*page || got > 6*page {
+		t.Fatalf("%d bytes are present", got)
+	}
+	if !o.PresentRange(size-5*page, maxSize) || o.PresentRange(0, maxSize) {
+		t.Fatal("present: not the last five pages")
+	}
+}
+
+func TestSourcesThatCannotBe(t *testing.T) {
+	s := openStore(t, t.TempDir(), bootA)
+	defer s.Close()
+	good := sourceOf(noise(10, 1))
+	for name, change := range map[string]func(*Source){
+		"path that escapes": func(s *Source) { s.Path = "a/../../b" },
+		"NUL in the path":   func(s *Source) { s.Path = "a\x00b" },
+		"endless path":      func(s *Source) { s.Path = layers.Path(strings.Repeat("a/", maxPath) + "b") },
+		"negative size":     func(s *Source) { s.Version.Size = -1 },
+		"impossible time":   func(s *Source) { s.Version.Mtime.Nsec = 1e9 },
+		"FIFO":              func(s *Source) { s.Mode = unix.S_IFIFO },
+	} {
+		src := good
+		change(&src)
+		if _, err := s.Cached(src); err == nil {
+			t.Errorf("%s: cached", name)
+		}
+		if _, _, err := s.NewPending(src); err == nil {
+			t.Errorf("%s: pending", name)
+		}
+	}
+	if names, err := s.names(); err != nil || len(names) != 0 {
+		t.Errorf("left: %v, %v", names, err)
+	}
 }

@@ -72,7 +72,7 @@ func (o *Object) Whole() bool { return o.Missing() == 0 }
 func (o *Object) PresentRange(off, n int64) bool {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	return o.presentLocked(off, off+n)
+	return o.presentLocked(off, off+min(n, maxSize-off))
 }
 
 func (o *Object) presentLocked(from, to int64) bool {
