@@ -4,5 +4,5 @@ import "github.com/spf13/cobra"
 
 // moreCommands are the subcommands about checkpoints.
 func moreCommands() []*cobra.Command {
-	return nil
+	return []*cobra.Command{newRestoreCommand(), newRestoreInitCommand(), newLazyfsCommand()}
 }

@@ -70,42 +70,52 @@ const readyEnv = "MIGRATEFS_READY_FD"
 // background starts this program anew as a daemon and waits until the mount is
 // ready or has failed.
 func (m *mountCommand) background() error {
+	text, err := startDaemon(context.Background(), m.arguments())
+	if err == nil && text != "" {
+		fmt.Fprintln(os.Stderr, text)
+	}
+	return err
+}
+
+// startDaemon starts this program as the daemon that the arguments say, and
+// returns what it says of its mount when that is ready. When ctx ends, the
+// daemon is asked to undo what it did.
+func startDaemon(ctx context.Context, args []string) (text string, err error) {
 	self, err := os.Executable()
 	if err != nil {
-		return err
+		return "", err
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer r.Close()
-	cmd := exec.Command(self, m.arguments()...)
+	cmd := exec.Command(self, args...)
 	cmd.Env = append(os.Environ(), readyEnv+"=3")
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		w.Close()
-		return err
+		return "", err
 	}
 	w.Close()
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(unix.SIGTERM) })
 	answer, err := io.ReadAll(bufio.NewReader(io.LimitReader(r, 64<<10)))
+	stop()
 	if err != nil {
-		return err
+		return "", err
 	}
 	code, text, _ := strings.Cut(string(answer), " ")
 	n, err := strconv.Atoi(code)
 	if err != nil {
 		_ = cmd.Wait()
-		return mountErrorf("the daemon ended before the mount was ready (%v)", cmd.ProcessState)
+		return "", mountErrorf("the daemon ended before the mount was ready (%v)", cmd.ProcessState)
 	}
 	if n == exitOK {
-		if text != "" {
-			fmt.Fprintln(os.Stderr, text)
-		}
-		return cmd.Process.Release()
+		return text, cmd.Process.Release()
 	}
 	_ = cmd.Wait()
-	return &codeError{n, errors.New(text)}
+	return "", &codeError{n, errors.New(text)}
 }
 
 func (m *mountCommand) arguments() (args []string) {

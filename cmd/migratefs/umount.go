@@ -139,6 +139,9 @@ func umountOne(point string, lazy bool) error {
 	if err != nil {
 		return err
 	}
+	if err := stillRestored(m.point); err != nil && !lazy {
+		return err
+	}
 	err = unmount(m.point, lazy)
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("%q is in use: end what uses it (fuser -vm %q lists that), or give --lazy", point, m.point)
@@ -149,7 +152,10 @@ func umountOne(point string, lazy bool) error {
 	if lazy {
 		return nil
 	}
-	return waitGone(m)
+	if err := waitGone(m); err != nil {
+		return err
+	}
+	return forgetRestore(m.point)
 }
 
 // findMount finds our mount on point, which may be dead: resolving it must not

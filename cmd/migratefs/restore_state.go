@@ -1,0 +1,140 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// What a restore leaves behind, until `migratefs umount` ends it, lies in
+// /run/migratefs/restore-ID (0700): root, the mountpoint; state.json; and in
+// criu/ the logs. Its changes are in /var/lib/migratefs/ID, or where --upperdir
+// said.
+const (
+	runDir    = "/run/migratefs"
+	varDir    = "/var/lib/migratefs"
+	stateFile = "state.json"
+)
+
+// restoreState is the record of one restore.
+type restoreState struct {
+	Init    int    // pid of our helper, outside
+	Started uint64 // when that began, in clock ticks since boot: pids are used again
+	Pid     int    // of the restored root task, outside
+	Images  string
+	From    string
+	Upper   string
+}
+
+// restoreDir is the directory that belongs to the mountpoint of a restore, or
+// "" if point is none.
+func restoreDir(point string) string {
+	dir := filepath.Dir(point)
+	if filepath.Base(point) == "root" && filepath.Dir(dir) == runDir && strings.HasPrefix(filepath.Base(dir), "restore-") {
+		return dir
+	}
+	return ""
+}
+
+func (s *restoreState) save(dir string) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, stateFile), append(b, '\n'), 0o600)
+}
+
+// stillRestored returns an error if point is the view of a process that was
+// restored and still runs.
+func stillRestored(point string) error {
+	dir := restoreDir(point)
+	if dir == "" {
+		return nil
+	}
+	b, err := os.ReadFile(filepath.Join(dir, stateFile))
+	if err != nil {
+		return nil // nothing was restored
+	}
+	var s restoreState
+	if json.Unmarshal(b, &s) != nil || s.Init <= 0 || startTime(s.Init) != s.Started {
+		return nil
+	}
+	return fmt.Errorf("%q is the root of the restored process %d, which still runs: end it first (kill %d)", point, s.Pid, s.Pid)
+}
+
+// forgetRestore removes what a restore left beside its mount, which has ended.
+func forgetRestore(point string) error {
+	dir := restoreDir(point)
+	if dir == "" {
+		return nil
+	}
+	if err := os.Remove(point); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err // something is mounted there after all
+	}
+	return os.RemoveAll(dir)
+}
+
+// startTime returns when the process began, in clock ticks since boot; 0 if
+// there is none (proc_pid_stat(5), field 22).
+func startTime(pid int) uint64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, ok := strings.Cut(string(b), ") ")
+	if i := strings.LastIndex(string(b), ") "); i >= 0 {
+		rest = string(b)[i+2:]
+	}
+	f := strings.Fields(rest)
+	if !ok || len(f) < 20 {
+		return 0
+	}
+	n, _ := strconv.ParseUint(f[19], 10, 64)
+	return n
+}
+
+// outerPid returns the pid outside of the process that has the given one inside
+// the pid namespace of init, whose pid outside is known; 0 if there is none.
+func outerPid(init, inner int) int {
+	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", init))
+	if err != nil {
+		return 0
+	}
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err != nil || own != ns {
+			continue
+		}
+		if innermostPid(pid) == inner {
+			return pid
+		}
+	}
+	return 0
+}
+
+// innermostPid is the pid that a process has in its own namespace.
+func innermostPid(pid int) int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if ids, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			f := strings.Fields(ids)
+			if len(f) == 0 {
+				return 0
+			}
+			n, _ := strconv.Atoi(f[len(f)-1])
+			return n
+		}
+	}
+	return 0
+}

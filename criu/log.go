@@ -1,0 +1,91 @@
+package criu
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+)
+
+// errorLine is a line of CRIU's log that tells of an error:
+// "(00.012345)   4321: Error (criu/files-reg.c:2263): File x has bad size ...".
+var errorLine = regexp.MustCompile(`^\([0-9.]+\)\s*(?:[0-9]+: )?\s*Error \(([^)]*)\): (.*)$`)
+
+// harmless are errors that CRIU logs in a restore which works.
+var harmless = []string{
+	"rlimit: Can't setup RLIMIT_NOFILE for self",
+}
+
+// maxLogErrors bounds what LogErrors returns; the first ones say what happened.
+const maxLogErrors = 8
+
+// LogErrors returns the error messages of a log that CRIU wrote, in order,
+// without the ones that mean nothing.
+func LogErrors(log io.Reader) []string {
+	var out []string
+	sc := bufio.NewScanner(log)
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		m := errorLine.FindStringSubmatch(sc.Text())
+		if m == nil || isHarmless(m[2]) {
+			continue
+		}
+		if out = append(out, strings.TrimSpace(m[2])); len(out) == maxLogErrors {
+			break
+		}
+	}
+	return out
+}
+
+func isHarmless(msg string) bool {
+	for _, h := range harmless {
+		if strings.HasPrefix(msg, h) {
+			return true
+		}
+	}
+	return false
+}
+
+// meanings are what CRIU's errors mean for somebody who restores elsewhere; the
+// first that matches counts.
+var meanings = []struct {
+	match   *regexp.Regexp
+	meaning string
+}{
+	{regexp.MustCompile(`has bad size|has bad mode|has bad build-ID|build-ID`), "a file is not the one that the process had when it was dumped; bring it back on the source, or dump again"},
+	{regexp.MustCompile(`(?i)can't open file .*: No such file|can't open .* on .*No such file`), "a file that the process had is missing on the source, or lies under a directory that does not move (/proc, /sys, /dev, /run; --bind PATH takes more from this host)"},
+	{regexp.MustCompile(`(?i)(fork|clone).*File exists|Unable to (fork|create).*exist|Pid .* do not match expected`), "a process id that the process needs is taken; try again"},
+	{regexp.MustCompile(`(?i)pid_max|(fork|clone).*Invalid argument`), "a process id of the checkpoint is above /proc/sys/kernel/pid_max of this host: raise it"},
+	{regexp.MustCompile(`(?i)cpu (feature|capabilit)|FPU|xsave|CPU.*not supported|runtime.*cpu`), "this host's processor lacks something that the other's had"},
+	{regexp.MustCompile(`(?i)--shell-job`), "the process belongs to a terminal: start it with setsid and without one, or give -- --shell-job"},
+	{regexp.MustCompile(`(?i)tcp|--tcp-`), "the process holds TCP connections: see CRIU's --tcp-established and --tcp-close"},
+	{regexp.MustCompile(`(?i)can't bind|address already in use|Cannot assign requested address`), "an address that the process listens on is taken, or is not this host's"},
+	{regexp.MustCompile(`(?i)external|--inherit-fd`), "the process had something from outside open; see CRIU's --external and --inherit-fd"},
+	{regexp.MustCompile(`(?i)vdso`), "this CRIU is too old for this kernel: use a newer one (--criu PATH)"},
+	{regexp.MustCompile(`(?i)operation not permitted|permission denied`), "root lacks a right here that restoring needs (a container, perhaps?)"},
+}
+
+// Explain returns what the errors of a log mean, or "".
+func Explain(errs []string) string {
+	for _, m := range meanings {
+		for _, e := range errs {
+			if m.match.MatchString(e) {
+				return m.meaning
+			}
+		}
+	}
+	return ""
+}
+
+// Summary is one line of all that a log says about why a restore failed.
+func Summary(errs []string) string {
+	if len(errs) == 0 {
+		return "its log names no error"
+	}
+	s := fmt.Sprintf("criu says: %s", strings.Join(errs, "; "))
+	if why := Explain(errs); why != "" {
+		s += ": " + why
+	}
+	return s
+}

@@ -1,0 +1,213 @@
+package criu
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"github.com/checkpoint-restore/go-criu/v8/rpc"
+	"golang.org/x/sys/unix"
+)
+
+// Worker is a running `criu swrk`: CRIU's RPC server for one client, over a
+// socket that it inherits (criu/cr-service.c, images/rpc.proto). go-criu's own
+// client starts CRIU in the same breath as it sends a request; here the world
+// changes between the two.
+type Worker struct {
+	proc *os.Process
+	sock int
+}
+
+// maxReply is the size of the largest message that swrk sends, in bytes.
+const maxReply = 64 << 10
+
+// StartWorker starts the CRIU at path. Its standard output and error go to out,
+// its plugins come from the directory plugins, which may be empty but has to
+// exist: by default CRIU would load those of the root directory it finds itself
+// in, which is not this host's by then. The caller reaps the process.
+func StartWorker(path, plugins string, stdin, out *os.File) (*Worker, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socketpair: %w", err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "swrk")
+	defer theirs.Close()
+	// Not exec.Cmd: its Wait would compete with a caller that reaps everything.
+	proc, err := os.StartProcess(path, []string{path, "swrk", "3"}, &os.ProcAttr{
+		Dir:   "/",
+		Env:   workerEnv(plugins),
+		Files: []*os.File{stdin, out, out, theirs},
+	})
+	if err != nil {
+		_ = unix.Close(pair[0])
+		return nil, fmt.Errorf("start criu: %w", err)
+	}
+	return &Worker{proc: proc, sock: pair[0]}, nil
+}
+
+func workerEnv(plugins string) []string {
+	env := []string{"CRIU_LIBS_DIR=" + plugins}
+	for _, e := range os.Environ() {
+		if !strings.HasPrefix(e, "CRIU_LIBS_DIR=") {
+			env = append(env, e)
+		}
+	}
+	return env
+}
+
+// Pid is CRIU's process id, as this process sees it.
+func (w *Worker) Pid() int { return w.proc.Pid }
+
+// Version asks CRIU for its version ("4.1.1"). The answer also means that it is
+// up and needs nothing more of the root directory it was started in.
+func (w *Worker) Version() (string, error) {
+	typ, keep := rpc.CriuReqType_VERSION, true
+	resp, err := w.exchange(&rpc.CriuReq{Type: &typ, KeepOpen: &keep})
+	if err != nil {
+		return "", err
+	}
+	v := resp.GetVersion()
+	if !resp.GetSuccess() || v == nil {
+		return "", errors.New("criu does not tell its version")
+	}
+	s := fmt.Sprintf("%d.%d", v.GetMajorNumber(), v.GetMinorNumber())
+	if v.GetSublevel() != 0 {
+		s += fmt.Sprintf(".%d", v.GetSublevel())
+	}
+	return s, nil
+}
+
+// RestoreRequest is what a restore needs to know.
+type RestoreRequest struct {
+	Images *os.File // directory
+	Work   *os.File // directory for CRIU's log and whatever else it writes
+	Log    string   // file name in Work
+
+	LogLevel   int32  // 1 errors to 4 debug
+	ShellJob   bool   // see Checkpoint
+	ConfigFile string // more options, as ConfigLines makes them; "" is none
+}
+
+// RestoreError: CRIU could not restore. Its log says why.
+type RestoreError struct {
+	Errno unix.Errno // as CRIU has it, or 0
+	Msg   string     // likewise, or ""
+}
+
+func (e *RestoreError) Error() string {
+	switch {
+	case e.Msg != "":
+		return "criu could not restore the process: " + strings.TrimSpace(e.Msg)
+	case e.Errno != 0:
+		return "criu could not restore the process: " + e.Errno.Error()
+	}
+	return "criu could not restore the process"
+}
+
+func (e *RestoreError) Unwrap() error {
+	if e.Errno == 0 {
+		return nil
+	}
+	return e.Errno
+}
+
+// Restore restores, and returns the pid of the root task as CRIU sees it when
+// the tasks run. If CRIU says no it is a *RestoreError.
+func (w *Worker) Restore(r RestoreRequest) (pid int, err error) {
+	typ := rpc.CriuReqType_RESTORE
+	imagesFd, workFd := int32(r.Images.Fd()), int32(r.Work.Fd())
+	opts := &rpc.CriuOpts{
+		ImagesDirFd: &imagesFd, // CRIU opens both through /proc, as fds of its peer
+		WorkDirFd:   &workFd,
+		LogFile:     &r.Log,
+		LogLevel:    &r.LogLevel,
+		ShellJob:    &r.ShellJob,
+	}
+	if r.ConfigFile != "" {
+		opts.ConfigFile = &r.ConfigFile
+	}
+	resp, err := w.exchange(&rpc.CriuReq{Type: &typ, Opts: opts})
+	if err != nil {
+		return 0, err
+	}
+	if !resp.GetSuccess() {
+		return 0, &RestoreError{Errno: unix.Errno(resp.GetCrErrno()), Msg: resp.GetCrErrmsg()}
+	}
+	if resp.GetType() != typ || resp.GetRestore().GetPid() <= 0 {
+		return 0, fmt.Errorf("criu answered a restore with %v, pid %d", resp.GetType(), resp.GetRestore().GetPid())
+	}
+	return int(resp.GetRestore().GetPid()), nil
+}
+
+// exchange sends one request and waits for the answer, or for CRIU's end.
+func (w *Worker) exchange(req *rpc.CriuReq) (*rpc.CriuResp, error) {
+	b, err := req.MarshalVT()
+	if err != nil {
+		return nil, err
+	}
+	if err := ignoreEINTR(func() error { return unix.Send(w.sock, b, unix.MSG_NOSIGNAL) }); err != nil {
+		return nil, fmt.Errorf("send to criu: %w", err)
+	}
+	buf := make([]byte, maxReply)
+	var n int
+	err = ignoreEINTR(func() (err error) { n, err = unix.Read(w.sock, buf); return err })
+	if err != nil {
+		return nil, fmt.Errorf("receive from criu: %w", err)
+	}
+	if n == 0 {
+		return nil, errors.New("criu ended without an answer")
+	}
+	resp := new(rpc.CriuResp)
+	if err := resp.UnmarshalVT(buf[:n]); err != nil {
+		return nil, fmt.Errorf("criu's answer makes no sense: %w", err)
+	}
+	return resp, nil
+}
+
+func ignoreEINTR(f func() error) error {
+	for {
+		if err := f(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// Close ends the conversation; CRIU then ends, whatever it restored goes on.
+func (w *Worker) Close() error { return unix.Close(w.sock) }
+
+// Find returns the absolute path of the CRIU to run: given, if it is not empty,
+// else the one in PATH.
+func Find(given string) (string, error) {
+	name := given
+	if name == "" {
+		name = "criu"
+	}
+	path, err := exec.LookPath(name)
+	if err != nil && given == "" {
+		// Root's tools are not in everybody's PATH.
+		if path, err = exec.LookPath("/usr/sbin/criu"); err != nil {
+			return "", errors.New("criu is not installed: install it, or name one with --criu PATH")
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("--criu %q: %w", given, bareExec(err))
+	}
+	if path[0] != '/' {
+		wd, err := os.Getwd()
+		if err != nil {
+			return "", err
+		}
+		path = wd + "/" + path
+	}
+	return path, nil
+}
+
+func bareExec(err error) error {
+	var ee *exec.Error
+	if errors.As(err, &ee) {
+		return bare(ee.Err)
+	}
+	return bare(err)
+}
