@@ -229,7 +229,7 @@ func (fs *FS) setAttr(ctx context.Context, n *node, in *fuse.SetAttrIn) error {
 	}
 	if in.Valid&^(fuse.FATTR_SIZE|fuse.FATTR_FH|fuse.FATTR_LOCKOWNER|fuse.FATTR_KILL_SUIDGID) == 0 {
 		if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
-			return fs.killPriv(n)
+			return fs.changeUpper(n, func(fd int) error { return killPriv(fd, n.isPending()) })
 		}
 		return nil
 	}

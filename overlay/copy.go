@@ -64,7 +64,13 @@ func (fs *FS) upNames(ctx context.Context, n *node) error {
 // upLocked is up for who has n's flight.
 func (fs *FS) upLocked(ctx context.Context, n *node, size int64) error {
 	if n.isRemote() && n.isRegular() && size != 0 {
-		return fs.makePending(ctx, n)
+		err := fs.makePending(ctx, n)
+		for range 2 {
+			if errors.Is(err, errChanged) { // renamed on the way
+				err = fs.makePending(ctx, n)
+			}
+		}
+		return err
 	}
 	for range 3 {
 		src, err := fs.copySource(ctx, n)

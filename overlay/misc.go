@@ -23,7 +23,11 @@ func (fs *FS) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out
 	f, err := fs.lookup(cancelled(cancel), dir, name)
 	if err != nil {
 		if errnoOf(err) == unix.ENOENT {
-			return fuse.ENOENT
+			if fs.entryTimeout == 0 {
+				return fuse.ENOENT
+			}
+			out.SetEntryTimeout(fs.entryTimeout) // no node id: the kernel remembers that there is none
+			return fuse.OK
 		}
 		return fs.status("lookup", dir, name, err)
 	}

@@ -99,14 +99,14 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, flags u
 	if err := fs.up(ctx, n, whole); err != nil {
 		return 0, err
 	}
-	if flags&fuse.WRITE_KILL_SUIDGID != 0 {
-		if err := fs.killPriv(n); err != nil {
-			return 0, err
-		}
-	}
 	v := h.view()
 	if v.fd < 0 {
 		return 0, unix.EIO
+	}
+	if flags&fuse.WRITE_KILL_SUIDGID != 0 {
+		if err := killPriv(v.fd, v.pending); err != nil {
+			return 0, err
+		}
 	}
 	if !v.pending {
 		return sys.Pwrite(v.fd, b, off)
@@ -130,29 +130,27 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, flags u
 	return m, err
 }
 
-// killPriv takes away what a stranger's write or truncate must not leave: suid,
-// sgid of a group that may execute, and capabilities.
-func (fs *FS) killPriv(n *node) error {
-	fd, err := fs.openUpper(n)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
+// killPriv takes away what a stranger's write or truncate must not leave on the
+// upper inode fd: suid, and sgid of a group that may execute. Capabilities go
+// with any write to the inode, ours included; a pending file's data is elsewhere.
+func killPriv(fd int, pending bool) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	mode := st.Mode & 0o7777 &^ unix.S_ISUID
+	mode := st.Mode & 0o7777
 	if mode&unix.S_IXGRP != 0 {
 		mode &^= unix.S_ISGID
 	}
-	if mode != st.Mode&0o7777 {
+	if mode &^= unix.S_ISUID; mode != st.Mode&0o7777 {
 		if err := sys.Chmod(fd, "", mode); err != nil {
 			return err
 		}
 	}
-	err = sys.Removexattr(fd, "", "security.capability")
-	return ignoreNoXattr(err)
+	if !pending {
+		return nil
+	}
+	return ignoreNoXattr(sys.Removexattr(fd, "", "security.capability"))
 }
 
 // truncate sets the size of n. What it cuts off is not copied first.
