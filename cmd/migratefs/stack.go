@@ -62,7 +62,7 @@ func (st *stack) findPoint(_ context.Context, point string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(abs); errors.Is(err, unix.ENOTCONN) {
+	for isDead(abs) {
 		m, ok := mountAt(abs)
 		if !ok || m.fsType != fsType {
 			return mountErrorf("mountpoint %q is a dead mount that is not ours: unmount it first", point)
@@ -74,6 +74,13 @@ func (st *stack) findPoint(_ context.Context, point string) error {
 	}
 	st.point, err = realDir("mountpoint", point)
 	return err
+}
+
+// isDead reports a FUSE mount without a daemon. Of attributes the kernel may
+// answer from its cache; of the filesystem it always asks.
+func isDead(path string) bool {
+	var st unix.Statfs_t
+	return errors.Is(unix.Statfs(path, &st), unix.ENOTCONN)
 }
 
 // realDir returns where a directory is, with an error that says what it was
