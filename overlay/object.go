@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,30 +31,44 @@ import (
 func hasObject(id extent.ID) bool { return id != extent.ID{} }
 
 // source is where an object's missing extents come from, opened when the first
-// is needed. It is shared by all handles of a node.
+// is needed. It is shared by all handles of a node; a fetch may outlive them.
 type source struct {
 	layer layers.Layer // nil: no lower of this mount
 	path  layers.Path
 	want  layers.Attr
-	sem   chan struct{} // holds a token while nobody opens file
-	file  layers.File
+	turn  chan struct{} // holds a token while nobody opens the file
+
+	mu     sync.Mutex // protects file and closed
+	file   layers.File
+	closed bool
 }
 
+var _ extent.Fetcher = (*source)(nil)
+
 func newSource(l layers.Layer, path layers.Path, want *layers.Attr) *source {
-	s := &source{layer: l, path: path, want: *want, sem: make(chan struct{}, 1)}
-	s.sem <- struct{}{}
+	s := &source{layer: l, path: path, want: *want, turn: make(chan struct{}, 1)}
+	s.turn <- struct{}{}
 	return s
+}
+
+func (s *source) opened() (layers.File, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, os.ErrClosed
+	}
+	return s.file, nil
 }
 
 func (s *source) open(ctx context.Context) (layers.File, error) {
 	select {
-	case <-s.sem:
+	case <-s.turn:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	defer func() { s.sem <- struct{}{} }()
-	if s.file != nil {
-		return s.file, nil
+	defer func() { s.turn <- struct{}{} }()
+	if f, err := s.opened(); f != nil || err != nil {
+		return f, err
 	}
 	if s.layer == nil {
 		return nil, fmt.Errorf("the lower that has the rest of %q is not part of this mount: %w", string(s.path), layers.ErrOffline)
@@ -64,28 +81,41 @@ func (s *source) open(ctx context.Context) (layers.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		f.Close()
+		return nil, os.ErrClosed
+	}
 	s.file = f
 	return f, nil
 }
 
 // ReadAt implements extent.Fetcher.
 func (s *source) ReadAt(ctx context.Context, b []byte, off int64) (int, error) {
-	f, err := s.open(ctx)
+	f, err := s.opened()
+	if err == nil && f == nil {
+		f, err = s.open(ctx)
+	}
 	if err != nil {
 		return 0, err
 	}
 	return f.ReadAt(ctx, b, off)
 }
 
-// Settled passes on whether the version had time to settle, for the cache.
+// Settled implements extent.Settler where the layer's files know.
 func (s *source) Settled() bool {
-	if f, ok := s.file.(interface{ Settled() bool }); ok {
-		return f.Settled()
+	f, _ := s.opened()
+	if k, ok := f.(extent.Settler); ok {
+		return k.Settled()
 	}
-	return true
+	return time.Since(time.Unix(s.want.Mtime.Sec, 0)) > 2*time.Second
 }
 
 func (s *source) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
 	if s.file != nil {
 		s.file.Close()
 		s.file = nil
@@ -164,13 +194,15 @@ func (fs *FS) needObject(n *node) (err error) {
 		return unix.ESTALE
 	}
 	r := &n.lowers[0]
-	src := newSource(r.layer.Layer, r.path, r.attr)
-	if fs.store != nil {
-		if n.obj, err = fs.store.Cached(cacheSource(r)); err != nil {
-			return err
-		}
+	n.src = newSource(r.layer.Layer, r.path, r.attr)
+	if fs.store == nil {
+		return nil
 	}
-	n.src = src
+	if n.obj, err = fs.store.Cached(cacheSource(r)); err != nil {
+		// No room for a copy is no reason not to read.
+		fs.log.Warn("read without a cache", "path", string(r.path), "cause", err)
+		n.obj = nil
+	}
 	return nil
 }
 
@@ -216,6 +248,9 @@ func (fs *FS) makePending(ctx context.Context, n *node) error {
 			n.mu.Unlock()
 		}()
 	}
+	if err == nil && n.obj == nil {
+		n.obj, err = fs.store.Cached(cacheSource(&n.lowers[0]))
+	}
 	obj := n.obj
 	n.mu.Unlock()
 	if err != nil {
@@ -228,6 +263,12 @@ func (fs *FS) makePending(ctx context.Context, n *node) error {
 	id, err := fs.store.Adopt(obj)
 	if err != nil {
 		return err
+	}
+	if fs.copies.Owner && src.Attr.Has(layers.KnownOwner) {
+		// The owner's quota is charged with what is fetched and written.
+		if err := sys.Fchown(obj.DataFd(), int(src.Attr.UID), int(src.Attr.GID)); err != nil {
+			fs.log.Warn("pending data is charged to root", "object", id.String(), "cause", err)
+		}
 	}
 	if src.Xattrs == nil {
 		src.Xattrs = layers.Xattrs{}
