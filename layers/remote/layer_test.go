@@ -2,48 +2,120 @@ package remote
 
 import (
 	"bytes"
-	"context"
+	"errors"
+	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
 )
 
 func random(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
-	r.Read(b)
+	_, _ = r.Read(b)
 	return b
 }
 
-func TestFirst(t *testing.T) {
-	s := startSSHD(t)
-	dir := t.TempDir()
-	data := random(1, 5<<20+17)
-	if err := os.WriteFile(filepath.Join(dir, "f"), data, 0o640); err != nil {
-		t.Fatal(err)
-	}
+// What DESIGN counts: how many exchanges each operation takes on a real server.
+func TestRoundTrips(t *testing.T) {
+	s, dir, data := serve(t, 300_000)
 	l := open(t, s.layer(dir))
-	ctx := context.Background()
-	a, err := l.Stat(ctx, "f")
-	if err != nil {
-		t.Fatal(err)
+	ctx := soon(t)
+	count := func(what string, want int64, f func()) {
+		t.Helper()
+		before := l.Stats().Bursts
+		f()
+		if got := l.Stats().Bursts - before; got != want {
+			t.Errorf("%s takes %d exchanges, want %d", what, got, want)
+		}
 	}
-	f, err := l.Open(ctx, "f", &a)
-	if err != nil {
-		t.Fatal(err)
+	var a layers.Attr
+	var f layers.File
+	var err error
+	count("stat", 1, func() { a, err = l.Stat(ctx, "f") })
+	must(t, err)
+	count("stat of what is not there", 1, func() { _, err = l.Stat(ctx, "none") })
+	if !errors.Is(err, unix.ENOENT) {
+		t.Error(err)
 	}
+	count("stat of many", 1, func() { _, _, err = l.StatMany(ctx, []layers.Path{"f", "none", "", "f/x"}) })
+	must(t, err)
+	count("open", 1, func() { f, err = l.Open(ctx, "f", &a) })
+	must(t, err)
 	got := make([]byte, len(data))
-	if n, err := f.ReadAt(ctx, got, 0); n != len(got) || err != nil {
-		t.Fatal(n, err)
-	}
+	count("read", 1, func() { _, err = f.ReadAt(ctx, got, 0) })
+	must(t, err)
 	if !bytes.Equal(got, data) {
-		t.Fatal("content differs")
+		t.Error("content differs")
 	}
-	es, err := l.ReadDir(ctx, "")
-	if err != nil || len(es) != 1 || es[0].Name != "f" || es[0].Attr == nil || es[0].Attr.Nlink != 1 {
-		t.Fatal(es, err)
+	count("close", 0, func() { err = f.Close() })
+	must(t, err)
+	if n := l.Stats().BytesRead; n != int64(len(data)) {
+		t.Errorf("%d bytes read", n)
 	}
-	_, err = l.Stat(ctx, "none")
-	t.Log(l.ID(), a, err, l.Stats())
+	list, err := l.ReadDir(ctx, "")
+	if err != nil || len(list) != 1 || list[0].Name != "f" || list[0].Attr == nil || list[0].Attr.Nlink != 1 {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+// A file that was changed a moment ago may change again unseen.
+func TestSettled(t *testing.T) {
+	f := newFake()
+	f.files["/src/g"].mtime = uint32(time.Now().Unix())
+	l := f.open(t)
+	for p, want := range map[layers.Path]bool{"f": true, "g": false} {
+		file, err := l.Open(soon(t), p, nil)
+		must(t, err)
+		if got := file.(*File).Settled(); got != want {
+			t.Errorf("%q: settled is %v, want %v", p, got, want)
+		}
+	}
+}
+
+// Owners can be replaced; what was looked up so opens so.
+func TestSquash(t *testing.T) {
+	f := newFake()
+	uid, gid := uint32(1000), uint32(2000)
+	l := f.open(t, func(c *Config) { c.UID, c.GID = &uid, &gid })
+	a, err := l.Stat(soon(t), "f")
+	must(t, err)
+	list, err := l.ReadDir(soon(t), "")
+	must(t, err)
+	for _, a := range []*layers.Attr{&a, list[0].Attr, list[1].Attr} {
+		if a.UID != uid || a.GID != gid {
+			t.Errorf("owner %d:%d", a.UID, a.GID)
+		}
+	}
+	file, err := l.Open(soon(t), "f", &a)
+	must(t, err)
+	b := make([]byte, 10)
+	if n, err := file.ReadAt(soon(t), b, 0); err != nil || !bytes.Equal(b[:n], f.files["/src/f"].data[:10]) {
+		t.Error(err)
+	}
+}
+
+// A source that is slow, but answers, is not away, however long it takes.
+func TestSlowIsNotAway(t *testing.T) {
+	f := newFake()
+	l := f.open(t, func(c *Config) { c.Timeout = 800 * time.Millisecond })
+	names := 0
+	f.set(func() {
+		f.lie = func(q *query) ([]byte, bool) {
+			if q.typ != fxpReaddir || names == 12 {
+				return nil, false
+			}
+			time.Sleep(100 * time.Millisecond)
+			names++
+			return packet(fxpName, q.id, cat(u32(1), listed(fmt.Sprint(names), "", f.files["/src/f"]))), true
+		}
+	})
+	list, err := l.ReadDir(soon(t), "")
+	if err != nil || len(list) != 12+2 {
+		t.Errorf("%d names, %v", len(list), err)
+	}
 }

@@ -99,6 +99,7 @@ func (l *Layer) list(ctx context.Context, c *conn, p layers.Path, handle string)
 			return nil, err
 		}
 		flying = flying[1:]
+		progress(ctx)
 		some, err := replies[0].entries(refused)
 		if isStatus(err, fxEOF) {
 			return all, nil

@@ -274,16 +274,35 @@ func (l *Layer) session(ctx context.Context, old *conn) (*conn, error) {
 	}
 }
 
+// patience ends the context it is the value of when the source makes no progress.
+type patience struct {
+	timer *time.Timer
+	whole time.Duration
+}
+
+type patienceKey struct{}
+
+// progress notes that the source has answered a part of what ctx is about: a
+// listing of a million names may take longer than the timeout, a silence may not.
+func progress(ctx context.Context) {
+	if p, ok := ctx.Value(patienceKey{}).(*patience); ok && ctx.Err() == nil {
+		p.timer.Reset(p.whole)
+	}
+}
+
 // exchange runs op on a connection, and again on the next one when the
 // connection is lost under it; op must be free of lasting effects. Nothing but
 // the caller's context, the timeout of a soft layer and errors that another
-// attempt would not change end it.
+// attempt would not change end it. The timeout starts anew with each progress.
 func (l *Layer) exchange(ctx context.Context, op func(context.Context, *conn) error) error {
 	caller := ctx
 	if !l.cfg.Hard {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, l.cfg.Timeout)
+		ctx, cancel = context.WithCancel(ctx)
 		defer cancel()
+		p := &patience{timer: time.AfterFunc(l.cfg.Timeout, cancel), whole: l.cfg.Timeout}
+		defer p.timer.Stop()
+		ctx = context.WithValue(ctx, patienceKey{}, p)
 	}
 	var last *conn
 	var lastErr error

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -124,8 +125,10 @@ func children(t *testing.T, pid int, comm string) (found []int) {
 		return nil
 	}
 	for _, f := range strings.Fields(string(list)) {
-		var child int
-		fmt.Sscan(f, &child)
+		child, err := strconv.Atoi(f)
+		if err != nil {
+			t.Fatal(err)
+		}
 		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", child))
 		if strings.TrimSpace(string(name)) == comm {
 			found = append(found, child)

@@ -174,6 +174,7 @@ func pipeline(ctx context.Context, c *conn, n int, ask func(i int) []request, re
 			return err
 		}
 		flying = flying[1:]
+		progress(ctx)
 		if err := read(i, replies); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package remote
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 
@@ -198,8 +199,8 @@ func (e *statusError) Unwrap() error {
 
 // isStatus reports whether err is the server's status code.
 func isStatus(err error, code uint32) bool {
-	e, ok := err.(*statusError)
-	return ok && e.code == code
+	var e *statusError
+	return errors.As(err, &e) && e.code == code
 }
 
 // status decodes a STATUS packet. It is nil for SSH_FX_OK.
