@@ -400,7 +400,13 @@ func (fs *FS) renameMigrate(ctx context.Context, m *move) error {
 // come up first.
 func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 	unlock := lockBoth(m.src, m.dst)
-	defer unlock()
+	var bury *node
+	defer func() {
+		unlock()
+		if bury != nil {
+			fs.bury(bury) // takes its lock itself
+		}
+	}()
 	old, err := fs.partsWith(m.from.parent, m.from.name)
 	if err != nil {
 		return false, err
@@ -438,9 +444,7 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 		return false, err
 	}
 	err = fs.unlinkShadowed(targets, at, m.to.name, dir)
-	if bury := fs.moved(m); bury != nil {
-		defer fs.bury(bury)
-	}
+	bury = fs.moved(m)
 	return false, err
 }
 
