@@ -132,7 +132,7 @@ cp build/demo-job "$dir/a/srv/job/job"
 on a /srv/job/job -make /srv/job
 # CRIU knows the mounts of host a only: standard streams are opened there, and
 # what this script was started with stays behind.
-on a bash -c '
+nsenter -t "${keeper[a]}" --mount --net --uts -- bash -c '
 	for fd in /proc/$$/fd/*; do
 		fd=${fd##*/}
 		[ "$fd" -le 2 ] || eval "exec $fd>&-"
