@@ -1,7 +1,9 @@
 package remote
 
 import (
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/layertest"
@@ -22,7 +24,11 @@ func TestConformance(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := startSSHD(t, "Subsystem sftp "+server)
 			layertest.Run(t, limits, func(t *testing.T, source string) layers.Layer {
-				return open(t, s.layer(source))
+				cfg := s.layer(source)
+				if strings.Contains(t.Name(), "FIFO") {
+					cfg.Timeout = 10 * time.Second // half of it passes while OPEN hangs
+				}
+				return open(t, cfg)
 			})
 		})
 	}

@@ -89,30 +89,30 @@ func New(ctx context.Context, cfg Config) (*Layer, error) {
 		l.dial = s.dial
 	}
 	first := make(chan error, 1)
-	go l.keepConnected(ctx, first)
+	go l.keepConnected(ctx, s, first)
 	if err := <-first; err != nil {
 		l.Close()
 		return nil, fmt.Errorf("remote layer %s: %w", l.name, err)
 	}
-	l.id = l.identity(ctx, s)
 	return l, nil
 }
 
-// identity makes the ID of what ssh connects to and of the root's real path.
-func (l *Layer) identity(ctx context.Context, s *ssh) string {
+// identity makes the ID of what ssh connects to and of the root's real path. A
+// server of a test has no ssh.
+func (l *Layer) identity(ctx context.Context, s *ssh) (string, error) {
 	t := l.cfg.Target
 	host, port, login := t.Host, fmt.Sprint(t.Port), t.User
 	if s != nil {
-		if set, err := s.settings(ctx); err == nil {
-			host, port, login = set["hostname"], set["port"], set["user"]
-			if alias := set["hostkeyalias"]; alias != "" && alias != "none" {
-				host = alias
-			}
-		} else {
-			l.cfg.Logger.Warn("ssh -G failed, so the source is known by the name it was given", "layer", l.name, "err", err)
+		set, err := s.settings(ctx)
+		if err != nil {
+			return "", fmt.Errorf("asking ssh what it makes of its configuration (ssh -G): %w", err)
+		}
+		host, port, login = set["hostname"], set["port"], set["user"]
+		if alias := set["hostkeyalias"]; alias != "" && alias != "none" {
+			host = alias
 		}
 	}
-	return fmt.Sprintf("sftp:%q@%q:%s:%q", login, strings.ToLower(host), port, l.root.path)
+	return fmt.Sprintf("sftp:%q@%q:%s:%q", login, strings.ToLower(host), port, l.root.path), nil
 }
 
 // ID returns a string made of host (HostKeyAlias, else HostName, as ssh -G says),

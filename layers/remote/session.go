@@ -17,10 +17,15 @@ import (
 // keepConnected is the connector: it alone starts connections, one at a time,
 // until the layer is closed. Its thread is the parent of every ssh (see dial).
 // The outcome of the first attempt goes to first.
-func (l *Layer) keepConnected(ctx context.Context, first chan<- error) {
+func (l *Layer) keepConnected(ctx context.Context, s *ssh, first chan<- error) {
 	runtime.LockOSThread() // and never unlocked: the thread ends with us
 	defer close(l.done)
 	c, err := l.connect(ctx, true)
+	if err == nil {
+		if l.id, err = l.identity(ctx, s); err != nil {
+			c.close(errClosed)
+		}
+	}
 	if err != nil {
 		l.closeState(err)
 		first <- err

@@ -141,7 +141,7 @@ func children(t *testing.T, pid int, comm string) (found []int) {
 // config is a Config for dir on s.
 func (s *sshd) layer(dir string) Config {
 	return Config{
-		Target: Target{Host: "source", Path: dir}, SSHConfig: s.config, Timeout: 12 * time.Second,
+		Target: Target{Host: "source", Path: dir}, SSHConfig: s.config, Timeout: time.Minute,
 		pace: pace{first: 20 * time.Millisecond, most: 100 * time.Millisecond, refusal: 100 * time.Millisecond, healthy: time.Hour},
 	}
 }
