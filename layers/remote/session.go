@@ -73,7 +73,7 @@ func (l *Layer) reconnect(delay *time.Duration) *conn {
 			if l.ctx.Err() != nil {
 				return nil
 			}
-			v := verdictOf(err)
+			v, at := verdictOf(err), time.Now()
 			l.refuse(err, v == verdictDenied)
 			if v == verdictLost {
 				break
@@ -81,7 +81,7 @@ func (l *Layer) reconnect(delay *time.Duration) *conn {
 			if v == verdictDenied && !l.wakened() {
 				return nil
 			}
-			if !l.sleep(pace.refusal + jitter(pace.refusal)/2) {
+			if !l.sleep(pace.refusal + jitter(pace.refusal)/2 - time.Since(at)) {
 				return nil
 			}
 		}
