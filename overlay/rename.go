@@ -167,9 +167,15 @@ func (fs *FS) ensureNamed(ctx context.Context, d dentry, n *node) error {
 	if err != nil {
 		return err
 	}
+	var before unix.Statx_t
+	if err := sys.Statx(dir.fd, "", &before); err != nil {
+		return err
+	}
 	if err := sys.LinkFd(fd, dir.fd, d.name); err != nil {
 		return err
 	}
+	// The directory had the name before.
+	_ = copyup.RestoreTimes(dir.fd, ptr(local.AttrOf(&before)))
 	if fs.cfg.Mode == Overlay {
 		if n.indexed {
 			fs.setNlink(fd, shown.Nlink)
