@@ -249,7 +249,8 @@ func xattrsOf(path string) ([]string, error) {
 	}
 	var lines []string
 	for name := range bytes.SplitSeq(bytes.TrimRight(b[:size], "\x00"), []byte{0}) {
-		if bytes.HasPrefix(name, []byte("trusted.")) {
+		// An overlay asked for the size counts names that it then hides.
+		if len(name) == 0 || bytes.HasPrefix(name, []byte("trusted.")) {
 			continue
 		}
 		value := make([]byte, 64<<10)
