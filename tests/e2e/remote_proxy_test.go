@@ -7,9 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/tests/testbed"
 )
@@ -152,10 +155,12 @@ func TestWriteDoesNotWaitForTheNetwork(t *testing.T) {
 	defer f.Close()
 
 	s.link.Stall()
+	defer s.link.Resume() // or Close waits for what failed below
+	page := strings.Repeat("p", 4096)
 	for _, w := range []struct {
 		off int64
 		b   string
-	}{{0, "first"}, {1<<20 + 3, "across no boundary"}, {4<<20 - 2, "and beyond the end"}} {
+	}{{0, "first"}, {1 << 20, page}, {2<<20 + 3, "across no boundary"}, {4<<20 - 2, "and beyond the end"}} {
 		inTime(t, "a write", func() {
 			if _, err := f.WriteAt([]byte(w.b), w.off); err != nil {
 				t.Error(err)
@@ -171,10 +176,12 @@ func TestWriteDoesNotWaitForTheNetwork(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	// The kernel reads by pages, and ahead unless told not to.
+	must(t, unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM))
 	inTime(t, "a read of what was written", func() {
-		b := make([]byte, 5)
-		if _, err := f.ReadAt(b, 0); err != nil || string(b) != "first" {
-			t.Errorf("%q, %v", b, err)
+		b := make([]byte, len(page))
+		if _, err := f.ReadAt(b, 1<<20); err != nil || string(b) != page {
+			t.Errorf("%.20q, %v", b, err)
 		}
 	})
 	s.link.Resume()

@@ -135,6 +135,8 @@ func TestSessionAsOnExt4(t *testing.T) {
 				sh(t, at("lower"), linkLower)
 			}
 			testbed.Run(t, "cp", "-a", at("lower"), at("plain"))
+			// The root of the mount is the upper's.
+			testbed.Run(t, "touch", "-r", at("lower"), at("upper"))
 			lower := testbed.Snapshot(t, at("lower"), testbed.Usual|testbed.Mtime|testbed.Numbers)
 
 			var m *testbed.Mounted
