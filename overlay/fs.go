@@ -104,8 +104,8 @@ type layer struct {
 	changes  bool
 	fsid     uint64
 	dev      uint64 // of the root directory
-	trash    int // migrate: LOWER/.migratefs/trash, -1 until needed
-	marks    int // migrate: LOWER/.migratefs/hl, -1 until needed
+	trash    int    // migrate: LOWER/.migratefs/trash, -1 until needed
+	marks    int    // migrate: LOWER/.migratefs/hl, -1 until needed
 }
 
 func (l *layer) isLocal() bool { return l.root >= 0 }
