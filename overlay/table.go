@@ -3,8 +3,6 @@ package overlay
 import (
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/migratefs/migratefs/layers"
 )
 
@@ -108,7 +106,7 @@ func (n *node) sameInode(f *found) bool {
 }
 
 func (t *table) create(fs *FS, f *found) *node {
-	n := &node{fs: fs, id: t.next, typ: f.attr.Type(), upBirth: f.birth}
+	n := &node{fs: fs, id: t.next, typ: f.attr.Type(), upBirth: f.birth, kept: -1}
 	t.next++
 	if t.next == 2 {
 		t.next++ // the root was made; 2 is left out to keep ids and inode numbers apart in traces
@@ -202,7 +200,5 @@ func (fs *FS) Forget(id, lookups uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.closeObject()
+	n.keep(-1)
 }
-
-// typeOnly reports a mode's type for directory entries.
-func typeOnly(mode uint32) uint32 { return mode & unix.S_IFMT }

@@ -190,7 +190,7 @@ func waitGone(m mountInfo) error {
 	_, minor, _ := strings.Cut(m.dev, ":")
 	conn := "/sys/fs/fuse/connections/" + minor
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(conn); err != nil {
+		if _, err := os.Stat(conn); errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
 	}

@@ -74,7 +74,7 @@ func TestRecursiveShowsSubmounts(t *testing.T) {
 	if err := unix.Mount("sub", sub, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Unmount(sub, unix.MNT_DETACH)
+	defer func() { _ = unix.Unmount(sub, unix.MNT_DETACH) }()
 	if err := os.WriteFile(filepath.Join(sub, "f"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestLowers(t *testing.T) {
+	type spec = lowerSpec
+	for _, c := range []struct {
+		in   string
+		want []spec
+	}{
+		{`/a:/b:c`, []spec{{"/a", false}, {"/b", false}, {"c", false}}},
+		{`/a\:b:/c\\d`, []spec{{`/a:b`, false}, {`/c\d`, false}}},
+		{`user@host:/data`, []spec{{"user@host:/data", true}}},
+		{`host:/data:/local`, []spec{{"host:/data", true}, {"/local", false}}},
+		{`/local:u@h:/x:/y`, []spec{{"/local", false}, {"u@h:/x", true}, {"/y", false}}},
+		{`ssh://u@h:2222/x:/y`, []spec{{"ssh://u@h:2222/x", true}, {"/y", false}}},
+		{`ssh://[::1]:22/x`, []spec{{"ssh://[::1]:22/x", true}}},
+		{`./host:/data`, []spec{{"./host", false}, {"/data", false}}},
+		{`a:b`, []spec{{"a", false}, {"b", false}}},
+		{`a\:b:c`, []spec{{"a:b", false}, {"c", false}}},
+	} {
+		var o options
+		if err := o.addLowers(c.in); err != nil {
+			t.Errorf("%s: %v", c.in, err)
+			continue
+		}
+		if !reflect.DeepEqual(o.lowers, c.want) {
+			t.Errorf("%s: %v, want %v", c.in, o.lowers, c.want)
+		}
+	}
+}
+
+func TestOptions(t *testing.T) {
+	o, err := parseOptions([]string{`lowerdir=/a\,b,upperdir=/up\:x`, "lowerdir+=/c,ro,nosuid,entry_timeout=1.5,x-systemd.automount,_netdev"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(o.lowers) != 2 || o.lowers[0].text != "/a,b" || o.lowers[1].text != "/c" {
+		t.Errorf("lowers %v", o.lowers)
+	}
+	if o.upper != "/up:x" || !o.readOnly || *o.entry != 1500*time.Millisecond || !reflect.DeepEqual(o.flags, []string{"nosuid"}) {
+		t.Errorf("%+v", o)
+	}
+}
+
+func TestDefaultMode(t *testing.T) {
+	for in, want := range map[string]string{
+		"lowerdir=/a,upperdir=/b":                  "migrate",
+		"lowerdir=/a,upperdir=/b,mode=overlay":     "overlay",
+		"lowerdir=h:/a,upperdir=/b":                "overlay",
+		"criu=/i,upperdir=/b":                      "overlay",
+		"lowerdir=/a":                              "overlay", // nothing is changed
+		"lowerdir=/a,upperdir=/b,userxattr":        "overlay",
+		"lowerdir=/a:u@h:/b,upperdir=/c,userxattr": "overlay",
+	} {
+		o, err := parseOptions([]string{in})
+		if err != nil || o.mode != want {
+			t.Errorf("%s: mode %q, %v; want %q", in, o.mode, err, want)
+		}
+	}
+}
+
+func TestRefused(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                    "lowerdir",
+		"lowerdir=":                           "lowerdir",
+		"lowerdir=/a,wat":                     "wat",
+		"lowerdir=/a,mode=x":                  "migrate or overlay",
+		"lowerdir=h:/a,mode=migrate":          "another host",
+		"lowerdir=/a,upperdir=/b,upperdir=/c": "twice",
+		"lowerdir=/a,uid=x":                   "number",
+		"lowerdir=/a,timeout=-1":              "seconds",
+		"lowerdir=/a,index=off":               "index",
+	} {
+		_, err := parseOptions([]string{in})
+		var ce *codeError
+		if !errors.As(err, &ce) || ce.code != exitUsage || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want a usage error that says %q", in, err, want)
+		}
+	}
+}
+
+func FuzzOptions(f *testing.F) {
+	for _, s := range []string{`lowerdir=/a:/b,upperdir=/c`, `lowerdir=ssh://u@h:1/x:\:`, `lowerdir=a\`, "x-=\\,", "lowerdir+=::"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		o, err := parseOptions([]string{s})
+		if err == nil && len(o.lowers) == 0 && o.criu == "" {
+			t.Errorf("%q is accepted without a lower", s)
+		}
+		if err != nil && strings.ContainsRune(oneLine(err.Error()), '\n') {
+			t.Errorf("%q: more than one line: %q", s, err)
+		}
+	})
+}
