@@ -43,12 +43,14 @@ everything_on() {
 cleanup() {
 	trap '' INT TERM HUP
 	local host pids
-	for host in "${!keeper[@]}"; do
-		pids=$(everything_on "$host")
-		# shellcheck disable=SC2086
-		[ -z "$pids" ] || kill -KILL $pids 2>/dev/null || true
-	done
-	wait 2>/dev/null || true # the namespaces, and the mounts in them, go now
+	{ # and no word from bash about who was killed
+		for host in "${!keeper[@]}"; do
+			pids=$(everything_on "$host")
+			# shellcheck disable=SC2086
+			[ -z "$pids" ] || kill -KILL $pids || true
+		done
+		wait || true # the namespaces, and the mounts in them, go now
+	} 2>/dev/null
 	if [ -n "${KEEP-}" ]; then
 		say "logs: $dir"
 	else
