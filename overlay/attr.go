@@ -178,8 +178,12 @@ func (fs *FS) attrBelow(ctx context.Context, n *node) (layers.Attr, error) {
 	if !sameFile(&a, r.attr) {
 		return layers.Attr{}, layers.ErrStale
 	}
-	if n.isDir() && dirs > 1 {
+	switch {
+	case n.isDir() && dirs > 1:
 		a.Nlink = 1
+	case fs.upper != nil && canIndex(&r):
+		r.attr = &a
+		a.Nlink = fs.linksLeft(&r)
 	}
 	return a, nil
 }

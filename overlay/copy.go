@@ -17,30 +17,41 @@ import (
 // whole copies all of a file's data.
 const whole = -1
 
-// up makes sure that n is in the upper, bringing up at most size bytes of its
-// data (whole: all). One goroutine brings a file up; others that need it wait
-// and can be interrupted. Reads go on from the lower meanwhile.
+// up makes sure that n is in the upper, with all its data. One goroutine brings a
+// file up; others that need it wait and can be interrupted. Reads go on from the
+// lower meanwhile.
 func (fs *FS) up(ctx context.Context, n *node, size int64) error {
+	_, err := fs.upCut(ctx, n, size)
+	return err
+}
+
+// upCut is up, bringing up at most size bytes of a file's data (whole: all). cut
+// says that it left some out: the file has size bytes now, and the present time.
+func (fs *FS) upCut(ctx context.Context, n *node, size int64) (cut bool, err error) {
 	if fs.upper == nil {
-		return unix.EROFS
+		return false, unix.EROFS
 	}
 	if n.isUpper() {
-		return nil
+		return false, nil
 	}
 	if n.isDir() {
-		return fs.upDir(ctx, n)
+		return false, fs.upDir(ctx, n)
 	}
 	if err := fs.flights.enter(ctx, n); err != nil {
-		return err
+		return false, err
 	}
 	defer fs.flights.leave(n)
 	if n.isUpper() {
-		return nil
+		return false, nil
 	}
-	if err := fs.upLocked(ctx, n, size); err != nil {
-		return err
+	if cut, err = fs.upLocked(ctx, n, size); err != nil {
+		return false, err
 	}
-	return fs.upNames(ctx, n)
+	if err := fs.upNames(ctx, n); err != nil {
+		// They lead to the copy by the index.
+		fs.log.Warn("names of a hard-linked file left below", "cause", err)
+	}
+	return cut, nil
 }
 
 // upNames gives a hard-linked file that came up under one of its names the
@@ -61,8 +72,8 @@ func (fs *FS) upNames(ctx context.Context, n *node) error {
 	return nil
 }
 
-// upLocked is up for who has n's flight.
-func (fs *FS) upLocked(ctx context.Context, n *node, size int64) error {
+// upLocked is upCut for who has n's flight.
+func (fs *FS) upLocked(ctx context.Context, n *node, size int64) (cut bool, err error) {
 	if n.isRemote() && n.isRegular() && size != 0 {
 		err := fs.makePending(ctx, n)
 		for range 2 {
@@ -70,22 +81,22 @@ func (fs *FS) upLocked(ctx context.Context, n *node, size int64) error {
 				err = fs.makePending(ctx, n)
 			}
 		}
-		return err
+		return false, err
 	}
 	for range 3 {
 		src, err := fs.copySource(ctx, n)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if size != whole {
 			src.Size = min(size, src.Size)
 		}
 		err = fs.upWith(ctx, n, src)
 		if !errors.Is(err, errChanged) {
-			return err
+			return n.isRegular() && src.Size < src.Attr.Size, err
 		}
 	}
-	return unix.EBUSY
+	return false, unix.EBUSY
 }
 
 // errChanged: the lower file changed while it was copied.
@@ -198,15 +209,19 @@ func (fs *FS) bringUp(ctx context.Context, n *node, src copyup.Source, before fu
 	if err != nil {
 		return err
 	}
-	if before == nil {
-		before = fs.indexer(n, src)
+	if index := fs.indexer(n, src); before == nil && index != nil {
+		before = func(c *copyup.Copy) error { return index(c.Fd) }
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err := fs.publish(ctx, n, c, &src, before, dir); err != nil {
+		if n.indexed {
+			fs.unindex(n, c.Fd)
+		}
 		c.Discard()
 		return err
 	}
+	fs.isIndexed(n, c.Fd)
 	fs.switchOver(n, c.Fd, id)
 	unix.Close(c.Fd)
 	fs.afterUp(ctx, n, &src)
@@ -303,8 +318,9 @@ func (fs *FS) unchanged(ctx context.Context, n *node, src *copyup.Source) error 
 }
 
 // indexer returns what makes the copy of a hard-linked file known to the file's
-// other names.
-func (fs *FS) indexer(n *node, src copyup.Source) func(*copyup.Copy) error {
+// other names, nil if it has none. It gets a descriptor of the copy, which may be
+// O_PATH, and runs with n.mu held.
+func (fs *FS) indexer(n *node, src copyup.Source) func(fd int) error {
 	n.mu.RLock()
 	r := n.lowers[0]
 	n.mu.RUnlock()
@@ -312,17 +328,36 @@ func (fs *FS) indexer(n *node, src copyup.Source) func(*copyup.Copy) error {
 	if !canIndex(&r) {
 		return nil
 	}
-	return func(c *copyup.Copy) error {
-		if err := c.LinkTo(fs.index, indexName(&r)); err != nil {
+	return func(fd int) error {
+		// What the count of links is made of comes first: where a crash leaves one
+		// that is too low, the copy would be given up for the older lower file
+		// while it has a name. Too high costs space.
+		err := fs.enterIndex(fd, &r)
+		switch {
+		case err != nil:
+		case fs.cfg.Mode == Overlay:
+			err = fs.setNlinkOf(fd, nlinkValue(fs.linksLeft(&r), 1))
+		default:
+			err = fs.mark(n, &r)
+		}
+		if err == nil {
+			err = sys.LinkFd(fd, fs.index, indexName(&r))
+		}
+		if err != nil {
+			fs.unindex(n, fd)
 			return err
 		}
 		n.indexed = true
-		if fs.cfg.Mode == Overlay {
-			// The name it is about to get counts already.
-			fs.setNlinkAhead(c.Fd, src.Attr.Nlink)
-			return nil
-		}
-		return fs.mark(n, &r)
+		return nil
+	}
+}
+
+// isIndexed corrects the count of a copy that is published. The caller holds n.mu.
+func (fs *FS) isIndexed(n *node, fd int) {
+	if n.indexed && fs.cfg.Mode == Overlay {
+		r := &n.lowers[0]
+		fs.setNlink(fd, fs.linksLeft(r))
+		_ = sys.Unlink(fs.index, goneName(r))
 	}
 }
 
@@ -337,6 +372,13 @@ func (fs *FS) switchOver(n *node, fd int, id extent.ID) {
 	a := local.AttrOf(&stx)
 	n.upper, n.upID, n.upBirth, n.pending = true, idOf(&a), a.Btime, id
 	fs.table.also(n, keyOf(fs.upper, "", &a))
+	if n.kept >= 0 {
+		nfd, err := sys.Reopen(fd, unix.O_PATH)
+		if err != nil {
+			nfd = -1
+		}
+		n.keep(nfd)
+	}
 	for _, h := range n.open {
 		nfd, err := sys.Reopen(fd, dataFlags(h.flags))
 		if err != nil {
@@ -364,9 +406,10 @@ func (fs *FS) bringUpNode(ctx context.Context, n *node, src copyup.Source) error
 	if err != nil {
 		return err
 	}
+	index := fs.indexer(n, src)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := fs.publishNode(n, temp, at, t, false); err != nil {
+	if err := fs.publishNode(n, temp, at, t, index); err != nil {
 		copyup.RemoveTemp(fs.work, temp)
 		return err
 	}
@@ -374,7 +417,9 @@ func (fs *FS) bringUpNode(ctx context.Context, n *node, src copyup.Source) error
 	return nil
 }
 
-func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, isDir bool) error {
+// publishNode puts the copy at temp in place; index, if not nil, enters it into
+// the index first.
+func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, index func(fd int) error) error {
 	d, ok := n.dentry()
 	if !ok || n.dead != nil {
 		return unix.ESTALE
@@ -387,7 +432,8 @@ func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, isDi
 	if err := sys.Statx(at.Work, temp, &stx); err != nil {
 		return err
 	}
-	if err := copyup.PublishNode(temp, at, isDir); err != nil {
+	err := fs.indexNode(n, at.Work, temp, index, func() error { return copyup.PublishNode(temp, at, n.isDir()) })
+	if err != nil {
 		return err
 	}
 	_ = copyup.RestoreTimes(t.dir.fd, &t.parent)
@@ -395,6 +441,29 @@ func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, isDi
 	n.upper, n.upID, n.upBirth = true, idOf(&a), a.Btime
 	fs.table.also(n, keyOf(fs.upper, "", &a))
 	return nil
+}
+
+// indexNode runs publish on the copy at temp after index has entered it; what
+// was entered is taken back if that fails.
+func (fs *FS) indexNode(n *node, work int, temp string, index func(fd int) error, publish func() error) error {
+	if index == nil {
+		return publish()
+	}
+	fd, err := sys.OpenAt(work, temp, unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err = index(fd); err == nil {
+		err = publish()
+	}
+	switch {
+	case err == nil:
+		fs.isIndexed(n, fd)
+	case n.indexed:
+		fs.unindex(n, fd)
+	}
+	return err
 }
 
 // upDir makes the directory n in the upper, its parents first, with the metadata
@@ -425,7 +494,7 @@ func (fs *FS) upDir(ctx context.Context, n *node) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	err = fs.publishNode(n, temp, at, t, true)
+	err = fs.publishNode(n, temp, at, t, nil)
 	if err == nil {
 		return nil
 	}

@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"sync"
@@ -128,20 +129,24 @@ func New(ctx context.Context, cfg Config) (*FS, error) {
 	fs.table.init()
 	fs.stack()
 	fs.timeouts()
-	if fs.upper != nil {
-		if err := fs.openWork(); err != nil {
-			return nil, err
-		}
-	}
-	if err := fs.openRoot(ctx); err != nil {
+	if err := fs.start(ctx); err != nil {
+		_ = fs.closeOwn()
 		return nil, err
 	}
-	if fs.upper != nil {
-		if err := fs.recover(ctx); err != nil {
-			return nil, err
-		}
-	}
 	return fs, nil
+}
+
+func (fs *FS) start(ctx context.Context) error {
+	if fs.upper == nil {
+		return fs.openRoot(ctx)
+	}
+	if err := fs.openWork(); err != nil {
+		return err
+	}
+	if err := fs.openRoot(ctx); err != nil {
+		return err
+	}
+	return fs.recover(ctx)
 }
 
 func (fs *FS) stack() {
@@ -200,6 +205,7 @@ func (fs *FS) openWork() (err error) {
 	if err != nil {
 		return err
 	}
+	defer unix.Close(objects)
 	fs.store, err = extent.OpenStore(objects, extent.Config{Logger: fs.log})
 	return err
 }
@@ -227,33 +233,33 @@ func (fs *FS) String() string { return "migratefs" }
 // Close makes what is pending durable and lets go of the layers. Nothing may be
 // served any more.
 func (fs *FS) Close() error {
-	var first error
-	keep := func(err error) {
-		if err != nil && first == nil {
-			first = err
-		}
+	errs := []error{fs.closeOwn()}
+	for _, l := range fs.lowers {
+		errs = append(errs, l.Close())
 	}
+	if fs.upper != nil {
+		errs = append(errs, fs.upper.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// closeOwn is Close but for the layers, which a New that fails leaves to its
+// caller.
+func (fs *FS) closeOwn() (err error) {
 	fs.dirs.closeAll()
 	if fs.store != nil {
-		keep(fs.store.Close())
+		err = fs.store.Close()
 	}
-	for _, fd := range []int{fs.index, fs.stubs} {
+	own := []int{fs.index, fs.stubs}
+	for _, l := range fs.lowers {
+		own = append(own, l.trash, l.marks)
+	}
+	for _, fd := range own {
 		if fd >= 0 {
 			unix.Close(fd)
 		}
 	}
-	for _, l := range fs.lowers {
-		for _, fd := range []int{l.trash, l.marks} {
-			if fd >= 0 {
-				unix.Close(fd)
-			}
-		}
-		keep(l.Close())
-	}
-	if fs.upper != nil {
-		keep(fs.upper.Close())
-	}
-	return first
+	return err
 }
 
 // cancelled is a FUSE request's cancel channel as a context: closed when the

@@ -1,12 +1,15 @@
 package overlay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/local"
@@ -42,6 +45,7 @@ func (fs *FS) foundIndexed(f *found) error {
 	var stx unix.Statx_t
 	err := sys.Statx(fs.index, name, &stx)
 	if errors.Is(err, unix.ENOENT) {
+		f.attr.Nlink = fs.linksLeft(&f.lowers[0])
 		return nil
 	}
 	if err != nil {
@@ -102,6 +106,67 @@ func nlinkValue(shown, own uint32) string {
 	return fmt.Sprintf("U%+d", int64(shown)-int64(own))
 }
 
+// goneName is the name in WORK/index of a symlink that holds how many names of
+// the lower file r are whited out. It is there only while no copy of r is, which
+// has its count in its own attribute.
+func goneName(r *lowerRef) string { return "gone-" + indexName(r) }
+
+// linksLeft is the link count to show for a hard-linked lower file that has not
+// come up.
+func (fs *FS) linksLeft(r *lowerRef) uint32 {
+	if fs.cfg.Mode == Migrate {
+		return r.attr.Nlink
+	}
+	v, err := sys.Readlink(fs.index, goneName(r))
+	if err != nil {
+		return r.attr.Nlink
+	}
+	gone, _ := strconv.ParseUint(v, 10, 32)
+	return max(r.attr.Nlink, uint32(gone)+1) - uint32(gone)
+}
+
+// setGone records that links names of the lower file r are left. With no name
+// left there is nobody to ask.
+func (fs *FS) setGone(r *lowerRef, links uint32) {
+	name, temp := goneName(r), copyup.TempName()
+	if links == 0 {
+		_ = sys.Unlink(fs.index, name)
+		return
+	}
+	err := sys.Symlink(strconv.Itoa(int(r.attr.Nlink-min(links, r.attr.Nlink))), fs.work, temp)
+	if err == nil {
+		err = sys.Rename(fs.work, temp, fs.index, name, 0)
+	}
+	if err != nil {
+		fs.log.Warn("link count not recorded", "cause", err)
+	}
+}
+
+// indexEntry returns the name in WORK/index that the upper file n has, if it has
+// one. The caller holds n.mu.
+func (fs *FS) indexEntry(n *node) (string, bool) {
+	if !n.indexed {
+		return "", false
+	}
+	if len(n.lowers) > 0 && canIndex(&n.lowers[0]) {
+		return indexName(&n.lowers[0]), true
+	}
+	name, err := sys.Readlink(fs.index, backName(n.upID.ino))
+	return name, err == nil
+}
+
+// enterIndex notes that the upper inode of fd has a further name in WORK/index,
+// and of which lower file it is the copy: backName leads from the inode to it.
+func (fs *FS) enterIndex(fd int, r *lowerRef) error {
+	var stx unix.Statx_t
+	if err := sys.Statx(fd, "", &stx); err != nil {
+		return err
+	}
+	back := backName(stx.Ino)
+	_ = sys.Unlink(fs.index, back)
+	return sys.Symlink(indexName(r), fs.index, back)
+}
+
 // setNlink records how many names more (or less) than its own count the upper
 // inode fd has in the merged tree. A count that is off by one after a crash
 // misleads nobody about data.
@@ -110,8 +175,81 @@ func (fs *FS) setNlink(fd int, shown uint32) {
 	if unix.Fstat(fd, &st) != nil {
 		return
 	}
-	v := nlinkValue(shown, uint32(st.Nlink))
-	if err := sys.Setxattr(fd, "", fs.cfg.Format.Name(whiteout.Nlink), []byte(v), 0); err != nil {
+	if err := fs.setNlinkOf(fd, nlinkValue(shown, uint32(st.Nlink))); err != nil {
 		fs.log.Warn("link count not recorded", "cause", err)
 	}
+}
+
+func (fs *FS) setNlinkOf(fd int, v string) error {
+	return sys.Setxattr(fd, "", fs.cfg.Format.Name(whiteout.Nlink), []byte(v), 0)
+}
+
+// unindex takes back what was made for the copy fd of n, which gets no name. The
+// caller holds n.mu.
+func (fs *FS) unindex(n *node, fd int) {
+	n.indexed = false
+	name := indexName(&n.lowers[0])
+	var st, in unix.Stat_t
+	if unix.Fstat(fd, &st) != nil {
+		return
+	}
+	if unix.Fstatat(fs.index, name, &in, unix.AT_SYMLINK_NOFOLLOW) == nil && in.Ino == st.Ino {
+		_ = sys.Unlink(fs.index, name)
+	}
+	_ = sys.Unlink(fs.index, backName(st.Ino))
+	if l := n.lowers[0].layer; fs.cfg.Mode == Migrate && l.marks >= 0 {
+		_ = sys.Unlink(l.marks, name)
+	}
+}
+
+// sweepIndex removes what a crash left in the index: entries whose file has no
+// other name to show, and in migrate mode names that lead to no entry, and
+// markers that are the last name of their file.
+func (fs *FS) sweepIndex(ctx context.Context) error {
+	entries, err := local.ReadDirFd(ctx, fs.index)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		var st unix.Stat_t
+		if unix.Fstatat(fs.index, e.Name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+			continue
+		}
+		switch {
+		case strings.HasPrefix(e.Name, backPrefix):
+			fs.sweepBackName(e.Name)
+		case fs.cfg.Mode == Overlay && st.Nlink == 1:
+			v, err := sys.Getxattr(fs.index, e.Name, fs.cfg.Format.Name(whiteout.Nlink))
+			if err == nil && string(v) == nlinkValue(0, 1) {
+				_ = sys.Unlink(fs.index, e.Name)
+			}
+		}
+	}
+	return nil
+}
+
+func (fs *FS) sweepBackName(back string) {
+	name, err := sys.Readlink(fs.index, back)
+	var st unix.Stat_t
+	if err == nil && unix.Fstatat(fs.index, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && backName(st.Ino) == back {
+		return
+	}
+	_ = sys.Unlink(fs.index, back)
+}
+
+// sweepMarks removes the markers in a lower that are all that is left of their
+// file, with the index entry.
+func (fs *FS) sweepMarks(ctx context.Context, l *layer) error {
+	marks, err := fs.marks(l)
+	if err != nil {
+		return err
+	}
+	entries, err := local.ReadDirFd(ctx, marks)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		fs.unmarkLast(l, e.Name)
+	}
+	return nil
 }

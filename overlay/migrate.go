@@ -102,8 +102,8 @@ func (fs *FS) removeFrom(d dentry, r *lowerRef, was *layers.Attr, path layers.Pa
 }
 
 // mark gives the hard-linked lower file r a further name, so that its other
-// names stay recognisable when this one goes, and remembers for the upper inode
-// which lower file it was.
+// names stay recognisable when this one goes, and remembers for its copy which
+// lower file it was.
 func (fs *FS) mark(n *node, r *lowerRef) error {
 	d, ok := n.dentry()
 	if !ok {
@@ -126,18 +126,14 @@ func (fs *FS) mark(n *node, r *lowerRef) error {
 	if err := sys.Link(dir.fd, d.name, marks, name); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	var stx unix.Statx_t
-	if err := sys.Statx(fs.index, name, &stx); err != nil {
-		return err
-	}
-	back := backName(stx.Ino)
-	_ = sys.Unlink(fs.index, back)
-	return sys.Symlink(name, fs.index, back)
+	return nil
 }
 
 // backName is the name in WORK/index that leads from an upper inode to the name
 // of the lower file it came from.
-func backName(ino uint64) string { return fmt.Sprintf("u-%x", ino) }
+func backName(ino uint64) string { return fmt.Sprintf(backPrefix+"%x", ino) }
+
+const backPrefix = "u-"
 
 // unmarkIfLast takes away the marker of a lower file that has no other name left,
 // and with it the index entry: the upper file is then like any other.
@@ -145,9 +141,12 @@ func (fs *FS) unmarkIfLast(r *lowerRef) {
 	if r.layer.marks < 0 || r.attr.IsDir() {
 		return
 	}
-	name := indexName(r)
+	fs.unmarkLast(r.layer, indexName(r))
+}
+
+func (fs *FS) unmarkLast(l *layer, name string) {
 	var st unix.Stat_t
-	if unix.Fstatat(r.layer.marks, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Nlink > 1 {
+	if unix.Fstatat(l.marks, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Nlink > 1 {
 		return
 	}
 	var up unix.Stat_t
@@ -155,7 +154,7 @@ func (fs *FS) unmarkIfLast(r *lowerRef) {
 		_ = sys.Unlink(fs.index, backName(up.Ino))
 		_ = sys.Unlink(fs.index, name)
 	}
-	_ = sys.Unlink(r.layer.marks, name)
+	_ = sys.Unlink(l.marks, name)
 }
 
 // linksInLowers is the link count of an upper file: its own names without the
@@ -254,7 +253,8 @@ func (fs *FS) changeLower(n *node, r *lowerRef, f func(fd int) error) error {
 	return f(fd)
 }
 
-// lowerFd returns a descriptor of n's lower file that a handle has, or -1.
+// lowerFd returns a descriptor of n's lower file that a handle has or that was
+// kept, or -1.
 func (n *node) lowerFd() int {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
@@ -263,7 +263,7 @@ func (n *node) lowerFd() int {
 			return d.Fd()
 		}
 	}
-	return -1
+	return n.kept
 }
 
 // recover sweeps the work directory and, in migrate mode, ends the removals that
@@ -273,6 +273,9 @@ func (fs *FS) recover(ctx context.Context) error {
 		return err
 	}
 	if err := fs.sweepObjects(ctx); err != nil {
+		return err
+	}
+	if err := fs.sweepIndex(ctx); err != nil {
 		return err
 	}
 	if fs.cfg.Mode != Migrate {
@@ -294,6 +297,9 @@ func (fs *FS) recover(ctx context.Context) error {
 		})
 		if err != nil {
 			fs.log.Warn("a removal that was interrupted is left", "layer", l.ID(), "cause", err)
+		}
+		if err := fs.sweepMarks(ctx, l); err != nil {
+			return fmt.Errorf("lower %s: %w", l.ID(), err)
 		}
 	}
 	return nil

@@ -69,6 +69,7 @@ type node struct {
 	lowers  []lowerRef
 	pending extent.ID    // a stub in the upper; the data is in this object
 	dead    *layers.Attr // after the last name went
+	kept    int          // then an O_PATH descriptor of the file, or -1: the kernel may open it still
 	open    map[uint64]*handle
 	obj     *extent.Object // while open, of a remote or pending file
 	src     *source        // where obj's missing extents come from

@@ -62,13 +62,16 @@ func (fs *FS) handle(id uint64) *handle {
 	return h
 }
 
-// anyFd returns a descriptor of n's upper inode that some handle has, or -1. The
-// caller holds n.mu.
+// anyFd returns a descriptor of n's upper inode that some handle has, or that was
+// kept when its last name went (O_PATH), or -1. The caller holds n.mu.
 func (n *node) anyFd() int {
 	for _, h := range n.open {
 		if h.fd >= 0 {
 			return h.fd
 		}
+	}
+	if n.upper {
+		return n.kept
 	}
 	return -1
 }
@@ -255,6 +258,7 @@ func (fs *FS) openBelow(ctx context.Context, n *node) (layers.File, error) {
 			break
 		}
 	}
+	kept := n.kept
 	n.mu.RUnlock()
 	path, ok := n.pathIn(&r)
 	if ok {
@@ -270,6 +274,9 @@ func (fs *FS) openBelow(ctx context.Context, n *node) (layers.File, error) {
 		if held == nil {
 			return nil, gone(err)
 		}
+	}
+	if kept >= 0 {
+		return reopenLower(kept, *r.attr)
 	}
 	if d, ok := held.(layers.Descriptor); ok {
 		return reopenLower(d.Fd(), held.Attr())

@@ -121,13 +121,12 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, flags u
 	if h.flags&unix.O_APPEND != 0 && flags&fuse.WRITE_CACHE == 0 {
 		off = n.obj.Size()
 	}
-	m, err := n.obj.WriteAt(b, off)
-	if m > 0 {
-		if terr := touch(v.fd); err == nil {
-			err = terr
-		}
+	// The time first, as in any filesystem: a crash leaves no new content under
+	// an old time.
+	if err := touch(v.fd); err != nil {
+		return 0, err
 	}
-	return m, err
+	return n.obj.WriteAt(b, off)
 }
 
 // killPriv takes away what a stranger's write or truncate must not leave on the
@@ -158,17 +157,18 @@ func (fs *FS) truncate(ctx context.Context, n *node, size int64) error {
 	if !n.isRegular() {
 		return unix.EINVAL
 	}
-	if err := fs.up(ctx, n, size); err != nil {
+	cut, err := fs.upCut(ctx, n, size)
+	if err != nil || cut {
 		return err
 	}
 	return fs.withData(n, func(obj objectWriter, fd int) error {
 		if obj == nil {
 			return sys.Truncate(fd, size)
 		}
-		if err := obj.Truncate(size); err != nil {
+		if err := touch(fd); err != nil {
 			return err
 		}
-		return touch(fd)
+		return obj.Truncate(size)
 	})
 }
 
@@ -218,6 +218,9 @@ func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Statu
 	err := fs.withData(h.n, func(obj objectWriter, fd int) error {
 		if obj == nil {
 			return sys.Fallocate(fd, in.Mode, off, length)
+		}
+		if err := touch(fd); err != nil {
+			return err
 		}
 		return obj.Fallocate(in.Mode, off, length)
 	})

@@ -50,6 +50,7 @@ func (fs *FS) unlink(ctx context.Context, dir *node, name string) error {
 			return err
 		}
 	}
+	last := fs.hold(dentry{dir, name}, n)
 	n.mu.Lock()
 	remove := fs.whiteOut
 	if fs.cfg.Mode == Migrate {
@@ -57,9 +58,10 @@ func (fs *FS) unlink(ctx context.Context, dir *node, name string) error {
 	}
 	if err := remove(ctx, dir, name, n); err != nil {
 		n.mu.Unlock()
+		closeFd(last)
 		return err
 	}
-	buried := fs.nameGone(n, dir, name, f)
+	buried := fs.nameGone(n, dentry{dir, name}, f, last)
 	n.mu.Unlock()
 	if buried {
 		fs.bury(n)
@@ -67,41 +69,90 @@ func (fs *FS) unlink(ctx context.Context, dir *node, name string) error {
 	return nil
 }
 
-// nameGone notes that n lost a name. When it was the last, n is dead: its inode
-// numbers may come back with other files, and what is asked of it while somebody
-// has it open is answered by handles. It reports whether nobody has. The caller
-// holds n.mu.
-func (fs *FS) nameGone(n, dir *node, name string, f *found) (bury bool) {
-	left := fs.dropName(n, dir, name)
+// hold opens the file at d, which is about to lose this name, O_PATH: who has
+// looked it up may open it after that, as on any filesystem. It is -1 for a
+// directory, and where a lower that never changes has the file.
+func (fs *FS) hold(d dentry, n *node) int {
+	if n.isDir() {
+		return -1
+	}
+	if n.isUpper() {
+		if fd, err := fs.openUpper(n); err == nil {
+			return fd
+		}
+		return -1
+	}
+	n.mu.RLock()
+	lowers := n.lowers
+	n.mu.RUnlock()
+	if len(lowers) == 0 || !lowers[0].layer.writable {
+		return -1
+	}
+	part := d.parent.lowerIn(lowers[0].layer)
+	if part == nil {
+		return -1
+	}
+	dir, err := fs.lowerDir(d.parent, part)
+	if err != nil {
+		return -1
+	}
+	defer fs.dirs.release(dir)
+	if fd, err := openIdentified(dir.fd, d.name, lowers[0].id()); err == nil {
+		return fd
+	}
+	return -1
+}
+
+func closeFd(fd int) {
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+}
+
+// keep replaces the descriptor that is kept of n. The caller holds n.mu.
+func (n *node) keep(fd int) {
+	closeFd(n.kept)
+	n.kept = fd
+}
+
+// nameGone notes that n lost the name d. When it was the last, n is dead: its
+// inode numbers may come back with other files, and what is asked of it while the
+// kernel knows it is answered by handles or by last, what hold returned. It
+// reports whether nobody has it open. The caller holds n.mu.
+func (fs *FS) nameGone(n *node, d dentry, f *found, last int) (bury bool) {
+	left := fs.dropName(n, d.parent, d.name)
 	links := max(f.attr.Nlink, 1) - 1
-	if n.indexed && fs.cfg.Mode == Overlay {
-		fs.recount(n, links)
+	if fs.cfg.Mode == Overlay && !n.isDir() {
+		fs.recount(n, links, last)
 	}
 	if left > 0 || links > 0 && !n.isDir() {
+		closeFd(last)
 		return false
 	}
 	a := f.attr
 	a.Nlink = 0
 	n.dead = &a
+	n.keep(last)
+	if n.upper && last >= 0 && idOfFd(last) != n.upID {
+		n.keep(-1) // it came up after it was opened
+	}
 	fs.table.die(n)
-	if n.indexed && len(n.lowers) > 0 {
-		_ = sys.Unlink(fs.index, indexName(&n.lowers[0]))
+	if name, ok := fs.indexEntry(n); ok {
+		_ = sys.Unlink(fs.index, name)
+		_ = sys.Unlink(fs.index, backName(n.upID.ino))
 	}
 	return len(n.open) == 0
 }
 
-// recount corrects the recorded link count of a hard-linked file that lost a
-// name. The caller holds n.mu.
-func (fs *FS) recount(n *node, links uint32) {
-	if links == 0 || len(n.lowers) == 0 {
-		return
+// recount corrects the recorded link count of a hard-linked file that has links
+// names left. fd is a descriptor of the upper file, or -1. The caller holds n.mu.
+func (fs *FS) recount(n *node, links uint32, fd int) {
+	switch {
+	case n.upper && n.indexed && links > 0 && fd >= 0:
+		fs.setNlink(fd, links)
+	case !n.upper && len(n.lowers) > 0 && canIndex(&n.lowers[0]):
+		fs.setGone(&n.lowers[0], links)
 	}
-	fd, err := openIdentified(fs.index, indexName(&n.lowers[0]), n.upID)
-	if err != nil {
-		return
-	}
-	defer unix.Close(fd)
-	fs.setNlink(fd, links)
 }
 
 // whiteOut takes name out of dir in overlay mode. Where a lower has it, or may, a
@@ -289,7 +340,7 @@ func (fs *FS) rmdir(ctx context.Context, dir *node, name string) error {
 		return err
 	}
 	f.attr.Nlink = 0
-	fs.nameGone(n, dir, name, f)
+	fs.nameGone(n, dentry{dir, name}, f, -1)
 	fs.dirs.drop(n)
 	return nil
 }

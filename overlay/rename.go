@@ -21,6 +21,7 @@ type move struct {
 	src, dst *node // dst is nil if nothing stands there
 	srcFound *found
 	dstFound *found
+	last     int // what hold returned for dst, or -1; taken by moved
 }
 
 func (m *move) exchange() bool { return m.flags&unix.RENAME_EXCHANGE != 0 }
@@ -56,13 +57,15 @@ func (fs *FS) rename(ctx context.Context, m *move) error {
 	if m.src == m.dst {
 		return nil // two names of one file
 	}
-	var err error
-	if fs.cfg.Mode == Migrate {
-		err = fs.renameMigrate(ctx, m)
-	} else {
-		err = fs.renameOverlay(ctx, m)
+	m.last = -1
+	if m.dst != nil && !m.exchange() {
+		m.last = fs.hold(m.to, m.dst)
 	}
-	return err
+	defer func() { closeFd(m.last) }()
+	if fs.cfg.Mode == Migrate {
+		return fs.renameMigrate(ctx, m)
+	}
+	return fs.renameOverlay(ctx, m)
 }
 
 // ends looks up both ends and checks what rename(2) demands of them.
@@ -120,9 +123,10 @@ func (fs *FS) moved(m *move) *node {
 	}
 	var bury *node
 	if m.dst != nil {
-		if fs.nameGone(m.dst, m.to.parent, m.to.name, m.dstFound) {
+		if fs.nameGone(m.dst, m.to, m.dstFound, m.last) {
 			bury = m.dst
 		}
+		m.last = -1
 		if m.dst.isDir() {
 			fs.dirs.drop(m.dst)
 		}

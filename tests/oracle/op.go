@@ -1,0 +1,113 @@
+package oracle
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// op is one operation: everything it needs is in it, so that a sequence stays
+// meaningful when operations are taken out of it.
+type op struct {
+	kind  string
+	path  string
+	path2 string
+	slot  int // an open file
+	slot2 int
+	off   int64
+	n     int64
+	flags int
+	mode  uint32
+	uid   int
+	data  byte
+}
+
+func (o op) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s", o.kind)
+	if o.path != "" {
+		fmt.Fprintf(&b, " %s", o.path)
+	}
+	if o.path2 != "" {
+		fmt.Fprintf(&b, " %s", o.path2)
+	}
+	fmt.Fprintf(&b, " slot=%d slot2=%d off=%d n=%d flags=%#x mode=%#o uid=%d data=%d", o.slot, o.slot2, o.off, o.n, o.flags, o.mode, o.uid, o.data)
+	return b.String()
+}
+
+const slots = 6
+
+// weights says how often each kind of operation comes.
+var weights = []struct {
+	kind string
+	n    int
+}{
+	{"open", 14}, {"close", 6}, {"pwrite", 10}, {"append", 4}, {"pread", 8}, {"ftruncate", 3}, {"fstat", 5},
+	{"truncate", 3}, {"unlink", 8}, {"mkdir", 6}, {"rmdir", 5}, {"rename", 14}, {"link", 7}, {"symlink", 3},
+	{"readlink", 2}, {"chmod", 3}, {"fchmod", 1}, {"chown", 3}, {"utimens", 4}, {"setxattr", 3}, {"getxattr", 2},
+	{"listxattr", 2}, {"removexattr", 2}, {"fsetxattr", 1}, {"readdir", 6}, {"stat", 10}, {"fallocate", 3}, {"fsync", 1},
+	{"mmap", 2}, {"copyrange", 2}, {"read", 5}, {"setacl", 1}, {"mkfifo", 1}, {"fsyncdir", 1}, {"mapold", 2},
+}
+
+var names = []string{"a", "b", "c", "d", "e", "f", "g"}
+
+func randomPath(r *rand.Rand) string {
+	depth := 1 + r.IntN(3)
+	parts := make([]string, depth)
+	for i := range parts {
+		parts[i] = names[r.IntN(len(names))]
+		if i < depth-1 { // where directories are
+			parts[i] = names[r.IntN(4)]
+		}
+	}
+	return strings.Join(parts, "/")
+}
+
+// generate makes n operations.
+func generate(r *rand.Rand, n int) []op {
+	total := 0
+	for _, w := range weights {
+		total += w.n
+	}
+	ops := make([]op, n)
+	for i := range ops {
+		ops[i] = generateOne(r, total)
+	}
+	return ops
+}
+
+func generateOne(r *rand.Rand, total int) op {
+	k := r.IntN(total)
+	o := op{slot: r.IntN(slots), slot2: r.IntN(slots), data: byte(1 + r.IntN(255))}
+	for _, w := range weights {
+		if k -= w.n; k < 0 {
+			o.kind = w.kind
+			break
+		}
+	}
+	o.path, o.path2 = randomPath(r), randomPath(r)
+	o.off, o.n = r.Int64N(20000), r.Int64N(9000)
+	if r.IntN(6) == 0 {
+		o.off = 0
+	}
+	o.mode = []uint32{0o644, 0o755, 0o4755, 0o2755, 0o600, 0o777, 0o6777, 0o2770, 0}[r.IntN(9)]
+	if r.IntN(6) == 0 {
+		o.uid = 1000
+	}
+	switch o.kind {
+	case "open":
+		o.flags = []int{unix.O_RDONLY, unix.O_RDONLY, unix.O_RDWR, unix.O_RDWR, unix.O_WRONLY,
+			unix.O_RDWR | unix.O_APPEND, unix.O_RDWR | unix.O_CREAT, unix.O_RDWR | unix.O_CREAT, unix.O_WRONLY | unix.O_CREAT | unix.O_TRUNC,
+			unix.O_RDWR | unix.O_TRUNC, unix.O_RDWR | unix.O_CREAT | unix.O_EXCL, unix.O_RDONLY | unix.O_CREAT}[r.IntN(12)]
+	case "rename":
+		o.flags = []int{0, 0, 0, unix.RENAME_NOREPLACE, unix.RENAME_EXCHANGE, unix.RENAME_EXCHANGE, unix.RENAME_WHITEOUT}[r.IntN(7)]
+	case "fallocate":
+		const punch, keep, zero = unix.FALLOC_FL_PUNCH_HOLE, unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_ZERO_RANGE
+		o.flags = []int{0, keep, punch | keep, zero, zero | keep}[r.IntN(5)]
+	case "setxattr", "fsetxattr":
+		o.flags = []int{0, 0, unix.XATTR_CREATE, unix.XATTR_REPLACE}[r.IntN(4)]
+	}
+	return o
+}

@@ -1,0 +1,261 @@
+package oracle
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/tests/testbed"
+)
+
+// Environment: MIGRATEFS_ORACLE_SEED replays one sequence (with -run naming the
+// test), MIGRATEFS_ORACLE_SECONDS is how long each test goes on with new seeds,
+// MIGRATEFS_ORACLE_SHRINK=1 looks for the shortest sequence that still fails.
+const (
+	seedEnv    = "MIGRATEFS_ORACLE_SEED"
+	secondsEnv = "MIGRATEFS_ORACLE_SECONDS"
+	shrinkEnv  = "MIGRATEFS_ORACLE_SHRINK"
+)
+
+// steps is the length of one sequence; the mount is made anew in its middle.
+const steps = 400
+
+func TestOverlayOneLower(t *testing.T)  { random(t, "overlay", "lowest") }
+func TestOverlayTwoLowers(t *testing.T) { random(t, "overlay", "middle", "lowest") }
+func TestMigrateOneLower(t *testing.T)  { random(t, "migrate", "lowest") }
+func TestMigrateTwoLowers(t *testing.T) { random(t, "migrate", "higher", "lowest") }
+
+// random runs sequences until the time is over.
+func random(t *testing.T, mode string, layers ...string) {
+	testbed.NeedFUSE(t)
+	unix.Umask(0o022)
+	if s := os.Getenv(seedEnv); s != "" {
+		seed, err := strconv.ParseUint(s, 10, 64)
+		must(t, err)
+		one(t, seed, mode, layers)
+		return
+	}
+	seconds := 15
+	if s := os.Getenv(secondsEnv); s != "" {
+		var err error
+		seconds, err = strconv.Atoi(s)
+		must(t, err)
+	}
+	n := 0
+	for end := time.Now().Add(time.Duration(seconds) * time.Second); !t.Failed() && (n == 0 || time.Now().Before(end)); n++ {
+		one(t, rand.Uint64(), mode, layers)
+	}
+	t.Logf("%d sequences of %d operations", n, steps)
+}
+
+func one(t *testing.T, seed uint64, mode string, layers []string) {
+	ops := generate(rand.New(rand.NewPCG(seed, 0)), steps)
+	problem := play(t, ops, mode, layers)
+	if problem == "" {
+		return
+	}
+	t.Errorf("seed %d (replay: %s=%d go test -run '%s$' ./tests/oracle):\n%s", seed, seedEnv, seed, t.Name(), problem)
+	if os.Getenv(shrinkEnv) != "" {
+		shrink(t, ops, mode, layers)
+	}
+}
+
+// shrink takes operations out as long as the sequence fails without them.
+func shrink(t *testing.T, ops []op, mode string, layers []string) {
+	class := classOf(play(t, ops, mode, layers))
+	for size := len(ops) / 2; size > 0; size /= 2 {
+		for i := 0; i+size <= len(ops); {
+			fewer := append(append([]op(nil), ops[:i]...), ops[i+size:]...)
+			if classOf(play(t, fewer, mode, layers)) == class {
+				ops = fewer
+			} else {
+				i += size
+			}
+		}
+	}
+	var b strings.Builder
+	for _, o := range ops {
+		fmt.Fprintf(&b, "\t%v\n", o)
+	}
+	t.Errorf("shortest:\n%s%s", b.String(), play(t, ops, mode, layers))
+}
+
+// classOf is which of the checks failed.
+func classOf(problem string) string {
+	for _, c := range []string{"ours: ", "in the end", "after a remount", "has changed", "kernel's view", "merged:"} {
+		if strings.Contains(problem, c) {
+			return c
+		}
+	}
+	return problem
+}
+
+// play applies ops to a new world and returns how ours differed, or "".
+func play(t *testing.T, ops []op, mode string, layers []string) (problem string) {
+	t.Run("sequence", func(t *testing.T) { problem = playIn(newWorld(t, mode, layers...), ops) })
+	return problem
+}
+
+func playIn(w *world, ops []op) string {
+	defer w.end()
+	if diff := differ(w.plain.whole(), w.ours.whole()); len(diff) > 0 {
+		return "before anything was done, plain and ours:\n\t" + strings.Join(diff, "\n\t")
+	}
+	var log []string
+	for i, o := range ops {
+		if i == len(ops)/2 {
+			for _, s := range w.sides() {
+				s.closeAll()
+			}
+			w.remount()
+			log = append(log, "remount")
+		}
+		problem, said := w.step(o)
+		log = append(log, fmt.Sprintf("%v -> %s", o, said))
+		if problem != "" {
+			return strings.Join(log[max(0, len(log)-25):], "\n") + "\n" + problem
+		}
+	}
+	if diff := differ(w.plain.whole(), w.ours.whole()); len(diff) > 0 {
+		return strings.Join(log[max(0, len(log)-10):], "\n") + "\nin the end, plain and ours:\n\t" + strings.Join(diff, "\n\t")
+	}
+	for _, s := range w.sides() {
+		s.closeAll()
+	}
+	w.remount()
+	if diff := differ(w.plain.whole(), w.ours.whole()); len(diff) > 0 {
+		return "after a remount, plain and ours:\n\t" + strings.Join(diff, "\n\t")
+	}
+	w.m.Unmount()
+	if w.mode == "migrate" {
+		return w.checkMerge()
+	}
+	return w.checkLowers()
+}
+
+// step does one operation everywhere.
+func (w *world) step(o op) (problem, said string) {
+	ours := w.ours.apply(o)
+	if why := refused(w, o, ours); why != "" {
+		return "", ours + " (" + why + ")"
+	}
+	plain := w.plain.apply(o)
+	kernel := plain
+	if w.kernel != nil {
+		kernel = w.kernel.apply(o)
+	}
+	if ours == plain {
+		return "", ours
+	}
+	if ours == kernel {
+		if why := likeKernel(o, ours, plain); why != "" {
+			return "", ours + " (" + why + ")"
+		}
+	}
+	return fmt.Sprintf("ours:   %s\nplain:  %s\nkernel: %s", ours, plain, kernel), ours
+}
+
+// refused is the table of what ours refuses and a plain directory would do: the
+// operation is then left out on the other sides.
+func refused(w *world, o op, ours string) string {
+	switch {
+	case o.kind == "rename" && ours == "EXDEV" && w.mode == "migrate" && w.plain.hasDir(o):
+		return "a directory that lies in several layers is not moved in migrate mode: mv copies"
+	case o.kind == "rename" && ours == "EINVAL" && o.flags == unix.RENAME_WHITEOUT:
+		return "a whiteout is not a user's to make, as the kernel's overlayfs has it"
+	}
+	return ""
+}
+
+// hasDir reports whether an end of the rename o is a directory.
+func (s *side) hasDir(o op) bool {
+	for _, p := range []string{o.path, o.path2} {
+		if fi, err := os.Lstat(s.at(p)); err == nil && fi.IsDir() {
+			return true
+		}
+	}
+	return false
+}
+
+// likeKernel is the table of where ours differs from a plain directory and is as
+// the kernel's overlayfs.
+func likeKernel(op, string, string) string { return "" }
+
+// checkLowers compares the lowers with what they were, and the upper as the
+// kernel's overlayfs shows it with the plain directory.
+func (w *world) checkLowers() string {
+	for _, l := range w.layers {
+		now := testbed.Snapshot(w.t, w.path(l), testbed.Usual|testbed.Mtime|testbed.Numbers)
+		if diff := w.lowers[l].Diff(now); len(diff) > 0 {
+			return "the lower " + l + " has changed:\n\t" + strings.Join(diff, "\n\t")
+		}
+	}
+	lower := w.path("upper")
+	for _, l := range w.layers {
+		lower += ":" + w.path(l)
+	}
+	at := w.path("kcopy", "check")
+	must(w.t, os.Mkdir(at, 0o755))
+	if err := unix.Mount("overlay", at, "overlay", 0, "redirect_dir=follow,xino=on,lowerdir="+lower); err != nil {
+		return fmt.Sprintf("the kernel cannot mount what ours left: %v", err)
+	}
+	defer func() { _ = unix.Unmount(at, 0) }()
+	return compareTrees(w.t, w.path("plain"), "the kernel's view of what ours left", at, testbed.Xattrs, w.unindexed(at)...)
+}
+
+// unindexed lists the names in the kernel's view that lead to a hard-linked lower
+// file: if another of its names came up before this one was looked up, only our
+// index leads from it to the copy.
+func (w *world) unindexed(view string) (skip []string) {
+	linked := map[uint64]bool{}
+	walk := func(root string, f func(rel string, st *unix.Stat_t)) {
+		must(w.t, filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
+			var st unix.Stat_t
+			if err == nil {
+				err = unix.Lstat(path, &st)
+			}
+			rel, _ := filepath.Rel(root, path)
+			f(rel, &st)
+			return err
+		}))
+	}
+	for _, l := range w.layers {
+		walk(w.path(l), func(_ string, st *unix.Stat_t) {
+			if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+				linked[st.Ino] = true
+			}
+		})
+	}
+	walk(view, func(rel string, st *unix.Stat_t) {
+		if linked[st.Ino] {
+			skip = append(skip, rel)
+		}
+	})
+	return skip
+}
+
+// checkMerge merges what migrate mode left with cp, and compares.
+func (w *world) checkMerge() string {
+	at := w.path("kcopy", "merged")
+	for i := len(w.layers) - 1; i >= 0; i-- {
+		testbed.Run(w.t, "cp", "-a", "--remove-destination", "-T", w.path(w.layers[i]), at)
+	}
+	testbed.Run(w.t, "cp", "-a", "--remove-destination", "-T", w.path("upper"), at)
+	testbed.Run(w.t, "rm", "-rf", filepath.Join(at, ".migratefs"))
+	return compareTrees(w.t, w.path("plain"), "what migrate mode left, merged", at, testbed.Xattrs)
+}
+
+func compareTrees(t testing.TB, plain, what, other string, aspects testbed.Aspect, skip ...string) string {
+	diff := testbed.Snapshot(t, plain, aspects, skip...).Diff(testbed.Snapshot(t, other, aspects, skip...))
+	if len(diff) == 0 {
+		return ""
+	}
+	return "the plain directory and " + what + ":\n\t" + strings.Join(diff, "\n\t")
+}
