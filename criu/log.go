@@ -83,7 +83,7 @@ func Summary(errs []string) string {
 	if len(errs) == 0 {
 		return "its log names no error"
 	}
-	s := fmt.Sprintf("criu says: %s", strings.Join(errs, "; "))
+	s := fmt.Sprintf("it says %q", strings.Join(errs, "; "))
 	if why := Explain(errs); why != "" {
 		s += ": " + why
 	}

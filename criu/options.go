@@ -11,7 +11,6 @@ var shortOptions = map[byte]string{
 	'j': "shell-job",
 	'l': "file-locks",
 	'x': "ext-unix-sk",
-	'L': "libdir",
 	'J': "join-ns",
 	'M': "ext-mount-map",
 }
@@ -25,7 +24,8 @@ var ourOptions = map[string]string{
 	"pidfile":        "the pids are printed",
 	"restore-detach": "the command returns when the process runs",
 	"config":         "give its options here",
-	"pid-file":       "the pids are printed",
+	"action-script":  "it would be looked for in the view",
+	"libdir":         "plugins would be looked for in the view",
 }
 
 // ConfigLines turns options as `criu restore` takes them ("--tcp-established",

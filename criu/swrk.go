@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"github.com/checkpoint-restore/go-criu/v8/rpc"
@@ -23,11 +24,12 @@ type Worker struct {
 // maxReply is the size of the largest message that swrk sends, in bytes.
 const maxReply = 64 << 10
 
-// StartWorker starts the CRIU at path. Its standard output and error go to out,
-// its plugins come from the directory plugins, which may be empty but has to
-// exist: by default CRIU would load those of the root directory it finds itself
-// in, which is not this host's by then. The caller reaps the process.
-func StartWorker(path, plugins string, stdin, out *os.File) (*Worker, error) {
+// StartWorker starts the CRIU at path. Its standard output and error go to out.
+// Env is added to this process's environment; CRIU_LIBS_DIR and PATH in it decide
+// where CRIU finds plugins to load and programs to execute, which by default is
+// in the root directory it finds itself in, and that is not this host's by then.
+// The caller reaps the process.
+func StartWorker(path string, env []string, stdin, out *os.File) (*Worker, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socketpair: %w", err)
@@ -37,7 +39,7 @@ func StartWorker(path, plugins string, stdin, out *os.File) (*Worker, error) {
 	// Not exec.Cmd: its Wait would compete with a caller that reaps everything.
 	proc, err := os.StartProcess(path, []string{path, "swrk", "3"}, &os.ProcAttr{
 		Dir:   "/",
-		Env:   workerEnv(plugins),
+		Env:   withEnv(env),
 		Files: []*os.File{stdin, out, out, theirs},
 	})
 	if err != nil {
@@ -47,10 +49,12 @@ func StartWorker(path, plugins string, stdin, out *os.File) (*Worker, error) {
 	return &Worker{proc: proc, sock: pair[0]}, nil
 }
 
-func workerEnv(plugins string) []string {
-	env := []string{"CRIU_LIBS_DIR=" + plugins}
+// withEnv is this process's environment with what more says in place of its own.
+func withEnv(more []string) []string {
+	env := slices.Clone(more)
 	for _, e := range os.Environ() {
-		if !strings.HasPrefix(e, "CRIU_LIBS_DIR=") {
+		name, _, _ := strings.Cut(e, "=")
+		if !slices.ContainsFunc(more, func(m string) bool { return strings.HasPrefix(m, name+"=") }) {
 			env = append(env, e)
 		}
 	}
@@ -114,16 +118,21 @@ func (e *RestoreError) Unwrap() error {
 }
 
 // Restore restores, and returns the pid of the root task as CRIU sees it when
-// the tasks run. If CRIU says no it is a *RestoreError.
+// the tasks run. The root task is then a child of the thread that called
+// StartWorker. If CRIU says no it is a *RestoreError.
 func (w *Worker) Restore(r RestoreRequest) (pid int, err error) {
 	typ := rpc.CriuReqType_RESTORE
 	imagesFd, workFd := int32(r.Images.Fd()), int32(r.Work.Fd())
+	// The root task becomes our child and not CRIU's, whose end would kill a
+	// task that had asked for a signal at its parent's (PR_SET_PDEATHSIG).
+	sibling := true
 	opts := &rpc.CriuOpts{
 		ImagesDirFd: &imagesFd, // CRIU opens both through /proc, as fds of its peer
 		WorkDirFd:   &workFd,
 		LogFile:     &r.Log,
 		LogLevel:    &r.LogLevel,
 		ShellJob:    &r.ShellJob,
+		RstSibling:  &sibling,
 	}
 	if r.ConfigFile != "" {
 		opts.ConfigFile = &r.ConfigFile

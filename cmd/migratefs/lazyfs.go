@@ -27,7 +27,12 @@ LazyFS gave them: /home/u/f of RHOST is MOUNTPOINT/home.u.f. Bytes come from
 USER@RHOST when they are read. What is changed is kept below ` + varDir + `
 (or where -o upperdir= says), and is there again when the same is mounted again.
 Also called lazyfs, by that name.`),
-		Args: cobra.ExactArgs(3),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 3 {
+				return usageErrorf("lazyfs: want MOUNTPOINT IMGDIR USER@RHOST, got %q", args)
+			}
+			return nil
+		},
 		RunE: func(_ *cobra.Command, args []string) error {
 			return m.lazyfs(args[0], args[1], args[2])
 		},
@@ -52,16 +57,24 @@ func (m *mountCommand) lazyfs(point, images, host string) error {
 		return err
 	}
 	own := []string{"criu=" + escapeOption(images), "names=flat", "lowerdir=" + escapeOption(source)}
+	var upper string
 	if !m.hasUpper() {
-		upper, err := lazyfsUpper(point, images, source)
-		if err != nil {
+		if upper, err = lazyfsUpper(point, images, source); err != nil {
 			return err
 		}
 		own = append(own, "upperdir="+escapeOption(upper))
 	}
 	m.point = point
 	m.options = append([]string{strings.Join(own, ",")}, m.options...)
-	return m.run()
+	err = m.run()
+	if err != nil && upper != "" {
+		// What is empty was made for this mount, and goes with it.
+		for dir := upper; dir != varDir && os.Remove(dir) == nil; {
+			dir = filepath.Dir(dir)
+		}
+		_ = os.Remove(varDir)
+	}
+	return err
 }
 
 func (m *mountCommand) hasUpper() bool {

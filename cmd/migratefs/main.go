@@ -16,7 +16,12 @@ var (
 	commit  = "unknown"
 )
 
-func main() { os.Exit(exitCode(run(os.Args))) }
+func main() {
+	if err := hostTool(os.Args); err != nil {
+		os.Exit(exitCode(err))
+	}
+	os.Exit(exitCode(run(os.Args)))
+}
 
 func run(args []string) error {
 	root := newRootCommand()

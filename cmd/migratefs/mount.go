@@ -70,24 +70,27 @@ const readyEnv = "MIGRATEFS_READY_FD"
 // background starts this program anew as a daemon and waits until the mount is
 // ready or has failed.
 func (m *mountCommand) background() error {
-	text, err := startDaemon(context.Background(), m.arguments())
-	if err == nil && text != "" {
+	daemon, text, err := startDaemon(context.Background(), m.arguments())
+	if err != nil {
+		return err
+	}
+	if text != "" {
 		fmt.Fprintln(os.Stderr, text)
 	}
-	return err
+	return daemon.Release()
 }
 
 // startDaemon starts this program as the daemon that the arguments say, and
-// returns what it says of its mount when that is ready. When ctx ends, the
-// daemon is asked to undo what it did.
-func startDaemon(ctx context.Context, args []string) (text string, err error) {
+// returns it, and what it says of its mount, when that is ready. When ctx ends,
+// the daemon is asked to undo what it did.
+func startDaemon(ctx context.Context, args []string) (daemon *os.Process, text string, err error) {
 	self, err := os.Executable()
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
 	defer r.Close()
 	cmd := exec.Command(self, args...)
@@ -96,26 +99,26 @@ func startDaemon(ctx context.Context, args []string) (text string, err error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		w.Close()
-		return "", err
+		return nil, "", err
 	}
 	w.Close()
 	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(unix.SIGTERM) })
 	answer, err := io.ReadAll(bufio.NewReader(io.LimitReader(r, 64<<10)))
 	stop()
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
 	code, text, _ := strings.Cut(string(answer), " ")
 	n, err := strconv.Atoi(code)
 	if err != nil {
 		_ = cmd.Wait()
-		return "", mountErrorf("the daemon ended before the mount was ready (%v)", cmd.ProcessState)
+		return nil, "", mountErrorf("the daemon ended before the mount was ready (%v)", cmd.ProcessState)
 	}
 	if n == exitOK {
-		return text, cmd.Process.Release()
+		return cmd.Process, text, nil
 	}
 	_ = cmd.Wait()
-	return "", &codeError{n, errors.New(text)}
+	return nil, "", &codeError{n, errors.New(text)}
 }
 
 func (m *mountCommand) arguments() (args []string) {

@@ -39,6 +39,7 @@ type restoreCommand struct {
 	plan       restorePlan
 	id         string
 	dir        string // runDir/restore-ID
+	daemon     *os.Process
 
 	undo []func()
 }
@@ -135,6 +136,9 @@ func (r *restoreCommand) check() (err error) {
 		return err
 	}
 	if r.checkpoint, err = criu.Load(r.images); err != nil {
+		return err
+	}
+	if err := r.checkpoint.CheckPages(); err != nil {
 		return err
 	}
 	if r.checkpoint.MountNS || r.checkpoint.PidNS {
@@ -253,7 +257,8 @@ func (r *restoreCommand) mountView(ctx context.Context) error {
 		args = append(args, "-o", o)
 	}
 	r.undo = append(r.undo, r.unmount)
-	text, err := startDaemon(ctx, append(args, "--", r.plan.View))
+	daemon, text, err := startDaemon(ctx, append(args, "--", r.plan.View))
+	r.daemon = daemon
 	if ctx.Err() != nil {
 		return errInterrupted
 	}
@@ -270,16 +275,16 @@ func escapeOption(v string) string {
 	return strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(v)
 }
 
-// unmount ends the view, if it is mounted, with what the daemon has made.
+// unmount ends the view, if it is mounted, and waits for the end of its daemon.
 func (r *restoreCommand) unmount() {
-	m, ok := mountAt(r.plan.View)
-	if !ok {
-		return
+	if m, ok := mountAt(r.plan.View); ok {
+		if err := unmount(m.point, false); err != nil {
+			_ = unmount(m.point, true)
+		}
 	}
-	if err := unmount(m.point, false); err != nil {
-		_ = unmount(m.point, true)
+	if r.daemon != nil {
+		_, _ = r.daemon.Wait()
 	}
-	_ = waitGone(m)
 }
 
 // restore starts the helper in namespaces of its own and waits for its report.
@@ -287,7 +292,10 @@ func (r *restoreCommand) restore(ctx context.Context) (*restoreState, error) {
 	r.plan.Images = r.images
 	r.plan.Binds = r.binds
 	r.plan.ShellJob = r.checkpoint.ShellJob
-	r.plan.LogLevel = 4 // the log is all there is if something goes wrong
+	r.plan.LogLevel = 3 // the log is all there is if something goes wrong
+	if r.verbose {
+		r.plan.LogLevel = 4
+	}
 	init, answer, err := r.startInit()
 	if err != nil {
 		return nil, err
@@ -356,12 +364,18 @@ func (r *restoreCommand) startInit() (init *exec.Cmd, answer *os.File, err error
 		return nil, nil, err
 	}
 	defer log.Close()
+	ns, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		_ = answer.Close()
+		return nil, nil, err
+	}
+	defer ns.Close()
 	cmd := exec.Command(self, "restore-init", "--above", fmt.Sprint(freePids(r.checkpoint)))
 	cmd.Stdout, cmd.Stderr = log, log
 	if r.plan.ShellJob {
 		cmd.Stdin = os.Stdin // the terminal that CRIU gives to the job
 	}
-	cmd.ExtraFiles = []*os.File{pr, aw}
+	cmd.ExtraFiles = []*os.File{pr, aw, ns}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID, Setsid: true}
 	if err := cmd.Start(); err != nil {
 		_ = answer.Close()
@@ -408,13 +422,15 @@ func (r *restoreCommand) explain(rep *restoreReport) error {
 		return fmt.Errorf("%s: its log is missing: %w", rep.Error, err)
 	}
 	defer f.Close()
-	return fmt.Errorf("%s: %s (whole log: %s)", rep.Error, criu.Summary(criu.LogErrors(f)), log)
+	// CRIU's answer holds the first error of its log, which means little.
+	return fmt.Errorf("criu could not restore the process: %s (whole log: %s)", criu.Summary(criu.LogErrors(f)), log)
 }
 
 // keepLog returns the path of CRIU's log, and removes what is beside it.
 func (r *restoreCommand) keepLog() string {
 	log := filepath.Join(r.plan.State, criuLog)
 	r.undo = append(r.undo, func() {
+		_ = os.RemoveAll(filepath.Join(r.plan.State, toolsDir))
 		for _, name := range []string{criuConf, pluginsDir} {
 			_ = os.Remove(filepath.Join(r.plan.State, name))
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -88,6 +89,7 @@ func restoreInit() error {
 	report := os.NewFile(reportFd, "report")
 	unix.CloseOnExec(planFd)
 	unix.CloseOnExec(reportFd)
+	unix.CloseOnExec(hostNsFd)
 	r, err := restoreInside()
 	if err != nil {
 		r.Error = oneLine(err.Error())
@@ -104,7 +106,12 @@ func restoreInit() error {
 	return nil
 }
 
+// restoreInside restores, and closes what would lead the process out again.
 func restoreInside() (r restoreReport, err error) {
+	// The thread that starts CRIU is the parent of what it restores; it must
+	// last as long as that (PR_SET_PDEATHSIG goes by threads).
+	runtime.LockOSThread()
+	defer unix.Close(hostNsFd)
 	var plan restorePlan
 	f := os.NewFile(planFd, "plan")
 	err = json.NewDecoder(f).Decode(&plan)
@@ -161,7 +168,15 @@ func startCriu(plan *restorePlan) (*criu.Worker, error) {
 	if err := os.WriteFile(filepath.Join(plan.State, criuConf), []byte(plan.Options), 0o600); err != nil {
 		return nil, err
 	}
-	return criu.StartWorker(plan.Criu, plugins, os.Stdin, os.Stderr)
+	tools, err := makeHostTools(plan.State)
+	if err != nil {
+		return nil, err
+	}
+	return criu.StartWorker(plan.Criu, []string{
+		"CRIU_LIBS_DIR=" + plugins,
+		"PATH=" + tools,
+		hostPathEnv + "=" + os.Getenv("PATH") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
+	}, os.Stdin, os.Stderr)
 }
 
 // furnish gives this mount namespace, which is a copy of the host's, what the

@@ -1,0 +1,87 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// CRIU executes a few programs by name (criu's cr_system): iptables to see
+// whether it can, tar, ip. When it does, its root is the view, and what it would
+// find there may be the source's. So its PATH is one directory of links to this
+// program, which is static, and which goes to the host's mount namespace first
+// and executes the host's program there.
+
+// hostTools are the names that CRIU executes.
+var hostTools = []string{
+	"sh", "ip", "tar", "nft",
+	"iptables", "iptables-save", "iptables-restore",
+	"ip6tables", "ip6tables-save", "ip6tables-restore",
+	"iptables-nft", "ip6tables-nft",
+}
+
+const (
+	toolsDir = "bin" // in the state directory
+
+	// hostPathEnv is set for CRIU only: the PATH of the host.
+	hostPathEnv = "MIGRATEFS_HOST_PATH"
+
+	// hostNsFd is the helper's descriptor of the host's mount namespace; pid 1
+	// is the helper to everything in there.
+	hostNsFd = 5
+)
+
+// makeHostTools makes the links, and returns the directory they are in.
+func makeHostTools(state string) (dir string, err error) {
+	dir = filepath.Join(state, toolsDir)
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", err
+	}
+	for _, name := range hostTools {
+		if err := os.Symlink("/proc/1/exe", filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrExist) {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
+// hostTool executes args as the host's program of that name. It does nothing,
+// and returns nil, unless this process was called as one of the links.
+func hostTool(args []string) error {
+	path, ours := os.LookupEnv(hostPathEnv)
+	if !ours || len(args) == 0 {
+		return nil
+	}
+	// setns(2) wants a thread that shares its root and directory with nobody.
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("%s on this host: %w", args[0], err)
+	}
+	ns, err := unix.Open(fmt.Sprintf("/proc/1/fd/%d", hostNsFd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("%s on this host: %w", args[0], err)
+	}
+	if err := unix.Setns(ns, unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("%s on this host: %w", args[0], err)
+	}
+	if err := os.Setenv("PATH", path); err != nil {
+		return err
+	}
+	program, err := exec.LookPath(filepath.Base(args[0]))
+	if err != nil {
+		return err
+	}
+	var env []string
+	for _, e := range os.Environ() {
+		if !strings.HasPrefix(e, hostPathEnv+"=") {
+			env = append(env, e)
+		}
+	}
+	return fmt.Errorf("%s on this host: %w", program, unix.Exec(program, args, env))
+}
