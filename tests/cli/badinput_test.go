@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,8 +20,9 @@ import (
 
 // Exit codes, as README.md has them.
 const (
-	exitUsage = 2
-	exitMount = 32
+	exitFailure = 1
+	exitUsage   = 2
+	exitMount   = 32
 )
 
 // site is a place with everything that a mount needs, for cases to spoil.
@@ -135,6 +137,27 @@ var badInputs = []badInput{
 	{"a file on the source", func(t *testing.T, s *site) { s.startSSHD(t) },
 		"-o lowerdir=source:DIR/lower/file,upperdir=DIR/upper DIR/mnt", exitMount, []string{"DIR/lower/file", "directory"}},
 
+	{"restore without a host", nil, "restore DIR/images", exitUsage, []string{"--from"}},
+	{"restore without images", nil, "restore --from root@source", exitUsage, []string{"image directory"}},
+	{"restore from a leading dash", nil, "restore --from -oX DIR/images", exitUsage, []string{"-oX"}},
+	{"restore from images that do not exist", nil, "restore --from root@source --criu /bin/true DIR/noimages",
+		exitFailure, []string{"DIR/noimages"}},
+	{"restore from no images", nil, "restore --from root@source --criu /bin/true DIR/alone", exitFailure, []string{"DIR/alone"}},
+	{"restore with a criu that is not there", func(t *testing.T, s *site) {
+		s.images(t, "pstree.img", unchanged)
+		for _, pages := range []string{"pages-1.img", "pages-2.img"} { // the golden images are without
+			must(t, os.WriteFile(s.at("images/"+pages), make([]byte, 1<<20), 0o644))
+		}
+	},
+		"restore --from root@source --criu DIR/nocriu DIR/images", exitFailure, []string{"DIR/nocriu"}},
+	{"umount of what is not mounted", nil, "umount DIR/mnt", exitFailure, []string{"DIR/mnt"}},
+	{"umount of nothing", nil, "umount", exitUsage, []string{"mountpoint"}},
+	{"lazyfs without images", nil, "lazyfs DIR/mnt", exitUsage, []string{"USER@RHOST"}},
+	{"lazyfs from images that do not exist", nil, "lazyfs DIR/mnt DIR/noimages root@source", exitMount, []string{"DIR/noimages"}},
+	{"lazyfs from a host that does not exist", func(t *testing.T, s *site) { s.images(t, "pstree.img", unchanged) },
+		"lazyfs DIR/mnt DIR/images root@nohost.invalid", exitMount, []string{"nohost.invalid"}},
+	{"no such command", nil, "frobnicate", exitUsage, nil},
+
 	{"images do not exist", nil, "-o criu=DIR/noimages DIR/mnt", exitMount, []string{"DIR/noimages"}},
 	{"directory without images", nil, "-o criu=DIR/images DIR/mnt", exitMount, []string{"DIR/images"}},
 	{"truncated image", func(t *testing.T, s *site) {
@@ -161,6 +184,8 @@ var badInputs = []badInput{
 		s.images(t, "files.img", sameLength("/job/read-only", "/job/read\x00only"))
 	}, "-o criu=DIR/images DIR/mnt", exitMount, []string{"files.img", `\x00`}},
 }
+
+func unchanged(b []byte) []byte { return b }
 
 // images puts a real checkpoint into DIR/images, with change made to the images
 // that match pattern.
@@ -214,6 +239,7 @@ func refused(t *testing.T, s *site, c badInput) {
 	t.Helper()
 	const aspects = testbed.Usual | testbed.Mtime | testbed.Numbers
 	before, mounts := testbed.Snapshot(t, s.dir, aspects, "first"), testbed.MountsBelow(s.dir)
+	kept := keptBelowVar(t)
 
 	cmd := exec.Command(testbed.Build(t), strings.Fields(strings.ReplaceAll(c.args, "DIR", s.dir))...)
 	cmd.Env = s.env
@@ -251,6 +277,9 @@ func refused(t *testing.T, s *site, c badInput) {
 			t.Errorf("still running: %q", left)
 		}
 	}
+	if now := keptBelowVar(t); !slices.Equal(kept, now) {
+		t.Errorf("left below /var/lib/migratefs: %q, before %q", now, kept)
+	}
 	testbed.Same(t, "before", before, "after", testbed.Snapshot(t, s.dir, aspects, "first"))
 }
 
@@ -263,4 +292,18 @@ func processesWith(dir string) (found []string) {
 		}
 	}
 	return found
+}
+
+// keptBelowVar lists what mounts keep where the user has named no place. Other
+// tests must not mount there meanwhile.
+func keptBelowVar(t *testing.T) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir("/var/lib/migratefs")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
 }

@@ -19,8 +19,8 @@ import (
 // Host is one of two hosts on this machine: network, mount and UTS namespaces
 // of its own, on the machine's root filesystem.
 //
-// What differs between hosts: /srv (Srv, the other host cannot see it), /run,
-// and the network, where they reach each other and nothing else.
+// What differs between hosts: /srv (Srv, the other host cannot see it), /run and
+// /var/lib, and the network, where they reach each other and nothing else.
 type Host struct {
 	Name string
 	Addr string // in the network of the two
@@ -30,11 +30,18 @@ type Host struct {
 	keeper *Process // holds the namespaces
 }
 
-// hostSetup makes a new mount namespace a host: $1 is the directory behind
-// /srv, $2 what is hidden, $3 the host's name.
+// hostSetup makes a new mount namespace a host: $1 is the directory behind /srv
+// and, beside it, /var/lib, $2 what is hidden, $3 the host's name. The namespace
+// began as a copy of this one, with what other tests have mounted: that must go,
+// or their unmounting does not end their daemons.
 const hostSetup = `set -e
+while read -r id parent device root point rest; do
+	case $rest in *" - fuse.migratefs "*) umount -l "$point" || true ;; esac
+done </proc/self/mountinfo
 hostname "$3"
 ip link set lo up
+mkdir "$1/../varlib"
+mount --bind "$1/../varlib" /var/lib
 mount --bind "$1" /srv
 mount -t tmpfs -o mode=755 run /run
 mkdir -m 755 /run/sshd
