@@ -104,5 +104,9 @@ func (fs *FS) linkBelow(n, dir *node, name string) (done bool, err error) {
 		return false, err
 	}
 	defer fs.dirs.release(at)
-	return true, sys.LinkFd(fd, at.fd, name)
+	if err := sys.LinkFd(fd, at.fd, name); err != nil {
+		return true, err
+	}
+	fs.dirChanged(dir, r.layer)
+	return true, nil
 }

@@ -266,6 +266,31 @@ func (n *node) lowerFd() int {
 	return n.kept
 }
 
+// dirChanged gives the directory dir, whose part in layer l has just changed, the
+// present time in the part that shows.
+func (fs *FS) dirChanged(dir *node, l *layer) {
+	dir.mu.RLock()
+	upper, lowers := dir.upper, dir.lowers
+	dir.mu.RUnlock()
+	var d *dirFD
+	var err error
+	switch {
+	case upper && l != fs.upper:
+		d, err = fs.upperDir(dir)
+	case !upper && len(lowers) > 0 && lowers[0].layer != l:
+		d, err = fs.lowerDir(dir, &lowers[0])
+	default:
+		return
+	}
+	if err == nil {
+		err = touch(d.fd)
+		fs.dirs.release(d)
+	}
+	if err != nil {
+		fs.log.Warn("time of a directory not set", "cause", err)
+	}
+}
+
 // recover sweeps the work directory and, in migrate mode, ends the removals that
 // a crash interrupted.
 func (fs *FS) recover(ctx context.Context) error {

@@ -238,6 +238,9 @@ func (fs *FS) unlinkEverywhere(_ context.Context, dir *node, name string, n *nod
 			}
 		}
 	}
+	if len(parts) > 0 {
+		fs.dirChanged(dir, parts[0].layer)
+	}
 	if n.indexed && len(n.lowers) > 0 {
 		fs.unmarkIfLast(&n.lowers[0])
 	}
@@ -418,6 +421,9 @@ func (fs *FS) rmdirEverywhere(dir *node, name string) error {
 				return err
 			}
 		}
+	}
+	if len(parts) > 0 {
+		fs.dirChanged(dir, parts[0].layer)
 	}
 	return nil
 }

@@ -454,6 +454,8 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 		return false, err
 	}
 	err = fs.unlinkShadowed(targets, at, m.to.name, dir)
+	fs.dirChanged(m.from.parent, at)
+	fs.dirChanged(m.to.parent, at)
 	bury = fs.moved(m)
 	return false, err
 }
