@@ -51,7 +51,7 @@ fuzz: ## fuzz every package that has a fuzz target, FUZZTIME=60 seconds each
 
 .PHONY: lint
 lint: $(BIN)/golangci-lint-$(GOLANGCI_LINT) ## gofmt, vet, staticcheck and the import rules; shellcheck, mandoc
-	$< run ./...
+	$< run --allow-parallel-runners ./...
 	shellcheck $(SCRIPTS)
 	mandoc -T lint -W warning packaging/*.8
 
