@@ -46,6 +46,13 @@ func (fs *FS) marks(l *layer) (int, error) {
 // the lower copy goes; if that fails, both stay, and the upper one shows. The
 // caller holds n.mu.
 func (fs *FS) afterUp(_ context.Context, n *node, src *copyup.Source) {
+	// What was looked up may be older: the file's other names are removed as
+	// what was copied, too.
+	if len(n.lowers) > 0 {
+		r := n.lowers[0]
+		r.attr = &src.Attr
+		n.lowers = append([]lowerRef{r}, n.lowers[1:]...)
+	}
 	if fs.cfg.Mode != Migrate || n.isDir() || n.dead != nil {
 		return
 	}
