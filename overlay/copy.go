@@ -11,7 +11,6 @@ import (
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/extent"
 	"github.com/migratefs/migratefs/layers/local"
-	"github.com/migratefs/migratefs/layers/whiteout"
 )
 
 // whole copies all of a file's data.
@@ -518,13 +517,4 @@ func (fs *FS) useDir(n *node, at copyup.Place) error {
 	n.upper, n.upID, n.upBirth = true, idOf(&a), a.Btime
 	fs.table.also(n, keyOf(fs.upper, "", &a))
 	return nil
-}
-
-// setNlinkAhead records the link count to show for a copy that has a name in the
-// index and gets its first in the tree next.
-func (fs *FS) setNlinkAhead(fd int, shown uint32) {
-	v := nlinkValue(shown, 2)
-	if err := sys.Setxattr(fd, "", fs.cfg.Format.Name(whiteout.Nlink), []byte(v), 0); err != nil {
-		fs.log.Warn("link count not recorded", "cause", err)
-	}
 }
