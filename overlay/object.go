@@ -194,6 +194,11 @@ func (fs *FS) needObject(n *node) (err error) {
 		return unix.ESTALE
 	}
 	r := &n.lowers[0]
+	if !r.attr.Has(layers.KnownSize | layers.KnownTimes) {
+		// An image alone knows no version, and of some files no size: what would be
+		// read, or completed later, could be anything.
+		return fmt.Errorf("size and time of %q are not known without its source: %w", string(r.path), layers.ErrOffline)
+	}
 	n.src = newSource(r.layer.Layer, r.path, r.attr)
 	if fs.store == nil {
 		return nil
