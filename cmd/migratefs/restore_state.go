@@ -63,7 +63,17 @@ func stillRestored(point string) error {
 	if json.Unmarshal(b, &s) != nil || s.Init <= 0 || startTime(s.Init) != s.Started {
 		return nil
 	}
-	return fmt.Errorf("%q is the root of the restored process %d, which still runs: end it first (kill %d)", point, s.Pid, s.Pid)
+	var pids []string
+	for _, pid := range namespacePids(s.Init) {
+		// A zombie has no program any more.
+		if _, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && pid != s.Init {
+			pids = append(pids, strconv.Itoa(pid))
+		}
+	}
+	if len(pids) == 0 {
+		return nil // it is just ending
+	}
+	return fmt.Errorf("%q is the root of a restored process that still runs: end it first (kill %s)", point, strings.Join(pids, " "))
 }
 
 // forgetRestore removes what a restore left beside its mount, which has ended.
@@ -100,9 +110,20 @@ func startTime(pid int) uint64 {
 // outerPid returns the pid outside of the process that has the given one inside
 // the pid namespace of init, whose pid outside is known; 0 if there is none.
 func outerPid(init, inner int) int {
+	for _, pid := range namespacePids(init) {
+		if innermostPid(pid) == inner {
+			return pid
+		}
+	}
+	return 0
+}
+
+// namespacePids returns all processes in the pid namespace of init, which is one
+// of them, by their pids outside.
+func namespacePids(init int) (pids []int) {
 	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", init))
 	if err != nil {
-		return 0
+		return nil
 	}
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {
@@ -110,14 +131,11 @@ func outerPid(init, inner int) int {
 		if err != nil {
 			continue
 		}
-		if own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err != nil || own != ns {
-			continue
-		}
-		if innermostPid(pid) == inner {
-			return pid
+		if own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err == nil && own == ns {
+			pids = append(pids, pid)
 		}
 	}
-	return 0
+	return pids
 }
 
 // innermostPid is the pid that a process has in its own namespace.

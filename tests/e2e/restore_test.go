@@ -40,6 +40,20 @@ const (
 // CRIU.
 func newMove(t *testing.T) *move {
 	t.Helper()
+	m := newHosts(t)
+	m.makeFiles()
+	job, err := testbed.Start(m.a.Command(jobDir+"/bin/job", workDir))
+	must(t, err)
+	testbed.Until(t, "the job to work", func() bool { return len(m.log(m.a.Path(workDir))) >= 20 })
+	m.dump(job.Pid)
+	m.steps = len(m.log(m.a.Path(workDir)))
+	m.before = testbed.Snapshot(t, m.a.Path(jobDir), testbed.Usual|testbed.Mtime|testbed.Numbers)
+	return m
+}
+
+// newHosts makes the two hosts; b can log in to a, by the name of "source".
+func newHosts(t *testing.T) *move {
+	t.Helper()
 	testbed.NeedFUSE(t)
 	out, err := exec.Command(filepath.Join(testbed.ModuleDir(), "tests/testbed/criu.sh")).Output()
 	if err != nil {
@@ -55,22 +69,20 @@ func newMove(t *testing.T) *move {
 			case $opts in *"- fuse.migratefs "*) umount -l "$point" ;; esac
 		done </proc/self/mountinfo`)
 	}
-	m.makeFiles()
+	return m
+}
 
-	job, err := testbed.Start(m.a.Command(jobDir+"/bin/job", workDir))
-	must(t, err)
-	testbed.Until(t, "the job to work", func() bool { return len(m.log(m.a.Path(workDir))) >= 20 })
+// dump dumps a process of a, which ends it, and copies the images to b.
+func (m *move) dump(pid int, options ...string) {
+	m.t.Helper()
 	m.a.Run("mkdir", "/srv/images")
-	dump := m.a.Command(m.criu, "dump", "-t", strconv.Itoa(job.Pid), "-D", "/srv/images", "-o", "dump.log")
+	dump := m.a.Command(m.criu, append([]string{"dump", "-t", strconv.Itoa(pid), "-D", "/srv/images", "-o", "dump.log"}, options...)...)
 	if err := dump.Run(); err != nil {
 		log, _ := os.ReadFile(m.a.Path("/srv/images/dump.log"))
-		t.Fatalf("criu dump: %v\n%s", err, log)
+		m.t.Fatalf("criu dump: %v\n%s", err, log)
 	}
-	m.steps = len(m.log(m.a.Path(workDir)))
-	m.before = testbed.Snapshot(t, m.a.Path(jobDir), testbed.Usual|testbed.Mtime|testbed.Numbers)
-	must(t, os.CopyFS(m.b.Path("/srv/images"), os.DirFS(m.a.Path("/srv/images"))))
+	must(m.t, os.CopyFS(m.b.Path("/srv/images"), os.DirFS(m.a.Path("/srv/images"))))
 	m.sshd.ForgetRequests()
-	return m
 }
 
 // makeFiles makes the job's files on a, all of them old.
@@ -152,7 +164,7 @@ type restored struct {
 	view string // on b
 }
 
-var restoredLine = regexp.MustCompile(`(?s)process (\d+) \("job"\) runs, outside as (\d+)\n.*migratefs umount (/\S+)\n`)
+var restoredLine = regexp.MustCompile(`(?s)process (\d+) \("\w+"\) runs, outside as (\d+)\n.*migratefs umount (/\S+)\n`)
 
 // restore runs `migratefs restore` on b, which must work.
 func (m *move) restore(args ...string) restored {
@@ -214,7 +226,7 @@ func (m *move) jobs() (pids []int) {
 		if here, err := os.Readlink(link); err != nil || here != there {
 			continue
 		}
-		for _, name := range []string{"/bin/job", "migratefs", "criu"} {
+		for _, name := range []string{"/srv/job", "migratefs", "criu"} {
 			if bytes.Contains(args, []byte(name)) {
 				pids = append(pids, pid)
 				break
@@ -529,4 +541,87 @@ func TestLazyfs(t *testing.T) {
 	}
 	m.b.Run(m.program, "umount", "/srv/lazyfs")
 	m.sourceUntouched()
+}
+
+// TestMoveEverything moves the process behind the golden images of package criu:
+// a parent and a child with one of everything, a name with strange bytes, a
+// deleted file, a socket, a FIFO and a watch among it.
+func TestMoveEverything(t *testing.T) {
+	m := newHosts(t)
+	m.a.Run("mkdir", "-p", "/srv/bin", jobDir)
+	testbed.Run(t, "gcc", "-O1", "-static", "-o", m.a.Path("/srv/bin/all"), filepath.Join(testbed.ModuleDir(), "criu/testdata/job.c"))
+	// Standard streams of host a, and no others.
+	job, err := testbed.Start(m.a.Command("bash", "-c",
+		"for fd in {3..20}; do eval \"exec $fd>&-\"; done; exec </dev/null >/dev/null 2>&1; exec setsid /srv/bin/all "+jobDir))
+	must(t, err)
+	testbed.Until(t, "the job to be ready", func() bool { _, err := os.Stat(m.a.Path(jobDir + "/ready")); return err == nil })
+	before := descriptors(t, job.Pid)
+	m.dump(job.Pid, "--force-irmap", "--irmap-scan-path", jobDir)
+
+	r := m.restore("--upperdir", "/srv/upper", "/srv/images")
+	after := descriptors(t, r.pid)
+	if len(after) != len(before) {
+		t.Errorf("%d descriptors, had %d", len(after), len(before))
+	}
+	for fd, what := range before {
+		if after[fd] != what {
+			t.Errorf("descriptor %s is %q, was %q", fd, after[fd], what)
+		}
+	}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", r.pid, r.pid))
+	if err != nil || len(strings.Fields(string(children))) != 1 {
+		t.Errorf("children of the restored process: %q, %v", children, err)
+	}
+	if cwd, err := os.Readlink("/proc/" + strings.TrimSpace(string(children)) + "/cwd"); err != nil || cwd != jobDir+"/child-cwd" {
+		t.Errorf("the child's directory: %q, %v", cwd, err)
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/fd/%s", r.pid, findDescriptor(t, after, "/deleted (deleted)")))
+	if err != nil || string(b) != "aaaaaa" {
+		t.Errorf("the deleted file holds %q, %v", b, err)
+	}
+
+	// The view is in use until the last of the processes has ended.
+	child, err := strconv.Atoi(strings.TrimSpace(string(children)))
+	must(t, err)
+	must(t, syscall.Kill(r.pid, syscall.SIGKILL))
+	testbed.Until(t, "the parent to end", func() bool { return !slices.Contains(m.jobs(), r.pid) })
+	out, err := m.b.Command(m.program, "umount", r.view).CombinedOutput()
+	if want := fmt.Sprintf("(kill %d)", child); err == nil || !strings.Contains(string(out), want) {
+		t.Errorf("umount under the child: %v, %q, want %q", err, out, want)
+	}
+	must(t, syscall.Kill(child, syscall.SIGKILL))
+	m.unmount(r)
+}
+
+// descriptors returns what every descriptor of a process is, without the numbers
+// that differ from kernel to kernel.
+func descriptors(t *testing.T, pid int) map[string]string {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	must(t, err)
+	fds := make(map[string]string)
+	for _, e := range entries {
+		what, err := os.Readlink(filepath.Join(dir, e.Name()))
+		must(t, err)
+		if kind, _, ok := strings.Cut(what, ":["); ok {
+			what = kind
+		}
+		info, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "fdinfo", e.Name()))
+		must(t, err)
+		pos, _, _ := strings.Cut(string(info), "mnt_id")
+		fds[e.Name()] = what + " " + pos
+	}
+	return fds
+}
+
+func findDescriptor(t *testing.T, fds map[string]string, suffix string) string {
+	t.Helper()
+	for fd, what := range fds {
+		if name, _, _ := strings.Cut(what, " pos:"); strings.HasSuffix(name, suffix) {
+			return fd
+		}
+	}
+	t.Fatalf("no descriptor of %q among %q", suffix, fds)
+	return ""
 }
