@@ -108,7 +108,10 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, flags u
 			return 0, err
 		}
 	}
-	if !v.pending {
+	switch {
+	case !v.pending && h.flags&unix.O_APPEND != 0 && flags&fuse.WRITE_CACHE != 0:
+		return sys.PwriteAt(v.fd, b, off) // a page of a mapping, not an append
+	case !v.pending:
 		return sys.Pwrite(v.fd, b, off)
 	}
 	// n.mu keeps the object while it is written: a pending file that became whole
