@@ -59,6 +59,11 @@ func settle(trash int, id string, back func() error) error {
 		return ErrReplaced
 	}
 	if err := sys.Unlink(trash, id); err != nil {
+		// Back to where it is seen: what the trash holds when the upper has lost
+		// the name, as by an unlink that is yet to come, would return at its name.
+		if back() == nil && sys.Unlink(trash, id+pathSuffix) == nil {
+			_ = sys.Unlink(trash, id)
+		}
 		return err
 	}
 	_ = sys.Unlink(trash, id+pathSuffix)

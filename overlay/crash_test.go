@@ -406,22 +406,21 @@ func TestDeathAtEveryChange(t *testing.T) {
 	each(t, func(t *testing.T, base string, k stacking, o *operation) {
 		before, after, _ := o.expect(t, base, k)
 		for n := 1; ; n++ {
-			for m := 0; ; m++ {
-				met, again := o.dieAt(t, base, k, n, m, before, after)
-				if !met {
-					return
-				}
-				if !again {
-					break
-				}
+			met, changes := o.dieAt(t, base, k, n, 0, before, after)
+			for m := range changes {
+				o.dieAt(t, base, k, n, m+1, before, after)
+			}
+			if !met {
+				return
 			}
 		}
 	})
 }
 
 // dieAt dies before the n-th change of the operation and, if m is not 0, before
-// the m-th of the recovery. It reports whether both were reached.
-func (o *operation) dieAt(t *testing.T, base string, k stacking, n, m int, before, after sight) (met, again bool) {
+// the m-th of the recovery. It reports whether the operation got there, and how
+// many changes the last recovery made.
+func (o *operation) dieAt(t *testing.T, base string, k stacking, n, m int, before, after sight) (met bool, changes int) {
 	t.Helper()
 	w, _ := o.start(t, base, k)
 	defer w.remove()
@@ -431,21 +430,21 @@ func (o *operation) dieAt(t *testing.T, base string, k stacking, n, m int, befor
 	errno := o.run(w)
 	w.close()
 	sys.SetHook(nil)
-	if met = f.met(); !met && m > 0 {
-		return met, false
-	}
+	met = f.met()
 	where := f.where()
-	again = true
 	if m > 0 {
 		f = &fault{at: m, dead: true, err: errDead}
 		f.set()
 		_ = w.open()
 		w.close()
 		sys.SetHook(nil)
-		again = f.met()
 		where += ", then " + f.where()
 	}
+	f = &fault{}
+	f.set()
 	must(t, w.open())
+	sys.SetHook(nil)
+	changes = f.n
 	w.judge(where, errno, before, after)
 	w.lowersUnchanged(where, lowers)
 	if left := w.leftovers(); left != "" {
@@ -454,7 +453,7 @@ func (o *operation) dieAt(t *testing.T, base string, k stacking, n, m int, befor
 	if !met && errno != 0 && errno != unix.EXDEV {
 		t.Errorf("no fault, and %v", errno)
 	}
-	return met, again
+	return met, changes
 }
 
 // allow returns v with what a fault may leave otherwise: a time may be newer than

@@ -362,7 +362,9 @@ func (fs *FS) renameUpper(m *move, from, to int, oldCovered bool) error {
 		if err := sys.Rename(from, m.from.name, to, m.to.name, unix.RENAME_EXCHANGE); err != nil || oldCovered {
 			return err
 		}
-		return sys.Unlink(from, m.from.name)
+		// Nothing lies below: left, it hides nothing.
+		_ = sys.Unlink(from, m.from.name)
+		return nil
 	}
 	if oldCovered {
 		return sys.Rename(from, m.from.name, to, m.to.name, unix.RENAME_WHITEOUT)
@@ -446,18 +448,30 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 	}
 	defer fs.dirs.release(dir)
 	if len(targets) > 0 && targets[0].layer.index < at.index ||
-		m.exchange() && (len(targets) != 1 || targets[0].layer != at) {
+		m.exchange() && (len(targets) == 0 || targets[0].layer != at) {
 		return true, nil
+	}
+	if m.exchange() && len(targets) > 1 {
+		if m.dst.isDir() {
+			return true, nil
+		}
+		if err := fs.unlinkParts(targets[1:], m.to.name, targets[0].d); err != nil {
+			return false, err
+		}
+		targets = targets[:1]
 	}
 	flags := uint(m.flags & unix.RENAME_EXCHANGE)
 	if err := sys.Rename(old[0].d.fd, m.from.name, dir.fd, m.to.name, flags); err != nil {
 		return false, err
 	}
-	err = fs.unlinkShadowed(targets, at, m.to.name, dir)
+	if err := fs.unlinkShadowed(targets, at, m.to.name, dir); err != nil {
+		// What shows has moved. What is under it is hidden, and goes with it.
+		fs.log.Warn("lower copies left under a renamed file", "name", m.to.name, "cause", err)
+	}
 	fs.dirChanged(m.from.parent, at)
 	fs.dirChanged(m.to.parent, at)
 	bury = fs.moved(m)
-	return false, err
+	return false, nil
 }
 
 // partIn returns the part of the directory n in layer l; nil if it has none and
