@@ -152,7 +152,7 @@ func (fs *FS) attrOfHandle(n *node, fd int) (layers.Attr, error) {
 		}
 		a.Nlink -= min(a.Nlink, 1)
 	case indexed && !unnamed:
-		a.Nlink = fs.linksShown(&a, fd, "")
+		a.Nlink, _ = fs.linksShown(&a, fd, "")
 	}
 	return a, nil
 }

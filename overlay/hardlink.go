@@ -54,7 +54,7 @@ func (fs *FS) foundIndexed(f *found) error {
 	a := local.AttrOf(&stx)
 	f.attr, f.birth, f.upper, f.upID, f.indexed = a, a.Btime, true, idOf(&a), true
 	f.keys = append([]fileKey{keyOf(fs.upper, "", &a)}, f.keys...)
-	f.attr.Nlink = fs.linksShown(&a, fs.index, name)
+	f.attr.Nlink, _ = fs.linksShown(&a, fs.index, name)
 	return nil
 }
 
@@ -70,22 +70,20 @@ func (fs *FS) countLinks(f *found, n *node, name string) {
 		return
 	}
 	defer fs.dirs.release(d)
-	shown := fs.linksShown(&f.attr, d.fd, name)
-	f.indexed = shown != f.attr.Nlink || f.indexed
-	f.attr.Nlink = shown
+	f.attr.Nlink, f.indexed = fs.linksShown(&f.attr, d.fd, name)
 }
 
 // linksShown returns the link count to show for the upper inode a, which is name
-// in dirfd.
-func (fs *FS) linksShown(a *layers.Attr, dirfd int, name string) uint32 {
+// in dirfd, and whether it has a name in WORK/index.
+func (fs *FS) linksShown(a *layers.Attr, dirfd int, name string) (links uint32, indexed bool) {
 	if fs.cfg.Mode == Migrate {
 		return fs.linksInLowers(a)
 	}
 	v, err := sys.Getxattr(dirfd, name, fs.cfg.Format.Name(whiteout.Nlink))
 	if err != nil {
-		return a.Nlink
+		return a.Nlink, false
 	}
-	return applyNlink(a.Nlink, string(v))
+	return applyNlink(a.Nlink, string(v)), true
 }
 
 // applyNlink applies the kernel's overlay.nlink: "U+n" or "U-n", relative to the

@@ -166,12 +166,12 @@ func (fs *FS) unmarkLast(l *layer, name string) {
 
 // linksInLowers is the link count of an upper file: its own names without the
 // index's, and those that still stand in a lower, without the marker.
-func (fs *FS) linksInLowers(a *layers.Attr) uint32 {
+func (fs *FS) linksInLowers(a *layers.Attr) (links uint32, indexed bool) {
 	name, err := sys.Readlink(fs.index, backName(a.Ino))
 	if err != nil {
-		return a.Nlink
+		return a.Nlink, false
 	}
-	links := a.Nlink - 1
+	links = a.Nlink - 1
 	for _, l := range fs.lowers {
 		marks, err := fs.marks(l)
 		if err != nil {
@@ -182,7 +182,7 @@ func (fs *FS) linksInLowers(a *layers.Attr) uint32 {
 			links += uint32(st.Nlink) - 1
 		}
 	}
-	return max(links, 1)
+	return max(links, 1), true
 }
 
 // change applies f, a change of metadata, to n: in overlay mode to the upper
