@@ -26,7 +26,7 @@ func fillAttr(out *fuse.Attr, n *node, a *layers.Attr) {
 		Mtimensec: a.Mtime.Nsec,
 		Ctimensec: a.Ctime.Nsec,
 		Mode:      a.Mode,
-		Nlink:     max(a.Nlink, 1),
+		Nlink:     a.Nlink,
 		Owner:     fuse.Owner{Uid: a.UID, Gid: a.GID},
 		Rdev:      uint32(a.Rdev),
 		Blksize:   max(a.Blksize, 4096),
@@ -37,8 +37,8 @@ func fillAttr(out *fuse.Attr, n *node, a *layers.Attr) {
 	if !a.Has(layers.KnownCtime) {
 		out.Ctime, out.Ctimensec = out.Mtime, out.Mtimensec
 	}
-	if n.dead != nil {
-		out.Nlink = a.Nlink
+	if !a.Has(layers.KnownNlink) {
+		out.Nlink = max(a.Nlink, 1)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/whiteout"
 )
 
@@ -130,7 +131,7 @@ func (fs *FS) nameGone(n *node, d dentry, f *found, last int) (bury bool) {
 		return false
 	}
 	a := f.attr
-	a.Nlink = 0
+	a.Nlink, a.Known = 0, a.Known|layers.KnownNlink
 	n.dead = &a
 	n.keep(last)
 	if n.upper && last >= 0 && idOfFd(last) != n.upID {
