@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -53,11 +55,48 @@ func (fs *FS) status(op string, n *node, name string, err error) fuse.Status {
 	errno := errnoOf(err)
 	switch errno {
 	case unix.EIO, unix.ESTALE, unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE:
-		path, _ := n.path()
-		if name != "" {
-			path = path.Join(name)
-		}
-		fs.log.Error("request failed", "op", op, "path", string(path), "cause", err)
+		fs.complain(op, n, name, errno, err)
 	}
 	return fuse.Status(errno)
+}
+
+// complaints keeps a source that is away, or a full disk, from filling the log:
+// of one kind of failure of one operation, one is logged a second.
+type complaints struct {
+	mu     sync.Mutex
+	kinds  map[complaint]time.Time
+	unsaid int
+}
+
+type complaint struct {
+	op    string
+	errno unix.Errno
+}
+
+func (fs *FS) complain(op string, n *node, name string, errno unix.Errno, err error) {
+	c, now := &fs.complaints, time.Now()
+	c.mu.Lock()
+	k := complaint{op, errno}
+	if now.Sub(c.kinds[k]) < time.Second {
+		c.unsaid++
+		c.mu.Unlock()
+		return
+	}
+	if c.kinds == nil {
+		c.kinds = make(map[complaint]time.Time)
+	}
+	c.kinds[k] = now
+	unsaid := c.unsaid
+	c.unsaid = 0
+	c.mu.Unlock()
+
+	path, _ := n.path()
+	if name != "" {
+		path = path.Join(name)
+	}
+	attrs := []any{"op", op, "path", string(path), "cause", err}
+	if unsaid > 0 {
+		attrs = append(attrs, "not_logged_before", unsaid)
+	}
+	fs.log.Error("request failed", attrs...)
 }

@@ -58,6 +58,7 @@ type Config struct {
 	Format whiteout.Format
 
 	Volatile     bool // no fsync in copy-up
+	NoAtime      bool // reading an upper file leaves its access time
 	NoRedirect   bool // renaming a directory that lies below is EXDEV
 	EntryTimeout *time.Duration
 	AttrTimeout  *time.Duration
@@ -92,6 +93,8 @@ type FS struct {
 	dirs    dirCache
 	handles handleTable
 	flights flights
+
+	complaints complaints
 
 	whiteoutMu sync.Mutex // making the shared whiteout
 }

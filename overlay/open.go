@@ -178,6 +178,12 @@ func (fs *FS) openData(n *node, flags uint32) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(path)
+	if fs.cfg.NoAtime {
+		// Only an owner, or root, may leave access times alone.
+		if fd, err := sys.Reopen(path, dataFlags(flags)|unix.O_NOATIME); err == nil {
+			return fd, nil
+		}
+	}
 	return sys.Reopen(path, dataFlags(flags))
 }
 

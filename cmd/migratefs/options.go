@@ -25,6 +25,7 @@ type options struct {
 	userXattr  bool
 	noRedirect bool
 	volatile   bool
+	noAtime    bool
 	fsName     string
 	logFile    string
 	entry      *time.Duration
@@ -98,8 +99,10 @@ var optionTable = map[string]func(o *options, v string) error{
 	"metacopy":            onlyOn("metacopy"), "index": onlyOn("index"), "xino": onlyOn("xino"),
 	// For mount(8) and systemd, not for us.
 	"defaults": nothing, "auto": nothing, "noauto": nothing, "user": nothing, "nouser": nothing, "users": nothing,
-	"owner": nothing, "group": nothing, "_netdev": nothing, "nofail": nothing, "async": nothing, "rootcontext": nil,
-	"relatime": nothing,
+	"owner": nothing, "group": nothing, "_netdev": nothing, "nofail": nothing, "async": nothing,
+	// Access times are what the upper's filesystem makes them, unless noatime.
+	"relatime": nothing, "norelatime": nothing, "atime": nothing,
+	"noatime": func(o *options, _ string) error { o.noAtime = true; return nil },
 }
 
 // mountFlags are options that become flags of the mount.

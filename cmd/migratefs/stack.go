@@ -353,6 +353,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		Format:       whiteout.Trusted,
 		Work:         st.work,
 		Volatile:     st.o.volatile,
+		NoAtime:      st.o.noAtime,
 		NoRedirect:   st.o.noRedirect,
 		EntryTimeout: st.o.entry,
 		AttrTimeout:  st.o.attr,
