@@ -18,9 +18,15 @@
 //
 // # Running CRIU
 //
-// Restore runs `criu swrk` inside the namespaces that cmd/migratefs prepared.
-// CRIU and its libraries always come from this host, never from the view that
-// the restored process gets: they would run as root.
+// A Worker is a `criu swrk`, started while this host's root is still the root.
+// Its answer to Version means that it is loaded; then the caller makes the view
+// the root, of CRIU too, and asks it to Restore. Until that ends CRIU looks at
+// the view as its root, so whatever it would load or execute by name (plugins,
+// iptables) has to be kept from it by StartWorker's environment: there it would
+// be the source's, and run as root.
 //
-// Start reading at Load and at Checkpoint.
+// Options that the RPC has no field for go through a configuration file
+// (ConfigLines); what went wrong is in CRIU's log (LogErrors, Summary).
+//
+// Start reading at Load, Checkpoint and Worker.
 package criu

@@ -87,6 +87,9 @@ func (l *loader) regFile(r *regfile.RegFileEntry) error {
 	if r.GetSize() > math.MaxInt64 || r.GetPos() > math.MaxInt64 {
 		return fmt.Errorf("file %q has a size of %d and an offset of %d", clip(r.GetName()), r.GetSize(), r.GetPos())
 	}
+	if err := l.oneMore(); err != nil {
+		return err
+	}
 	l.files[r.GetId()] = &file{
 		File: File{
 			Path:      r.GetName(),
@@ -134,19 +137,20 @@ func (l *loader) unixSocket(u *skunix.UnixSkEntry) error {
 	if l.onStorage(&file{File: File{Path: name}, mount: int64(u.GetMntId())}) {
 		l.dirs = append(l.dirs, path.Dir(name))
 	}
-	return nil
+	return l.oneMore()
 }
 
 func (l *loader) inotify(e *fsnotify.InotifyFileEntry) error {
 	for _, wd := range e.GetWd() {
-		l.watch(wd.GetFHandle())
+		if err := l.watch(wd.GetFHandle()); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
 func (l *loader) inotifyWatch(e *fsnotify.InotifyWdEntry) error {
-	l.watch(e.GetFHandle())
-	return nil
+	return l.watch(e.GetFHandle())
 }
 
 func (l *loader) fanotify(e *fsnotify.FanotifyFileEntry) error {
@@ -160,31 +164,32 @@ func (l *loader) fanotify(e *fsnotify.FanotifyFileEntry) error {
 
 func (l *loader) fanotifyMark(m *fsnotify.FanotifyMarkEntry) error {
 	if ie := m.GetIe(); ie != nil {
-		l.watch(ie.GetFHandle())
+		return l.watch(ie.GetFHandle())
 	}
 	return nil
 }
 
 // watch adds a watched file. All that images have of it is a path, and that
 // only if the dump was asked for it: file handles mean nothing on another host.
-func (l *loader) watch(h *fh.FhEntry) {
+func (l *loader) watch(h *fh.FhEntry) error {
 	name := h.GetPath()
 	if name == "" {
 		l.warn("a watched file is known by handle only: dump again with --force-irmap")
-		return
+		return nil
 	}
 	if name[0] != '/' {
 		name = "/" + name
 	}
 	if err := checkPath(name); err != nil {
 		l.warn("a watch on a name that cannot be used: %v", err)
-		return
+		return nil
 	}
 	mount := int64(-1)
 	if h.MntId != nil {
 		mount = int64(h.GetMntId())
 	}
 	l.loose = append(l.loose, &file{File: File{Path: name, Refs: []Ref{{Kind: Watch}}}, mount: mount})
+	return l.oneMore()
 }
 
 // remaps marks what was deleted when it was dumped: ghosts, whose content the
@@ -221,10 +226,12 @@ func (l *loader) references() error {
 			pid = set.id // before CRIU numbered tables, they were numbered by task
 		}
 		err := each(l.fsys, set.file, magicFdinfo, func(e *fdinfo.FdinfoEntry) error {
-			if f := l.files[e.GetId()]; f != nil {
-				f.Refs = append(f.Refs, Ref{Kind: Descriptor, PID: pid, FD: e.GetFd(), Flags: f.flags, Pos: f.pos})
+			f := l.files[e.GetId()]
+			if f == nil {
+				return nil // not a file: a pipe, a socket...
 			}
-			return nil
+			f.Refs = append(f.Refs, Ref{Kind: Descriptor, PID: pid, FD: e.GetFd(), Flags: f.flags, Pos: f.pos})
+			return l.oneMore()
 		})
 		if err != nil {
 			return err
@@ -265,7 +272,7 @@ func (l *loader) refer(id uint32, r Ref) error {
 		return fmt.Errorf("file %d is referred to but described nowhere", id)
 	}
 	f.Refs = append(f.Refs, r)
-	return nil
+	return l.oneMore()
 }
 
 // Fields of mm_entry (mm.proto) and status bits of vma_entry (criu's

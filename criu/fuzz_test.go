@@ -110,3 +110,32 @@ func TestGoldenSeedAlone(t *testing.T) {
 		}
 	}
 }
+
+// FuzzPages: whatever a pagemap holds, it is read to an end.
+func FuzzPages(f *testing.F) {
+	for name, file := range golden(f, "plain") {
+		if strings.HasPrefix(name, "pagemap-") {
+			f.Add(file.Data)
+		}
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m := fstest.MapFS{
+			"pagemap-1.img": &fstest.MapFile{Data: data},
+			"pages-1.img":   &fstest.MapFile{Data: make([]byte, 4096)},
+		}
+		if err := checkPages(m, 4096); err != nil && strings.ContainsAny(err.Error(), "\n\x00") {
+			t.Errorf("error %q is not one line of text", err)
+		}
+	})
+}
+
+// FuzzLog: whatever CRIU logs, an error is one line.
+func FuzzLog(f *testing.F) {
+	f.Add("(00.000001) Error (criu/x.c:1): File a has bad size 5 (expect 7)\n")
+	f.Add("(00.000001)   12: Error (a): \xff\n(")
+	f.Fuzz(func(t *testing.T, log string) {
+		if s := Summary(LogErrors(strings.NewReader(log))); strings.ContainsAny(s, "\n\x00") {
+			t.Errorf("summary %q is not one line of text", s)
+		}
+	})
+}

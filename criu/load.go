@@ -76,9 +76,28 @@ type loader struct {
 	dirs   []string               // that must exist for sockets to be bound in
 	fdsets map[uint32]uint32      // files_id -> first task that has it
 	mounts map[uint32]*Mount
+	things int // files, references and names
+}
+
+// Bounds on what is kept in memory. A real process that comes near has more
+// descriptors and mappings than the kernel lets it have by default.
+const (
+	maxThings   = 4 << 20
+	maxWarnings = 1000
+)
+
+// oneMore counts what is kept; it is an error if that is too much.
+func (l *loader) oneMore() error {
+	if l.things++; l.things > maxThings {
+		return fmt.Errorf("more than %d files and references to them", maxThings)
+	}
+	return nil
 }
 
 func (l *loader) warn(format string, args ...any) {
+	if len(l.c.Warnings) == maxWarnings {
+		return
+	}
 	l.c.Warnings = append(l.c.Warnings, fmt.Sprintf(format, args...))
 }
 

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -43,12 +45,25 @@ func makeHostTools(state string) (dir string, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", err
 	}
+	if !isStatic("/proc/self/exe") {
+		return dir, nil // its libraries would come out of the view: better no tools at all
+	}
 	for _, name := range hostTools {
 		if err := os.Symlink("/proc/1/exe", filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrExist) {
 			return "", err
 		}
 	}
 	return dir, nil
+}
+
+// isStatic reports whether a program needs no loader and no libraries.
+func isStatic(program string) bool {
+	f, err := elf.Open(program)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return !slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
 }
 
 // hostTool executes args as the host's program of that name. It does nothing,

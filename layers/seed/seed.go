@@ -148,7 +148,11 @@ func (s *Seed) check() error {
 			return fmt.Errorf("seed: %q is not a path inside a layer", string(d))
 		}
 	}
-	for p := range s.parents() {
+	dirs := s.parents()
+	if len(dirs)+len(s.Entries) > maxNodes {
+		return fmt.Errorf("seed: more than %d names and directories", maxNodes)
+	}
+	for p := range dirs {
 		if k, listed := kinds[p]; listed && k != unix.S_IFDIR && k != 0 {
 			return fmt.Errorf("seed: %q is not a directory but others lie in it", "/"+string(p))
 		}
@@ -156,12 +160,17 @@ func (s *Seed) check() error {
 	return nil
 }
 
+// maxNodes bounds the names of a seed, with the directories that lead to them:
+// each costs memory here and a request to the source. One path of 4 KiB can have
+// two thousand of them.
+const maxNodes = 1 << 19
+
 // parents returns every directory that holds a seeded name, and s.Dirs with
-// those that hold them.
+// those that hold them; or some more than maxNodes of them.
 func (s *Seed) parents() map[layers.Path]bool {
 	dirs := map[layers.Path]bool{layers.Root: true}
 	add := func(p layers.Path) {
-		for !dirs[p] {
+		for !dirs[p] && len(dirs) <= maxNodes {
 			dirs[p] = true
 			p, _ = p.Split()
 		}

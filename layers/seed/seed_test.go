@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -424,6 +425,18 @@ func TestBadSeed(t *testing.T) {
 		if _, err := New(t.Context(), Config{Seed: s}); err == nil {
 			t.Errorf("took %+v", s)
 		}
+	}
+}
+
+// TestManyDirectories: a few long paths must not take all memory there is.
+func TestManyDirectories(t *testing.T) {
+	var s Seed
+	deep := layers.Path(strings.Repeat("/a", 2000))
+	for i := range 1000 {
+		s.Entries = append(s.Entries, Entry{Path: layers.Path(strconv.Itoa(i)) + deep})
+	}
+	if _, err := New(t.Context(), Config{Seed: s}); err == nil || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("took two million directories: %v", err)
 	}
 }
 
