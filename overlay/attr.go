@@ -237,7 +237,7 @@ func (fs *FS) setAttr(ctx context.Context, n *node, in *fuse.SetAttrIn) error {
 		}
 		return nil
 	}
-	return fs.change(ctx, n, func(fd int) error { return applyAttr(fd, n, in) })
+	return fs.change(ctx, n, func(fd int, _ bool) error { return applyAttr(fd, n, in) })
 }
 
 // applyAttr makes the changes of in on the inode behind the O_PATH descriptor

@@ -187,13 +187,14 @@ func (fs *FS) linksInLowers(a *layers.Attr) (links uint32, indexed bool) {
 
 // change applies f, a change of metadata, to n: in overlay mode to the upper
 // copy; in migrate mode where the file lies, and for a directory in every layer
-// that has it, the lowest first. f gets an O_PATH descriptor.
-func (fs *FS) change(ctx context.Context, n *node, f func(fd int) error) error {
+// that has it, the lowest first. f gets an O_PATH descriptor, and whether it is of
+// the part whose attributes show.
+func (fs *FS) change(ctx context.Context, n *node, f func(fd int, shown bool) error) error {
 	if fs.cfg.Mode == Overlay {
 		if err := fs.up(ctx, n, whole); err != nil {
 			return err
 		}
-		return fs.changeUpper(n, f)
+		return fs.changeUpper(n, func(fd int) error { return f(fd, true) })
 	}
 	if err := fs.flights.enter(ctx, n); err != nil {
 		return err
@@ -207,13 +208,15 @@ func (fs *FS) change(ctx context.Context, n *node, f func(fd int) error) error {
 			lowers = lowers[:min(len(lowers), 1)]
 		}
 		for i := len(lowers) - 1; i >= 0; i-- {
-			if err := fs.changeLower(n, &lowers[i], f); err != nil {
+			shown := i == 0 && !upper
+			err := fs.changeLower(n, &lowers[i], func(fd int) error { return f(fd, shown) })
+			if err != nil {
 				return err
 			}
 		}
 	}
 	if upper {
-		return fs.changeUpper(n, f)
+		return fs.changeUpper(n, func(fd int) error { return f(fd, true) })
 	}
 	return nil
 }

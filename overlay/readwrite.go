@@ -155,6 +155,16 @@ func killPriv(fd int, pending bool) error {
 	return ignoreNoXattr(sys.Removexattr(fd, "", "security.capability"))
 }
 
+// killPrivOf is killPriv for the calls with which the kernel does not say that
+// the caller is a stranger: all are, but root.
+func (h *handle) killPrivOf(c *fuse.Caller) error {
+	v := h.view()
+	if c.Uid == 0 || v.fd < 0 {
+		return nil
+	}
+	return killPriv(v.fd, v.pending)
+}
+
 // truncate sets the size of n. What it cuts off is not copied first.
 func (fs *FS) truncate(ctx context.Context, n *node, size int64) error {
 	if !n.isRegular() {
@@ -215,6 +225,9 @@ func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Statu
 		return fuse.Status(unix.EOPNOTSUPP)
 	}
 	if err := fs.up(cancelled(cancel), h.n, whole); err != nil {
+		return fs.status("fallocate", h.n, "", err)
+	}
+	if err := h.killPrivOf(&in.Caller); err != nil {
 		return fs.status("fallocate", h.n, "", err)
 	}
 	off, length := int64(in.Offset), int64(in.Length)
@@ -289,6 +302,9 @@ func (fs *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (u
 	}
 	if from.object || to.object || in0 < 0 || to.fd < 0 {
 		return 0, fuse.Status(unix.EOPNOTSUPP)
+	}
+	if err := dst.killPrivOf(&in.Caller); err != nil {
+		return 0, fs.status("copy_file_range", dst.n, "", err)
 	}
 	n, err := sys.CopyRange(to.fd, int64(in.OffOut), in0, int64(in.OffIn), int(min(in.Len, 1<<30)))
 	return uint32(n), fs.status("copy_file_range", dst.n, "", err)

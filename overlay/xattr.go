@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"sort"
+	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -153,7 +154,10 @@ func (fs *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, attr string,
 		return fuse.Status(unix.ESTALE)
 	}
 	disk, value := fs.diskName(attr), append([]byte(nil), data...)
-	err := fs.changeXattr(cancelled(cancel), n, func(fd int) error {
+	err := fs.changeXattr(cancelled(cancel), n, disk, func(fd int, shown bool) error {
+		if !shown {
+			return sys.Setxattr(fd, "", disk, value, 0) // may or may not have one of its own
+		}
 		return sys.Setxattr(fd, "", disk, value, int(in.Flags))
 	})
 	return fs.status("setxattr", n, "", err)
@@ -172,13 +176,28 @@ func (fs *FS) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, attr string
 			return fs.status("removexattr", n, "", err)
 		}
 	}
-	err := fs.changeXattr(ctx, n, func(fd int) error { return sys.Removexattr(fd, "", disk) })
+	err := fs.changeXattr(ctx, n, disk, func(fd int, shown bool) error {
+		err := sys.Removexattr(fd, "", disk)
+		if err == unix.ENODATA && !shown {
+			return nil
+		}
+		return err
+	})
 	return fs.status("removexattr", n, "", err)
 }
 
-func (fs *FS) changeXattr(ctx context.Context, n *node, f func(fd int) error) error {
+// changeXattr changes the xattr disk of n. Of a directory that lies in several
+// layers, ACLs change everywhere, because each part is a place to look things up
+// in; other xattrs where they show.
+func (fs *FS) changeXattr(ctx context.Context, n *node, disk string, f func(fd int, shown bool) error) error {
 	if fs.ReadOnly() {
 		return unix.EROFS
 	}
-	return fs.change(ctx, n, f)
+	acl := strings.HasPrefix(disk, "system.")
+	return fs.change(ctx, n, func(fd int, shown bool) error {
+		if !shown && !acl {
+			return nil
+		}
+		return f(fd, shown)
+	})
 }
