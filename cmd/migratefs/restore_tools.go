@@ -78,7 +78,7 @@ func hostTool(args []string) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("%s on this host: %w", args[0], err)
 	}
-	ns, err := unix.Open(fmt.Sprintf("/proc/1/fd/%d", hostNsFd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	ns, err := unix.Open(fmt.Sprintf("/proc/1/fd/%d", hostNsFd), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("%s on this host: %w", args[0], err)
 	}
