@@ -199,6 +199,8 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 		_ = server.Unmount()
 		return asMountError(fmt.Errorf("mount on %q: %w", st.point, err))
 	}
+	unregister := register(st.point)
+	defer unregister()
 	m.endOnSignal(server, st.point, log)
 	_ = os.Chdir("/")
 	notifySystemd("READY=1")

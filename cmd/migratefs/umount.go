@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -142,6 +141,7 @@ func umountOne(point string, lazy bool) error {
 	if err := stillRestored(m.point); err != nil && !lazy {
 		return err
 	}
+	wait := ending(m)
 	err = unmount(m.point, lazy)
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("%q is in use: end what uses it (fuser -vm %q lists that), or give --lazy", point, m.point)
@@ -152,7 +152,7 @@ func umountOne(point string, lazy bool) error {
 	if lazy {
 		return nil
 	}
-	if err := waitGone(m); err != nil {
+	if err := wait(); err != nil {
 		return err
 	}
 	return forgetRestore(m.point)
@@ -181,18 +181,4 @@ func findMount(point string) (mountInfo, error) {
 		return m, fmt.Errorf("%q is a %s mount, not one of migratefs: use umount", point, m.fsType)
 	}
 	return m, nil
-}
-
-// waitGone waits until the daemon of m has ended: until then it may be writing
-// what it holds. The daemon holds a lock on nothing we know, so the FUSE
-// connection, which is named by the mount's device number, tells.
-func waitGone(m mountInfo) error {
-	_, minor, _ := strings.Cut(m.dev, ":")
-	conn := "/sys/fs/fuse/connections/" + minor
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if _, err := os.Stat(conn); errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-	}
-	return fmt.Errorf("%q is unmounted, but its daemon is still busy", m.point)
 }
