@@ -157,7 +157,7 @@ func init() {
 }
 
 func (o op) xattr() string {
-	return []string{"user.one", "user.two", "trusted.three", "trusted.overlay.opaque", "user.overlay.metacopy"}[int(o.data)%5]
+	return []string{"user.one", "user.two", "trusted.three", "trusted.overlay.opaque", "user.overlay"}[int(o.data)%5]
 }
 
 func (o op) acl() string {
