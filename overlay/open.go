@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -276,6 +277,9 @@ func (fs *FS) openBelow(ctx context.Context, n *node) (layers.File, error) {
 			}
 			f.Close()
 			err = layers.ErrStale
+		}
+		if errors.Is(err, layers.ErrNotRegular) {
+			err = layers.ErrStale // another file stands there: the kernel looks again
 		}
 		if held == nil {
 			return nil, gone(err)

@@ -123,6 +123,9 @@ func must(t testing.TB, err error) {
 	}
 }
 
+// past is a time that nothing in a test has by itself.
+var past = time.Unix(1_000_000_000, 0)
+
 // fd is a file's descriptor number.
 func fd(f *os.File) int { return int(f.Fd()) }
 
