@@ -197,7 +197,7 @@ func (fs *FS) merge(list, es []layers.Entry, seen map[string]int, dir *node, l *
 			continue
 		}
 		if l.isLocal() {
-			e.Ino = fs.table.inoOf(fileKey{dev: l.dev, ino: e.Ino})
+			e.Ino = fs.table.shownIno(fileKey{dev: l.dev, ino: e.Ino})
 		}
 		if known {
 			list[i] = e

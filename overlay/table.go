@@ -62,6 +62,17 @@ func (t *table) inoOf(k fileKey) uint64 {
 	return max(stableHash(k), 2)
 }
 
+// shownIno is the inode number of the file with key k: that of its node, which
+// keeps it through copy-up, or else the one it would get.
+func (t *table) shownIno(k fileKey) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.byKey[k]; n != nil {
+		return n.ino
+	}
+	return t.inoOf(k)
+}
+
 // adopt returns the node of what was found at name in parent, a new one if none
 // is known, with one more lookup to its account.
 func (t *table) adopt(fs *FS, f *found, parent *node, name string) *node {
