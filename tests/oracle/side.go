@@ -3,6 +3,7 @@ package oracle
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -351,7 +352,7 @@ func xattrs(path string) string {
 	return strings.Join(lines, " ")
 }
 
-// readdir lists names and types, and checks that d_ino is st_ino.
+// readdir lists names and types.
 func readdir(path string) string {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -368,6 +369,34 @@ func readdir(path string) string {
 	}
 	sort.Strings(lines)
 	return strings.Join(lines, " ")
+}
+
+// strangeNumbers names the entries of a directory whose d_ino is not their
+// st_ino.
+func (s *side) strangeNumbers(rel string) (strange string) {
+	fd, err := unix.Open(s.at(rel), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return result(err, "")
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 64<<10)
+	for {
+		n, err := unix.Getdents(fd, b)
+		if err != nil || n == 0 {
+			return strange + result(err, "")
+		}
+		// struct linux_dirent64: ino, offset (8 bytes each), length (2), type (1), name.
+		for e := b[:n]; len(e) > 0; e = e[binary.NativeEndian.Uint16(e[16:]):] {
+			name := unix.ByteSliceToString(e[19:binary.NativeEndian.Uint16(e[16:])])
+			var st unix.Stat_t
+			if name == "." || name == ".." || unix.Lstat(filepath.Join(s.at(rel), name), &st) != nil {
+				continue
+			}
+			if st.Ino != binary.NativeEndian.Uint64(e) {
+				strange += " d_ino of " + name
+			}
+		}
+	}
 }
 
 // whole returns all that can be seen of the tree, a line for each path.
@@ -388,7 +417,7 @@ func (s *side) whole() map[string]string {
 		case unix.S_IFLNK:
 			d += " " + kinds["readlink"](s, op{path: rel})
 		case unix.S_IFDIR:
-			d += " " + readdir(s.at(rel))
+			d += " " + readdir(s.at(rel)) + s.strangeNumbers(rel)
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			inos[st.Ino] = append(inos[st.Ino], rel)
