@@ -1,0 +1,74 @@
+package overlay
+
+import (
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+)
+
+// What a loss of power leaves depends on what was made durable before what, which
+// no death of a process shows: these are the orders that the tables of crashes in
+// the package comments stand on.
+var orders = []struct {
+	kind   stacking
+	change string
+	do     func(d *driver) unix.Errno
+	want   string
+}{
+	// The copy is durable before it has its name.
+	{stackings[0], "overlay: write", func(d *driver) unix.Errno { return d.write("low", "W", 0) },
+		"tmpfile chown clone copy_file_range truncate chmod setxattr utimes fsync link utimes write"},
+	// ... and its name is before the lower copy goes.
+	{stackings[2], "migrate: write", func(d *driver) unix.Errno { return d.write("low", "W", 0) },
+		"tmpfile chown clone copy_file_range truncate chmod setxattr utimes fsync link utimes " +
+			"fsync symlink rename unlink unlink write"},
+	// Lower names go first, each durably before the next higher.
+	{stackings[2], "migrate: unlink", func(d *driver) unix.Errno { return d.unlink("both") },
+		"unlink fsync unlink"},
+	{stackings[3], "migrate of two: unlink", func(d *driver) unix.Errno { return d.unlink("both") },
+		"unlink fsync unlink fsync unlink"},
+	// What moved over a name is durable there before older copies of the name go.
+	{stackings[2], "migrate: rename over", func(d *driver) unix.Errno { return d.rename("up", "low", 0) },
+		"rename fsync unlink"},
+	// What is under the name that moves goes before it moves.
+	{stackings[2], "migrate: rename of", func(d *driver) unix.Errno { return d.rename("both", "new", 0) },
+		"fsync unlink rename"},
+	// One step each, on one filesystem.
+	{stackings[0], "overlay: unlink of an upper file over a lower one", func(d *driver) unix.Errno { return d.unlink("both") },
+		"link mknod link rename"},
+	{stackings[0], "overlay: rename", func(d *driver) unix.Errno { return d.rename("both", "new", 0) },
+		"rename"},
+	// The object is a pending one, durably, before there is a stub; the stub is
+	// durable, and known to be one, before it has a name in the tree.
+	{stackings[4], "remote: write", func(d *driver) unix.Errno { return d.write("other", "W", 0) },
+		"fdatasync rename rename fsync chown tmpfile chown chmod setxattr setxattr utimes fsync " +
+			"link link utimes utimes write write"},
+	// The name goes first, then the object, then the stub's own name.
+	{stackings[4], "remote: unlink of a pending file", func(d *driver) unix.Errno { return d.unlink("low") },
+		"link mknod link rename unlink unlink unlink"},
+}
+
+func TestOrderOfChanges(t *testing.T) {
+	for _, o := range orders {
+		t.Run(o.change, func(t *testing.T) {
+			w := newWorld(t, worlds(t), o.kind)
+			must(t, w.open())
+			defer w.close()
+			if o.kind.remote {
+				d := &driver{fs: w.fs}
+				pend(d)
+				d.end()
+			}
+			f := &fault{}
+			f.set()
+			errno := (&operation{do: o.do}).run(w)
+			sys.SetHook(nil)
+			if got := strings.Join(f.names, " "); errno != 0 || got != o.want {
+				t.Errorf("%v:\n\t%s, want\n\t%s", errno, got, o.want)
+			}
+		})
+	}
+}
