@@ -7,7 +7,8 @@
 //	1  nameless file in the target directory (O_TMPFILE)  nothing: it goes with its descriptor
 //	2  owner, on the empty file: the quota is the user's    as 1
 //	3  data: reflink, copy_file_range or read and write     as 1; ENOSPC or EDQUOT is returned
-//	4  inherited ACLs dropped, mode, xattrs, ACLs, times    as 1
+//	4  inherited ACLs dropped, mode, xattrs, ACLs, times    as 1. A copy that is cut short for a truncate
+//	                                                        keeps the present time: that is the change
 //	5  fsync of the file                                    as 1
 //	6  link at the target's name, never over another        the name shows the whole copy; the lower copy
 //	                                                        is still there and has the same content
@@ -27,12 +28,16 @@
 // Never by path alone: the name may hold another file by now. Remove does, after
 // step 7:
 //
-//	a  symlink LOWER/.migratefs/trash/ID.path -> path       a leftover name; Restore takes it away
+//	a  symlink LOWER/.migratefs/trash/ID.path -> path       a name that leads nowhere: removed
 //	b  rename lower name to trash/ID                        the upper's copy shows; Restore decides by the
 //	                                                        identity that is part of ID
 //	c  compare inode, birth time, size, mtime with ID       as b
 //	d  match: unlink trash/ID; mismatch: link it back       done; or: the other's file is at its name again
 //	e  unlink ID.path                                       done
+//
+// An unlink that fails in d is taken back: the file is linked at its name again,
+// hidden by the upper's copy, where an unlink or a rename of that name finds it.
+// In the trash it would return once the upper has lost the name.
 //
 // The order of a and b needs no fsync: both are operations on names of one
 // filesystem, whose journal (or server) keeps them in order.

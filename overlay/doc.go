@@ -35,5 +35,44 @@
 //   - What the kernel may keep: contents by inode, dropped when size or mtime
 //     change; names and attributes for entry_timeout and attr_timeout.
 //
+// # What a crash leaves
+//
+// Every operation either shows as before or as after it, whatever change a crash
+// comes before: what it prepares has no name in the tree until the last step,
+// which is one link or rename. The next New sweeps the rest.
+//
+//	create, mkdir, mknod, symlink, link
+//	    at a free name               one call of the upper
+//	    over a whiteout              WORK/tmp-*, then renamed (directories: exchanged); the
+//	                                 whiteout stands until then
+//	unlink, rmdir, overlay mode      a whiteout linked, or renamed over the name; a directory
+//	                                 with whiteouts in it is exchanged, then cleared in WORK
+//	unlink, rmdir, migrate mode      the lowest layer first, each directory synced before the
+//	                                 next higher: the newest copy goes last
+//	rename, overlay mode             both ends in the upper, redirect or opaque set before the
+//	                                 one rename (RENAME_WHITEOUT where a lower has the name)
+//	rename, migrate mode             older copies under the old name go first; one rename in
+//	                                 the layer that shows the file; synced; older copies under
+//	                                 the new name go. Of those, what cannot be removed stays
+//	                                 hidden, and the rename has succeeded.
+//	write, truncate, ...             copy-up (package copyup), then the change. A truncate that
+//	                                 brings up less than all is one step.
+//	first change of a remote file    the object durably pending; WORK/stubs/ID; the stub linked.
+//	                                 Between: an object without a stub, or a stub with no other
+//	                                 name, which are swept
+//	change of a pending file         the time, then the object (package extent)
+//	last name of a pending file      the name; then the object, then WORK/stubs/ID: swept
+//	copy-up of a hard-linked file    the count (overlay mode: overlay.nlink; migrate mode: the
+//	                                 marker LOWER/.migratefs/hl/ID and the name back), WORK/index/ID,
+//	                                 the name. From WORK/index/ID on, all names show the copy.
+//
+// A crash in the middle of the last leaves a st_nlink that is one too high, never
+// one too low: the copy would be given up, and an older lower file show, while a
+// name still leads to it. The price is the space of a copy that no name leads to
+// any more: it stays in WORK/index.
+//
+// A failure at any of these steps, other than those said to succeed, takes back
+// what was prepared and is returned as it came.
+//
 // Start reading at FS and lookup.
 package overlay
