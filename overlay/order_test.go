@@ -44,7 +44,8 @@ var orders = []struct {
 	// The object is a pending one, durably, before there is a stub; the stub is
 	// durable, and known to be one, before it has a name in the tree.
 	{stackings[4], "remote: write", func(d *driver) unix.Errno { return d.write("other", "W", 0) },
-		"fdatasync rename rename fsync chown tmpfile chown chmod setxattr setxattr utimes fsync " +
+		"unlink unlink create truncate create write " + // the cache of what is read
+			"fdatasync rename rename fsync chown tmpfile chown chmod setxattr setxattr utimes fsync " +
 			"link link utimes utimes write write"},
 	// The name goes first, then the object, then the stub's own name.
 	{stackings[4], "remote: unlink of a pending file", func(d *driver) unix.Errno { return d.unlink("low") },
