@@ -106,6 +106,14 @@ func (l *Layer) plant(s *Seed) error {
 	}
 	for i := range s.Entries {
 		e := &s.Entries[i]
+		if e.Mode == 0 && l.nodes[e.Path] != nil {
+			continue // others lie in it: a directory
+		}
+		if e.Mode == 0 && l.inner == nil {
+			// Neither a file nor a directory that anybody could look at.
+			l.log.Warn("not even the type of a file of the checkpoint is known, and there is no source to ask", "path", "/"+string(e.Path))
+			continue
+		}
 		l.nodes[e.Path] = &node{src: e.Path, entry: e, attr: e.attr()}
 	}
 	for p := range l.nodes {
@@ -126,7 +134,7 @@ func (l *Layer) plantFlat(s *Seed) error {
 	l.nodes[layers.Root] = root
 	for i := range s.Entries {
 		e := &s.Entries[i]
-		if t := e.Mode & unix.S_IFMT; t != unix.S_IFREG && t != 0 || e.Path == layers.Root {
+		if e.Mode&unix.S_IFMT != unix.S_IFREG || e.Path == layers.Root {
 			continue
 		}
 		name := flatName(e.Path)

@@ -24,7 +24,8 @@ type Entry struct {
 	Path layers.Path
 
 	// Mode is type and permissions. If it is not ModeKnown it is a guess, which
-	// is used only without a source; 0 is no guess either.
+	// is used only without a source; 0 is no guess either: such a file is there
+	// only if there is a source, and never under a flat name.
 	Mode      uint32
 	ModeKnown bool
 

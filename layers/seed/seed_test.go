@@ -331,12 +331,12 @@ func TestFlat(t *testing.T) {
 		t.Error("a flat layer has the ID of the tree")
 	}
 	var col *CollisionError
-	_, err := New(t.Context(), Config{Names: Flat, Seed: Seed{Entries: []Entry{{Path: "a/b.c"}, {Path: "a.b/c"}}}})
+	_, err := New(t.Context(), Config{Names: Flat, Seed: Seed{Entries: []Entry{{Path: "a/b.c", Mode: unix.S_IFREG}, {Path: "a.b/c", Mode: unix.S_IFREG}}}})
 	if !errors.As(err, &col) || !strings.Contains(err.Error(), `"/a/b.c"`) || !strings.Contains(err.Error(), `"/a.b/c"`) {
 		t.Errorf("collision: %v", err)
 	}
 	long := layers.Path(strings.Repeat("a", 200) + "/" + strings.Repeat("b", 200))
-	if _, err := New(t.Context(), Config{Names: Flat, Seed: Seed{Entries: []Entry{{Path: long}}}}); err == nil {
+	if _, err := New(t.Context(), Config{Names: Flat, Seed: Seed{Entries: []Entry{{Path: long, Mode: unix.S_IFREG}}}}); err == nil {
 		t.Error("made a name of 401 bytes")
 	}
 }
@@ -365,6 +365,39 @@ func TestAlone(t *testing.T) {
 	}
 	if l.Offline() == nil {
 		t.Error("is not offline")
+	}
+}
+
+// TestUnknownType: of a watched file the images have the name only.
+func TestUnknownType(t *testing.T) {
+	s := jobSeed()
+	s.Entries = append(s.Entries, Entry{Path: "home/u/g"})
+	for _, c := range []struct {
+		name  string
+		inner layers.Layer
+		names Names
+		path  layers.Path
+		there bool
+	}{
+		{"source", newFake(), Tree, "home/u/g", true},
+		{"none", nil, Tree, "home/u/g", false},
+		{"flat", newFake(), Flat, "home.u.g", false},
+		{"flat, none", nil, Flat, "home.u.g", false},
+	} {
+		l := mustNew(t, Config{Seed: s, Inner: c.inner, Names: c.names})
+		if _, err := l.Stat(t.Context(), c.path); (err == nil) != c.there {
+			t.Errorf("%s: Stat: %v", c.name, err)
+		}
+		dir, name := c.path.Split()
+		if got := names(t, l, dir); slices.Contains(got, name) != c.there {
+			t.Errorf("%s: lists %q", c.name, got)
+		}
+		// Whatever is listed can be looked at.
+		for _, name := range names(t, l, dir) {
+			if _, err := l.Stat(t.Context(), dir.Join(name)); err != nil {
+				t.Errorf("%s: %q is listed: %v", c.name, name, err)
+			}
+		}
 	}
 }
 

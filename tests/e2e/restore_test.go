@@ -625,3 +625,39 @@ func findDescriptor(t *testing.T, fds map[string]string, suffix string) string {
 	t.Fatalf("no descriptor of %q among %q", suffix, fds)
 	return ""
 }
+
+// TestSeedWithoutSource: the golden images serve what they say when there is no
+// source: names, types, sizes, and an error for content.
+func TestSeedWithoutSource(t *testing.T) {
+	testbed.NeedFUSE(t)
+	for _, c := range []struct {
+		images, names, path string
+	}{
+		{"plain", "tree", "tmp/migratefs-golden/job/read-only"},
+		{"plain", "flat", "tmp.migratefs-golden.job.read-only"},
+		{"old", "tree", "tmp/migratefs-golden/job/read-only"},
+		{"container", "flat", "srv.job.read-only"},
+	} {
+		t.Run(c.images+" "+c.names, func(t *testing.T) {
+			images := filepath.Join(testbed.ModuleDir(), "criu/testdata", c.images)
+			point := testbed.TempDir(t)
+			m := testbed.Mount(t, "criu="+images+",names="+c.names, point)
+			st, err := os.Stat(m.Path(c.path))
+			must(t, err)
+			if st.Size() != 10000 || st.Mode() != 0o440 {
+				t.Errorf("%q has %d bytes, mode %v, want 10000 and 0440", c.path, st.Size(), st.Mode())
+			}
+			entries, err := os.ReadDir(filepath.Dir(m.Path(c.path)))
+			if err != nil || len(entries) < 5 {
+				t.Errorf("its directory lists %d names, %v", len(entries), err)
+			}
+			b, err := os.ReadFile(m.Path(c.path))
+			if err == nil || len(b) != 0 {
+				t.Errorf("read %d bytes of what is nowhere, %v", len(b), err)
+			}
+			if _, err := os.Stat(m.Path("no/such")); !os.IsNotExist(err) {
+				t.Errorf("another name: %v", err)
+			}
+		})
+	}
+}
