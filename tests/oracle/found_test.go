@@ -38,7 +38,7 @@ func TestFound(t *testing.T) {
 	} {
 		for _, mode := range []string{"overlay", "migrate"} {
 			t.Run(mode+" "+c.name, func(t *testing.T) {
-				if problem := playIn(newWorld(t, mode, "lowest"), c.ops); problem != "" {
+				if problem := playIn(newWorld(t, mode, 0, "lowest"), c.ops); problem != "" {
 					t.Error(problem)
 				}
 			})

@@ -21,7 +21,7 @@ func TestTogether(t *testing.T) {
 	unix.Umask(0o022)
 	for _, mode := range []string{"overlay", "migrate"} {
 		t.Run(mode, func(t *testing.T) {
-			w := newWorld(t, mode, "higher", "lowest")
+			w := newWorld(t, mode, 0, "higher", "lowest")
 			var wg sync.WaitGroup
 			var mu sync.Mutex
 			strange := map[string]bool{}

@@ -2,8 +2,10 @@ package oracle
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -30,16 +32,20 @@ func (w *world) path(elem ...string) string {
 	return filepath.Join(append([]string{w.dir}, elem...)...)
 }
 
-func newWorld(t testing.TB, mode string, layers ...string) *world {
+func newWorld(t testing.TB, mode string, seed uint64, layers ...string) *world {
 	w := &world{t: t, dir: testbed.TempDir(t), mode: mode, layers: layers, lowers: map[string]*testbed.Tree{}}
 	for _, d := range []string{"ours", "upper", "kernel", "kupper", "kwork", "plain", "kcopy"} {
 		must(t, os.Mkdir(w.path(d), 0o777))
 		must(t, os.Chmod(w.path(d), 0o777))
 	}
-	for _, l := range layers {
+	for _, l := range slices.Backward(layers) {
 		must(t, os.Mkdir(w.path(l), 0o777))
 		must(t, os.Chmod(w.path(l), 0o777))
-		populate[l](t, w.path(l))
+		if l == "worn" {
+			w.wear(seed)
+		} else {
+			populate[l](t, w.path(l))
+		}
 		settle(t, w.path(l))
 		testbed.Run(t, "cp", "-a", w.path(l), w.path("kcopy", l))
 	}
@@ -61,6 +67,25 @@ func newWorld(t testing.TB, mode string, layers ...string) *world {
 	w.ours = &side{name: "ours", root: w.path("ours")}
 	w.mount()
 	return w
+}
+
+// wear makes the layer "worn": the upper that the kernel's overlayfs over the
+// layer "lowest" has after random work.
+func (w *world) wear(seed uint64) {
+	for _, d := range []string{"wear", "wearwork"} {
+		must(w.t, os.Mkdir(w.path(d), 0o777))
+	}
+	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=on,metacopy=off,index=off,xino=on",
+		w.path("lowest"), w.path("worn"), w.path("wearwork"))
+	if err := unix.Mount("overlay", w.path("wear"), "overlay", 0, opts); err != nil {
+		w.t.Fatalf("overlayfs %s: %v", opts, err)
+	}
+	s := &side{name: "wear", root: w.path("wear")}
+	for _, o := range generate(rand.New(rand.NewPCG(seed, 1)), 200) {
+		s.apply(o)
+	}
+	s.closeAll()
+	must(w.t, unix.Unmount(w.path("wear"), 0))
 }
 
 // mountKernel mounts the kernel's overlayfs over the copy of the layers.
