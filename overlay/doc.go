@@ -32,6 +32,8 @@
 //     layers found may be older than a copy-up.
 //   - A handle's descriptor is only ever set, by the copy-up: an old read-only
 //     descriptor sees what is written through a new one.
+//   - Who has looked a file up may open it after its last name went: a descriptor
+//     is kept until the kernel forgets it (node.kept).
 //   - What the kernel may keep: contents by inode, dropped when size or mtime
 //     change; names and attributes for entry_timeout and attr_timeout.
 //
