@@ -85,7 +85,13 @@ func (b *birth) mode(mode, umask uint32) uint32 {
 
 // born looks the new name up and makes its node.
 func (fs *FS) born(ctx context.Context, b *birth, out *fuse.EntryOut) (*node, error) {
-	f, err := fs.lookup(ctx, b.n, b.name)
+	// What was just made is looked at without a descriptor: that it is there must
+	// not end in an error. Only what another host made before us needs a lookup.
+	f := &found{}
+	err := fs.foundUpper(f, b.dir.fd, b.name, b.n)
+	if err == nil && !f.attr.IsDir() && (f.attr.Nlink > 1 || f.attr.Size > 0 && f.attr.IsRegular()) {
+		f, err = fs.lookup(ctx, b.n, b.name)
+	}
 	if err != nil {
 		return nil, err
 	}

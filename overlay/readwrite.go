@@ -28,6 +28,27 @@ func (h *handle) view() view {
 	return view{fd: h.fd, lower: h.lower, object: n.src != nil, pending: hasObject(n.pending), upper: n.upper}
 }
 
+// upperView is view for a handle of an upper file. A descriptor that could not be
+// had when the file came up (EMFILE) is tried for again.
+func (h *handle) upperView() (view, error) {
+	if v := h.view(); v.fd >= 0 || !v.upper {
+		return v, nil
+	}
+	fd, err := h.n.fs.openData(h.n, h.flags)
+	if err != nil {
+		return view{}, err
+	}
+	h.n.mu.Lock()
+	if h.fd < 0 {
+		h.fd, fd = fd, -1
+	}
+	h.n.mu.Unlock()
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+	return h.view(), nil
+}
+
 // Read implements fuse.RawFileSystem.
 func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	h := fs.handle(in.Fh)
@@ -45,7 +66,9 @@ func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 	case v.fd >= 0:
 		return fuse.ReadResultFd(uintptr(v.fd), off, len(buf)), fuse.OK
 	case v.upper || v.lower == nil:
-		err = unix.EIO // its copy could not be opened when it came up
+		if v, err = h.upperView(); err == nil {
+			return fuse.ReadResultFd(uintptr(v.fd), off, len(buf)), fuse.OK
+		}
 	default:
 		if d, ok := v.lower.(layers.Descriptor); ok {
 			return fuse.ReadResultFd(uintptr(d.Fd()), off, len(buf)), fuse.OK
@@ -99,9 +122,9 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, flags u
 	if err := fs.up(ctx, n, whole); err != nil {
 		return 0, err
 	}
-	v := h.view()
-	if v.fd < 0 {
-		return 0, unix.EIO
+	v, err := h.upperView()
+	if err != nil {
+		return 0, err
 	}
 	if flags&fuse.WRITE_KILL_SUIDGID != 0 {
 		if err := killPriv(v.fd, v.pending); err != nil {
