@@ -69,10 +69,14 @@ func (fs *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.Attr
 func (fs *FS) attr(ctx context.Context, n *node) (layers.Attr, error) {
 	n.mu.RLock()
 	upper, dead := n.upper, n.dead
-	fd := n.anyFd()
+	fd := -1
+	if n.isRegular() && (upper || dead != nil) {
+		fd = n.dupFd()
+	}
 	n.mu.RUnlock()
+	defer closeFd(fd)
 	switch {
-	case fd >= 0 && (upper || dead != nil) && n.isRegular():
+	case fd >= 0:
 		return fs.attrOfHandle(n, fd)
 	case dead != nil:
 		return *dead, nil

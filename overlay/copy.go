@@ -369,8 +369,8 @@ func (fs *FS) switchOver(n *node, fd int, id extent.ID) {
 		fs.log.Error("copy not known by its inode", "cause", err)
 	}
 	a := local.AttrOf(&stx)
-	n.upper, n.upID, n.upBirth, n.pending = true, idOf(&a), a.Btime, id
-	fs.table.also(n, keyOf(fs.upper, "", &a))
+	n.upper, n.upID, n.pending = true, idOf(&a), id
+	fs.table.also(n, identityOf(fs.upper, "", &a))
 	if n.kept >= 0 {
 		nfd, err := sys.Reopen(fd, unix.O_PATH)
 		if err != nil {
@@ -387,7 +387,10 @@ func (fs *FS) switchOver(n *node, fd int, id extent.ID) {
 		h.fd = nfd
 	}
 	if !hasObject(id) {
-		n.closeObject()
+		n.retireObject()
+	} else if err := fs.useObject(n); err != nil {
+		fs.log.Error("open file not moved to its pending data", "cause", err)
+		n.retireObject()
 	}
 }
 
@@ -437,8 +440,8 @@ func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, inde
 	}
 	_ = copyup.RestoreTimes(t.dir.fd, &t.parent)
 	a := local.AttrOf(&stx)
-	n.upper, n.upID, n.upBirth = true, idOf(&a), a.Btime
-	fs.table.also(n, keyOf(fs.upper, "", &a))
+	n.upper, n.upID = true, idOf(&a)
+	fs.table.also(n, identityOf(fs.upper, "", &a))
 	return nil
 }
 
@@ -514,7 +517,7 @@ func (fs *FS) useDir(n *node, at copyup.Place) error {
 	if !a.IsDir() {
 		return layers.ErrStale
 	}
-	n.upper, n.upID, n.upBirth = true, idOf(&a), a.Btime
-	fs.table.also(n, keyOf(fs.upper, "", &a))
+	n.upper, n.upID = true, idOf(&a)
+	fs.table.also(n, identityOf(fs.upper, "", &a))
 	return nil
 }

@@ -52,8 +52,8 @@ func (fs *FS) foundIndexed(f *found) error {
 		return err
 	}
 	a := local.AttrOf(&stx)
-	f.attr, f.birth, f.upper, f.upID, f.indexed = a, a.Btime, true, idOf(&a), true
-	f.keys = append([]fileKey{keyOf(fs.upper, "", &a)}, f.keys...)
+	f.attr, f.upper, f.upID, f.indexed = a, true, idOf(&a), true
+	f.keys = append([]identity{identityOf(fs.upper, "", &a)}, f.keys...)
 	f.attr.Nlink, _ = fs.linksShown(&a, fs.index, name)
 	return nil
 }

@@ -239,8 +239,12 @@ func (fs *FS) changeLower(n *node, r *lowerRef, f func(fd int) error) error {
 		defer fs.dirs.release(d)
 		return f(d.fd)
 	}
-	if fd := n.lowerFd(); fd >= 0 {
-		return f(fd)
+	n.mu.RLock()
+	held, _ := n.dupLowerFd()
+	n.mu.RUnlock()
+	if held >= 0 {
+		defer unix.Close(held)
+		return f(held)
 	}
 	d, ok := n.dentry()
 	if !ok {
@@ -263,17 +267,18 @@ func (fs *FS) changeLower(n *node, r *lowerRef, f func(fd int) error) error {
 	return f(fd)
 }
 
-// lowerFd returns a descriptor of n's lower file that a handle has or that was
-// kept, or -1.
-func (n *node) lowerFd() int {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
+// dupLowerFd is dupFd for n's lower file, with the attributes it had when it was
+// looked up. The caller holds n.mu.
+func (n *node) dupLowerFd() (fd int, attr layers.Attr) {
 	for _, h := range n.open {
 		if d, ok := h.lower.(layers.Descriptor); ok {
-			return d.Fd()
+			return dup(d.Fd()), h.lower.Attr()
 		}
 	}
-	return n.kept
+	if len(n.lowers) > 0 {
+		attr = *n.lowers[0].attr
+	}
+	return dup(n.kept), attr
 }
 
 // dirChanged gives the directory dir, whose part in layer l has just changed, the

@@ -29,6 +29,12 @@ type fileKey struct {
 	path  layers.Path
 }
 
+// identity is a key and what tells its file from an earlier one with that key.
+type identity struct {
+	fileKey
+	birth layers.Time // zero where unknown
+}
+
 const noDev = 1 << 63 // set in fileKey.dev where the layer has no inodes
 
 // lowerRef is where a node lies in one lower.
@@ -64,7 +70,6 @@ type node struct {
 	mu      sync.RWMutex
 	upper   bool
 	upID    fileID
-	upBirth layers.Time
 	indexed bool // has a name in WORK/index, to be subtracted from nlink
 	lowers  []lowerRef
 	pending extent.ID    // a stub in the upper; the data is in this object
@@ -73,6 +78,7 @@ type node struct {
 	open    map[uint64]*handle
 	obj     *extent.Object // while open, of a remote or pending file
 	src     *source        // where obj's missing extents come from
+	retired []readable     // what obj and src were, for reads under way
 }
 
 func (n *node) isDir() bool { return n.typ == unix.S_IFDIR }

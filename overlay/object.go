@@ -172,6 +172,7 @@ func (fs *FS) dropHandle(h *handle) {
 	if len(n.open) == 0 {
 		n.closeObject()
 	}
+	h.close() // a copy-up may have given it a descriptor
 }
 
 // needObject opens the object of n, which is remote or pending. The caller holds
@@ -224,18 +225,60 @@ func (fs *FS) layerByID(id string) layers.Layer {
 	return nil
 }
 
+// readable is what a remote or pending file is read through.
+type readable struct {
+	obj *extent.Object
+	src *source
+}
+
 // closeObject lets go of what n's last handle needed. The caller holds n.mu.
 func (n *node) closeObject() {
-	if n.obj != nil {
-		if err := n.obj.Close(); err != nil {
-			n.fs.log.Error("object not closed", "cause", err)
+	n.retired = append(n.retired, readable{n.obj, n.src})
+	n.obj, n.src = nil, nil
+	for _, r := range n.retired {
+		if r.obj != nil {
+			if err := r.obj.Close(); err != nil {
+				n.fs.log.Error("object not closed", "cause", err)
+			}
 		}
-		n.obj = nil
+		if r.src != nil {
+			r.src.close()
+		}
+	}
+	n.retired = nil
+}
+
+// retireObject takes n's object out of use. A read under way, which began with
+// it, ends with it: it stays open until the last handle has gone. The caller
+// holds n.mu.
+func (n *node) retireObject() {
+	if len(n.open) == 0 {
+		n.closeObject()
+		return
 	}
 	if n.src != nil {
-		n.src.close()
-		n.src = nil
+		n.retired = append(n.retired, readable{n.obj, n.src})
+		n.obj, n.src = nil, nil
 	}
+}
+
+// useObject makes sure that n's handles read and write what n's pending object
+// holds: those that came while it was adopted have another of the same source.
+// The caller holds n.mu.
+func (fs *FS) useObject(n *node) error {
+	if n.src == nil {
+		return nil
+	}
+	obj, err := fs.store.Pending(n.pending)
+	if err != nil {
+		return err
+	}
+	if obj == n.obj {
+		return obj.Close()
+	}
+	n.retired = append(n.retired, readable{n.obj, nil})
+	n.obj = obj
+	return nil
 }
 
 // makePending brings up a remote file without its data. The caller has n's
@@ -257,6 +300,10 @@ func (fs *FS) makePending(ctx context.Context, n *node) error {
 		n.obj, err = fs.store.Cached(cacheSource(&n.lowers[0]))
 	}
 	obj := n.obj
+	if err == nil {
+		// The handles it was opened for may all close before we are done.
+		defer obj.Hold()()
+	}
 	n.mu.Unlock()
 	if err != nil {
 		return err
@@ -287,7 +334,7 @@ func (fs *FS) makePending(ctx context.Context, n *node) error {
 			fs.log.Warn("object left for the next mount to sweep", "object", id.String(), "cause", rerr)
 		}
 		n.mu.Lock()
-		n.closeObject() // it was adopted: the next open makes another
+		n.retireObject() // it was adopted: the next open makes another
 		if len(n.open) > 0 {
 			_ = fs.needObject(n)
 		}

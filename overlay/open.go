@@ -63,8 +63,26 @@ func (fs *FS) handle(id uint64) *handle {
 	return h
 }
 
-// anyFd returns a descriptor of n's upper inode that some handle has, or that was
-// kept when its last name went (O_PATH), or -1. The caller holds n.mu.
+// dupFd returns a descriptor of n's upper inode, of those that handles have or
+// that was kept when its last name went (O_PATH): a duplicate, because theirs go
+// with them, at any time, and the number may come back with another file. It is
+// the caller's to close; -1 if there is none. The caller holds n.mu.
+func (n *node) dupFd() int {
+	return dup(n.anyFd())
+}
+
+// dup duplicates fd, -1 if it is -1 or that fails.
+func dup(fd int) int {
+	if fd < 0 {
+		return -1
+	}
+	if fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+		return fd
+	}
+	return -1
+}
+
+// anyFd is what dupFd duplicates.
 func (n *node) anyFd() int {
 	for _, h := range n.open {
 		if h.fd >= 0 {
@@ -195,7 +213,7 @@ func (fs *FS) openUpper(n *node) (int, error) {
 		return sys.OpenBeneath(fs.upper.root, "", unix.O_PATH|unix.O_DIRECTORY, 0)
 	}
 	n.mu.RLock()
-	id, held, indexed := n.upID, n.anyFd(), n.indexed
+	id, indexed := n.upID, n.indexed
 	var ref *lowerRef
 	if len(n.lowers) > 0 {
 		ref = &n.lowers[0]
@@ -216,10 +234,14 @@ func (fs *FS) openUpper(n *node) (int, error) {
 			return fd, nil
 		}
 	}
-	if held >= 0 {
-		return sys.Reopen(held, unix.O_PATH)
+	n.mu.RLock()
+	held := n.dupFd()
+	n.mu.RUnlock()
+	if held < 0 {
+		return -1, unix.ESTALE
 	}
-	return -1, unix.ESTALE
+	defer unix.Close(held)
+	return sys.Reopen(held, unix.O_PATH)
 }
 
 func (fs *FS) openNamed(d dentry, id fileID) (int, error) {
@@ -258,15 +280,9 @@ func (fs *FS) openBelow(ctx context.Context, n *node) (layers.File, error) {
 		return nil, unix.ESTALE
 	}
 	r := n.lowers[0]
-	var held layers.File
-	for _, h := range n.open {
-		if h.lower != nil {
-			held = h.lower
-			break
-		}
-	}
-	kept := n.kept
+	held, attr := n.dupLowerFd()
 	n.mu.RUnlock()
+	defer closeFd(held)
 	path, ok := n.pathIn(&r)
 	if ok {
 		f, err := r.layer.Open(ctx, path, nil)
@@ -281,17 +297,14 @@ func (fs *FS) openBelow(ctx context.Context, n *node) (layers.File, error) {
 		if errors.Is(err, layers.ErrNotRegular) {
 			err = layers.ErrStale // another file stands there: the kernel looks again
 		}
-		if held == nil {
+		if held < 0 {
 			return nil, gone(err)
 		}
 	}
-	if kept >= 0 {
-		return reopenLower(kept, *r.attr)
+	if held < 0 {
+		return nil, unix.ESTALE
 	}
-	if d, ok := held.(layers.Descriptor); ok {
-		return reopenLower(d.Fd(), held.Attr())
-	}
-	return nil, unix.ESTALE
+	return reopenLower(held, attr)
 }
 
 // Release implements fuse.RawFileSystem.

@@ -16,8 +16,7 @@ import (
 // found is what the stack says of one name.
 type found struct {
 	attr    layers.Attr // of the highest layer that has it, as shown but for ino
-	birth   layers.Time // of that inode, zero where unknown
-	keys    []fileKey   // of the same file, best first
+	keys    []identity  // of the same file, best first
 	upper   bool
 	upID    fileID
 	indexed bool
@@ -35,7 +34,7 @@ func (n *node) upgrade(f *found) {
 		return
 	}
 	if f.upper && !n.upper {
-		n.upper, n.upID, n.upBirth, n.indexed, n.pending = true, f.upID, f.birth, f.indexed, f.pending
+		n.upper, n.upID, n.indexed, n.pending = true, f.upID, f.indexed, f.pending
 		n.lowers = f.lowers
 		return
 	}
@@ -73,12 +72,12 @@ func (fs *FS) lookupRoot(ctx context.Context) (*found, error) {
 // add puts one lower's part below what was found so far.
 func (f *found) add(r *lowerRef) {
 	if len(f.keys) == 0 {
-		f.attr, f.birth = *r.attr, r.attr.Btime
+		f.attr = *r.attr
 	}
 	// A hard link's other names lead to the same node; so does a directory's
 	// part in the lower once it has one in the upper.
 	if len(f.keys) == 0 || f.attr.IsDir() && len(f.lowers) == 0 {
-		f.keys = append(f.keys, keyOf(r.layer, r.path, r.attr))
+		f.keys = append(f.keys, identityOf(r.layer, r.path, r.attr))
 	}
 	f.lowers = append(f.lowers, *r)
 }
@@ -140,8 +139,8 @@ func (fs *FS) foundUpper(f *found, dirfd int, name string, parent *node) error {
 		f.opaque = true
 		return unix.ENOENT
 	}
-	f.attr, f.birth, f.upper, f.upID = a, a.Btime, true, idOf(&a)
-	f.keys = append(f.keys, keyOf(fs.upper, "", &a))
+	f.attr, f.upper, f.upID = a, true, idOf(&a)
+	f.keys = append(f.keys, identityOf(fs.upper, "", &a))
 	if fs.cfg.Mode == Overlay && a.IsDir() && name != "" {
 		f.opaque = fs.isOpaque(dirfd, name)
 	}

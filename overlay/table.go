@@ -11,15 +11,21 @@ type table struct {
 	mu    sync.Mutex
 	next  uint64 // node ids are never reused: 1 is the root, 0 means none
 	byID  map[uint64]*node
-	byKey map[fileKey]*node
+	byKey map[fileKey]known
 	byIno map[uint64]*node // st_ino as shown, so that no two nodes share one
 	dev   uint64           // the device whose inode numbers are shown as they are
+}
+
+// known is the node that has a key, and since which birth of the key's inode.
+type known struct {
+	n     *node
+	birth layers.Time // zero where unknown
 }
 
 func (t *table) init() {
 	t.next = 1
 	t.byID = make(map[uint64]*node)
-	t.byKey = make(map[fileKey]*node)
+	t.byKey = make(map[fileKey]known)
 	t.byIno = make(map[uint64]*node)
 }
 
@@ -48,6 +54,10 @@ func keyOf(l *layer, p layers.Path, a *layers.Attr) fileKey {
 	return k
 }
 
+func identityOf(l *layer, p layers.Path, a *layers.Attr) identity {
+	return identity{fileKey: keyOf(l, p, a), birth: a.Btime}
+}
+
 // inoOf is the inode number shown for a key while nobody else shows it: the
 // file's own on the main device, a hash elsewhere (Lustre, NFS and btrfs use all
 // 64 bits, so there is no room for layer bits).
@@ -67,7 +77,7 @@ func (t *table) inoOf(k fileKey) uint64 {
 func (t *table) shownIno(k fileKey) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if n := t.byKey[k]; n != nil {
+	if n := t.byKey[k].n; n != nil {
 		return n.ino
 	}
 	return t.inoOf(k)
@@ -87,9 +97,8 @@ func (t *table) node(fs *FS, f *found) *node {
 	defer t.mu.Unlock()
 	var n *node
 	for _, k := range f.keys {
-		m := t.byKey[k]
-		if m != nil && m.sameInode(f) {
-			n = m
+		if m := t.byKey[k.fileKey]; m.is(k, f) {
+			n = m.n
 			break
 		}
 	}
@@ -103,26 +112,25 @@ func (t *table) node(fs *FS, f *found) *node {
 	return n
 }
 
-// sameInode reports whether f can be n: an inode number that came back with
-// another type or birth time is another file.
-func (n *node) sameInode(f *found) bool {
-	if n.typ != f.attr.Type() {
+// is reports whether f, found by its identity k, can be the node that is known
+// by that key: an inode number that came back with another type or birth time is
+// another file. The birth is that of the inode with the key, not of the node: a
+// look that is older than a copy-up has found the lower's.
+func (m known) is(k identity, f *found) bool {
+	if m.n == nil || m.n.typ != f.attr.Type() {
 		return false
 	}
-	if n.isDir() {
-		return true
-	}
-	both := f.birth != (layers.Time{}) && n.upBirth != (layers.Time{})
-	return !both || f.birth == n.upBirth
+	both := k.birth != (layers.Time{}) && m.birth != (layers.Time{})
+	return f.attr.IsDir() || !both || k.birth == m.birth
 }
 
 func (t *table) create(fs *FS, f *found) *node {
-	n := &node{fs: fs, id: t.next, typ: f.attr.Type(), upBirth: f.birth, kept: -1}
+	n := &node{fs: fs, id: t.next, typ: f.attr.Type(), kept: -1}
 	t.next++
 	if t.next == 2 {
 		t.next++ // the root was made; 2 is left out to keep ids and inode numbers apart in traces
 	}
-	n.ino = t.inoOf(f.keys[0])
+	n.ino = t.inoOf(f.keys[0].fileKey)
 	for t.byIno[n.ino] != nil {
 		n.ino = max(stableHash(fileKey{dev: n.ino, ino: n.id}), 2)
 	}
@@ -131,16 +139,19 @@ func (t *table) create(fs *FS, f *found) *node {
 	return n
 }
 
-func (t *table) bind(n *node, k fileKey) {
-	if t.byKey[k] == n {
+func (t *table) bind(n *node, k identity) {
+	old := t.byKey[k.fileKey]
+	if k.birth == (layers.Time{}) && old.n == n {
 		return
 	}
-	t.byKey[k] = n
-	n.keys = append(n.keys, k)
+	t.byKey[k.fileKey] = known{n, k.birth}
+	if old.n != n {
+		n.keys = append(n.keys, k.fileKey)
+	}
 }
 
 // also makes n known by the inode that a copy-up gave it.
-func (t *table) also(n *node, k fileKey) {
+func (t *table) also(n *node, k identity) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.bind(n, k)
@@ -156,7 +167,7 @@ func (t *table) die(n *node) {
 
 func (t *table) unbind(n *node) {
 	for _, k := range n.keys {
-		if t.byKey[k] == n {
+		if t.byKey[k].n == n {
 			delete(t.byKey, k)
 		}
 	}

@@ -107,6 +107,13 @@ func (o *Object) ranges(set *rangeSet) []Range {
 // through it, its bytes and size may not.
 func (o *Object) DataFd() int { return o.data }
 
+// Hold keeps the object open until release is called, for who uses it while those
+// who opened it may close it. The caller knows that it is open now.
+func (o *Object) Hold() (release func()) {
+	o.retain()
+	return o.release
+}
+
 // retain adds a reference, for a fetch that may outlive its readers.
 func (o *Object) retain() {
 	o.store.mu.Lock()
