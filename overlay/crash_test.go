@@ -25,7 +25,6 @@ type operation struct {
 }
 
 func inOverlay(k stacking) bool { return k.mode == Overlay }
-func inMigrate(k stacking) bool { return k.mode == Migrate }
 
 func (v sight) alter(name string, f func(*file)) {
 	x := v[name]
