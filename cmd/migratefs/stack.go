@@ -297,7 +297,11 @@ func (st *stack) openWork(context.Context, string) error {
 	}
 	path := st.o.work
 	if path == "" {
+		// Nobody named it, so whoever may write beside the upper could have.
 		path = defaultWork(st.upper)
+		if fi, err := os.Lstat(path); err == nil && !fi.IsDir() {
+			return mountErrorf("%q, where the work directory would be, is no directory: remove it, or name another with workdir=", path)
+		}
 	}
 	if err := os.Mkdir(path, 0o700); err == nil {
 		st.workMade = path
@@ -316,12 +320,15 @@ func (st *stack) openWork(context.Context, string) error {
 	case isBelow(real, st.upper) && !strings.HasPrefix(real, filepath.Join(st.upper, overlay.Reserved)):
 		return mountErrorf("work directory %q is inside the upper %q: name one beside it", path, st.o.upper)
 	}
-	var fst unix.Stat_t
-	if err := unix.Lstat(real, &fst); err != nil || int(fst.Uid) != os.Geteuid() || fst.Mode&0o022 != 0 {
-		return mountErrorf("work directory %q must belong to this user and be closed to others: chown and chmod 700 it", path)
-	}
-	if st.work, err = os.Open(real); err != nil {
+	// What is judged is what was opened: names may change in between.
+	fd, err := unix.Open(real, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
 		return fmt.Errorf("work directory: %w", err)
+	}
+	st.work = os.NewFile(uintptr(fd), real)
+	var fst unix.Stat_t
+	if err := unix.Fstat(fd, &fst); err != nil || int(fst.Uid) != os.Geteuid() || fst.Mode&0o022 != 0 {
+		return mountErrorf("work directory %q must belong to this user and be closed to others: chown and chmod 700 it", path)
 	}
 	if err := unix.Flock(int(st.work.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
 		return mountErrorf("work directory %q is in use by another mount: name another", path)

@@ -107,6 +107,13 @@ var badInputs = []badInput{
 		must(t, unix.Mount("other", s.at("other"), "tmpfs", 0, ""))
 		t.Cleanup(func() { must(t, unix.Unmount(s.at("other"), 0)) })
 	}, "-o lowerdir=DIR/lower,upperdir=DIR/upper,workdir=DIR/other DIR/mnt", exitMount, []string{"DIR/other", "filesystem"}},
+	{"default workdir is somebody's symlink", func(t *testing.T, s *site) {
+		must(t, os.Symlink(s.at("alone"), s.at(".upper.migratefs")))
+	}, "-o lowerdir=DIR/lower,upperdir=DIR/upper DIR/mnt", exitMount, []string{"DIR/.upper.migratefs", "workdir="}},
+	{"default workdir is somebody's directory", func(t *testing.T, s *site) {
+		must(t, os.Mkdir(s.at(".upper.migratefs"), 0o777))
+		must(t, os.Chown(s.at(".upper.migratefs"), 1000, 1000))
+	}, "-o lowerdir=DIR/lower,upperdir=DIR/upper DIR/mnt", exitMount, []string{"DIR/.upper.migratefs", "belong"}},
 	{"second mount on the same upper", func(t *testing.T, s *site) {
 		must(t, os.Mkdir(s.at("first"), 0o755))
 		testbed.Mount(t, "mode=overlay,lowerdir="+s.at("lower")+",upperdir="+s.at("upper"), s.at("first"))
