@@ -234,6 +234,11 @@ func (fs *FS) isWhiteout(dir *node, l *layer, name string) bool {
 }
 
 func (fs *FS) readLower(ctx context.Context, n *node, r *lowerRef) ([]layers.Entry, error) {
+	if r.layer.isLocal() {
+		// No signal makes getdents(2) of a filesystem of this host fail: programs
+		// do not expect EINTR. A source is another matter.
+		ctx = context.WithoutCancel(ctx)
+	}
 	if !r.layer.writable {
 		return r.layer.ReadDir(ctx, r.path)
 	}
@@ -251,7 +256,7 @@ func (fs *FS) readUpper(ctx context.Context, n *node) ([]layers.Entry, error) {
 		return nil, err
 	}
 	defer fs.dirs.release(d)
-	return readDirAt(ctx, d.fd)
+	return readDirAt(context.WithoutCancel(ctx), d.fd)
 }
 
 func readDirAt(ctx context.Context, dirfd int) ([]layers.Entry, error) {
