@@ -358,13 +358,18 @@ func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 		return fuse.EBADF
 	}
 	v := h.view()
-	if v.fd < 0 {
+	switch {
+	case v.fd < 0 && v.upper:
+		return fuse.EIO // its copy could not be opened: others may have written to it
+	case v.fd < 0:
 		return fuse.OK // nothing was written
-	}
-	if v.pending {
+	case v.pending:
 		h.n.mu.RLock()
 		obj := h.n.obj
 		h.n.mu.RUnlock()
+		if obj == nil {
+			return fuse.EIO
+		}
 		if err := obj.Sync(in.FsyncFlags&1 != 0); err != nil {
 			return fs.status("fsync", h.n, "", err)
 		}
