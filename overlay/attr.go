@@ -52,11 +52,13 @@ func (fs *FS) fillEntry(out *fuse.EntryOut, n *node, a *layers.Attr) {
 
 // GetAttr implements fuse.RawFileSystem.
 func (fs *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	n := fs.table.get(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	a, err := fs.attr(cancelled(cancel), n)
+	a, err := fs.attr(ctx, n)
 	if err != nil {
 		return fs.status("getattr", n, "", err)
 	}
@@ -206,11 +208,12 @@ func sameFile(a, b *layers.Attr) bool {
 
 // SetAttr implements fuse.RawFileSystem.
 func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	n := fs.table.get(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	ctx := cancelled(cancel)
 	if err := fs.setAttr(ctx, n, in); err != nil {
 		return fs.status("setattr", n, "", err)
 	}

@@ -33,6 +33,7 @@ func (fs *FS) upCut(ctx context.Context, n *node, size int64) (cut bool, err err
 	if n.isUpper() {
 		return false, nil
 	}
+	ctx = untilKilled(ctx)
 	if n.isDir() {
 		return false, fs.upDir(ctx, n)
 	}

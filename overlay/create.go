@@ -102,7 +102,8 @@ func (fs *FS) born(ctx context.Context, b *birth, out *fuse.EntryOut) (*node, er
 
 // Create implements fuse.RawFileSystem.
 func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	ctx := cancelled(cancel)
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	parent := fs.table.get(in.NodeId)
 	b, err := fs.bear(ctx, parent, name, &in.Caller)
 	if err != nil {
@@ -211,7 +212,8 @@ func (fs *FS) Symlink(cancel <-chan struct{}, in *fuse.InHeader, target, name st
 // make makes what is neither regular file nor directory: in place or, over a
 // whiteout, beside it in a place of the caller's and then over it.
 func (fs *FS) make(op string, cancel <-chan struct{}, parent *node, name string, caller *fuse.Caller, out *fuse.EntryOut, f func(b *birth, dirfd int, at string) error) fuse.Status {
-	ctx := cancelled(cancel)
+	ctx := begin(cancel, caller.Pid)
+	defer ctx.end()
 	b, err := fs.bear(ctx, parent, name, caller)
 	if err != nil {
 		return fs.statusIn(op, parent, name, err)
@@ -290,7 +292,8 @@ func (fs *FS) own(dirfd int, name string, c *fuse.Caller) error {
 
 // Mkdir implements fuse.RawFileSystem.
 func (fs *FS) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	ctx := cancelled(cancel)
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	parent := fs.table.get(in.NodeId)
 	b, err := fs.bear(ctx, parent, name, &in.Caller)
 	if err != nil {

@@ -264,19 +264,3 @@ func (fs *FS) closeOwn() (err error) {
 	}
 	return err
 }
-
-// cancelled is a FUSE request's cancel channel as a context: closed when the
-// caller is interrupted.
-type cancelled <-chan struct{}
-
-func (c cancelled) Deadline() (time.Time, bool) { return time.Time{}, false }
-func (c cancelled) Done() <-chan struct{}       { return c }
-func (c cancelled) Value(any) any               { return nil }
-func (c cancelled) Err() error {
-	select {
-	case <-c:
-		return context.Canceled
-	default:
-		return nil
-	}
-}

@@ -11,7 +11,8 @@ import (
 
 // Link implements fuse.RawFileSystem.
 func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
-	ctx := cancelled(cancel)
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	n, dir := fs.table.get(in.Oldnodeid), fs.table.get(in.NodeId)
 	if n == nil || dir == nil {
 		return fuse.Status(unix.ESTALE)

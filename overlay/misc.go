@@ -13,6 +13,8 @@ import (
 
 // Lookup implements fuse.RawFileSystem.
 func (fs *FS) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	dir := fs.table.get(in.NodeId)
 	if dir == nil {
 		return fuse.Status(unix.ESTALE)
@@ -20,7 +22,7 @@ func (fs *FS) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out
 	if len(name) > layers.NameMax {
 		return fuse.Status(unix.ENAMETOOLONG)
 	}
-	f, err := fs.lookup(cancelled(cancel), dir, name)
+	f, err := fs.lookup(ctx, dir, name)
 	if err != nil {
 		if errnoOf(err) == unix.ENOENT {
 			if fs.entryTimeout == 0 {
@@ -38,11 +40,13 @@ func (fs *FS) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out
 
 // Readlink implements fuse.RawFileSystem.
 func (fs *FS) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	n := fs.table.get(in.NodeId)
 	if n == nil {
 		return nil, fuse.Status(unix.ESTALE)
 	}
-	target, err := fs.readlink(cancelled(cancel), n)
+	target, err := fs.readlink(ctx, n)
 	return []byte(target), fs.status("readlink", n, "", err)
 }
 
@@ -74,8 +78,10 @@ func (fs *FS) readlink(ctx context.Context, n *node) (string, error) {
 func (fs *FS) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { return fuse.ENOSYS }
 
 // StatFs implements fuse.RawFileSystem: the filesystem that new files go to.
-func (fs *FS) StatFs(cancel <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	st, err := fs.statfs(cancelled(cancel))
+func (fs *FS) StatFs(cancel <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
+	st, err := fs.statfs(ctx)
 	if err != nil {
 		return fs.status("statfs", fs.root, "", err)
 	}

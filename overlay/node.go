@@ -169,8 +169,10 @@ type flights struct {
 	m  map[*node]chan struct{}
 }
 
-// enter waits until n is free and takes it. The caller calls leave.
+// enter waits until n is free and takes it, unless the caller of the request is
+// killed. The caller calls leave.
 func (f *flights) enter(ctx context.Context, n *node) error {
+	ctx = untilKilled(ctx)
 	for {
 		f.mu.Lock()
 		busy, ok := f.m[n]

@@ -97,6 +97,8 @@ func (n *node) anyFd() int {
 
 // Open implements fuse.RawFileSystem.
 func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	n := fs.table.get(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
@@ -105,7 +107,7 @@ func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 	if h.writable() && fs.ReadOnly() {
 		return fuse.EROFS
 	}
-	if err := fs.open(cancelled(cancel), h); err != nil {
+	if err := fs.open(ctx, h); err != nil {
 		return fs.status("open", n, "", err)
 	}
 	out.Fh = h.id

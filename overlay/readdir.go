@@ -79,11 +79,13 @@ func (fs *FS) entries(ctx context.Context, h *dirHandle, off uint64) ([]layers.E
 
 // ReadDir implements fuse.RawFileSystem.
 func (fs *FS) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	h, _ := fs.handles.get(in.Fh).(*dirHandle)
 	if h == nil {
 		return fuse.EBADF
 	}
-	list, err := fs.entries(cancelled(cancel), h, in.Offset)
+	list, err := fs.entries(ctx, h, in.Offset)
 	if err != nil {
 		return fs.status("readdir", h.n, "", err)
 	}
@@ -100,11 +102,12 @@ func (fs *FS) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntr
 // whose attributes cannot be had, is listed without them: the kernel asks for it
 // when somebody wants it.
 func (fs *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	h, _ := fs.handles.get(in.Fh).(*dirHandle)
 	if h == nil {
 		return fuse.EBADF
 	}
-	ctx := cancelled(cancel)
 	list, err := fs.entries(ctx, h, in.Offset)
 	if err != nil {
 		return fs.status("readdir", h.n, "", err)

@@ -51,11 +51,12 @@ func (h *handle) upperView() (view, error) {
 
 // Read implements fuse.RawFileSystem.
 func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	h := fs.handle(in.Fh)
 	if h == nil {
 		return nil, fuse.EBADF
 	}
-	ctx := cancelled(cancel)
 	off := int64(in.Offset)
 	v := h.view()
 	var n int
@@ -86,11 +87,13 @@ func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 
 // Write implements fuse.RawFileSystem.
 func (fs *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	h := fs.handle(in.Fh)
 	if h == nil {
 		return 0, fuse.EBADF
 	}
-	n, err := fs.write(cancelled(cancel), h, data, int64(in.Offset), in.WriteFlags)
+	n, err := fs.write(ctx, h, data, int64(in.Offset), in.WriteFlags)
 	if err != nil && n == 0 {
 		return 0, fs.status("write", h.n, "", err)
 	}
@@ -99,13 +102,15 @@ func (fs *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 
 // Writev implements fuse.RawFileSystem.
 func (fs *FS) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32, fuse.Status) {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	h := fs.handle(in.Fh)
 	if h == nil {
 		return 0, fuse.EBADF
 	}
 	total := 0
 	for _, b := range data {
-		n, err := fs.write(cancelled(cancel), h, b, int64(in.Offset)+int64(total), in.WriteFlags)
+		n, err := fs.write(ctx, h, b, int64(in.Offset)+int64(total), in.WriteFlags)
 		total += n
 		if err != nil && total == 0 {
 			return 0, fs.status("write", h.n, "", err)
@@ -239,6 +244,8 @@ func (fs *FS) withData(n *node, f func(obj objectWriter, fd int) error) error {
 
 // Fallocate implements fuse.RawFileSystem.
 func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	h := fs.handle(in.Fh)
 	if h == nil {
 		return fuse.EBADF
@@ -247,7 +254,7 @@ func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Statu
 	if in.Mode&^known != 0 {
 		return fuse.Status(unix.EOPNOTSUPP)
 	}
-	if err := fs.up(cancelled(cancel), h.n, whole); err != nil {
+	if err := fs.up(ctx, h.n, whole); err != nil {
 		return fs.status("fallocate", h.n, "", err)
 	}
 	if err := h.killPrivOf(&in.Caller); err != nil {
@@ -311,11 +318,13 @@ func (fs *FS) seekObject(n *node, off int64, whence int) (int64, error) {
 // CopyFileRange implements fuse.RawFileSystem, for files whose data is at hand;
 // for others the kernel reads and writes.
 func (fs *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	src, dst := fs.handle(in.FhIn), fs.handle(in.FhOut)
 	if src == nil || dst == nil {
 		return 0, fuse.EBADF
 	}
-	if err := fs.up(cancelled(cancel), dst.n, whole); err != nil {
+	if err := fs.up(ctx, dst.n, whole); err != nil {
 		return 0, fs.status("copy_file_range", dst.n, "", err)
 	}
 	from, to := src.view(), dst.view()

@@ -26,8 +26,10 @@ func (fs *FS) victim(ctx context.Context, dir *node, name string) (*node, *found
 
 // Unlink implements fuse.RawFileSystem.
 func (fs *FS) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	dir := fs.table.get(in.NodeId)
-	err := fs.unlink(cancelled(cancel), dir, name)
+	err := fs.unlink(ctx, dir, name)
 	return fs.statusIn("unlink", dir, name, err)
 }
 
@@ -305,8 +307,10 @@ func (fs *FS) partsWith(dir *node, name string) (parts []part, err error) {
 
 // Rmdir implements fuse.RawFileSystem.
 func (fs *FS) Rmdir(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	dir := fs.table.get(in.NodeId)
-	err := fs.rmdir(cancelled(cancel), dir, name)
+	err := fs.rmdir(ctx, dir, name)
 	return fs.statusIn("rmdir", dir, name, err)
 }
 

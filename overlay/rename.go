@@ -28,12 +28,14 @@ func (m *move) exchange() bool { return m.flags&unix.RENAME_EXCHANGE != 0 }
 
 // Rename implements fuse.RawFileSystem.
 func (fs *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	from, to := fs.table.get(in.NodeId), fs.table.get(in.Newdir)
 	if from == nil || to == nil {
 		return fuse.Status(unix.ESTALE)
 	}
 	m := &move{from: dentry{from, oldName}, to: dentry{to, newName}, flags: in.Flags}
-	return fs.status("rename", from, oldName, fs.rename(cancelled(cancel), m))
+	return fs.status("rename", from, oldName, fs.rename(ctx, m))
 }
 
 func (fs *FS) rename(ctx context.Context, m *move) error {

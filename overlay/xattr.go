@@ -78,11 +78,13 @@ func (fs *FS) getXattr(ctx context.Context, n *node, attr string) ([]byte, error
 
 // GetXAttr implements fuse.RawFileSystem.
 func (fs *FS) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	n := fs.table.get(in.NodeId)
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
-	v, err := fs.getXattr(cancelled(cancel), n, attr)
+	v, err := fs.getXattr(ctx, n, attr)
 	if err != nil {
 		return 0, fs.status("getxattr", n, "", err)
 	}
@@ -99,11 +101,13 @@ func fit(dest, v []byte) (uint32, fuse.Status) {
 
 // ListXAttr implements fuse.RawFileSystem.
 func (fs *FS) ListXAttr(cancel <-chan struct{}, in *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	n := fs.table.get(in.NodeId)
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
-	names, err := fs.listXattrs(cancelled(cancel), n)
+	names, err := fs.listXattrs(ctx, n)
 	if err != nil {
 		return 0, fs.status("listxattr", n, "", err)
 	}
@@ -149,12 +153,14 @@ func (fs *FS) listXattrs(ctx context.Context, n *node) ([]string, error) {
 
 // SetXAttr implements fuse.RawFileSystem.
 func (fs *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	n := fs.table.get(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
 	disk, value := fs.diskName(attr), append([]byte(nil), data...)
-	err := fs.changeXattr(cancelled(cancel), n, disk, func(fd int, shown bool) error {
+	err := fs.changeXattr(ctx, n, disk, func(fd int, shown bool) error {
 		if !shown {
 			return sys.Setxattr(fd, "", disk, value, 0) // may or may not have one of its own
 		}
@@ -165,11 +171,13 @@ func (fs *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, attr string,
 
 // RemoveXAttr implements fuse.RawFileSystem.
 func (fs *FS) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, attr string) fuse.Status {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
 	n := fs.table.get(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	ctx, disk := cancelled(cancel), fs.diskName(attr)
+	disk := fs.diskName(attr)
 	if !n.isUpper() && !fs.ReadOnly() {
 		// What is not there is not worth a copy-up.
 		if _, err := fs.getXattr(ctx, n, attr); err != nil {
