@@ -7,6 +7,8 @@ import (
 	"io"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
 )
@@ -190,6 +192,9 @@ func (o *Object) settled(fetch Fetcher) bool {
 // keep stores what f brought where it is missing still, and records it. A range
 // that was written, zeroed or cut off since is left alone.
 func (o *Object) keep(f *flight) error {
+	if o.store.tight(int64(len(f.buf))) {
+		return o.uncached(unix.ENOSPC)
+	}
 	o.wmu.Lock()
 	defer o.wmu.Unlock()
 	o.mu.RLock()
@@ -216,6 +221,17 @@ func (o *Object) keep(f *flight) error {
 	o.mu.Unlock()
 	o.compactIfLong()
 	return nil
+}
+
+// tight reports whether keeping n more bytes would take the last of the
+// filesystem: what can be fetched again must not be why a write fails.
+func (s *Store) tight(n int64) bool {
+	var st unix.Statfs_t
+	if unix.Fstatfs(s.dir, &st) != nil {
+		return false
+	}
+	free, whole := int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize
+	return free-n < min(whole/20, 1<<30)
 }
 
 // uncached says that fetched bytes cannot be kept, once for each reason.
