@@ -118,10 +118,10 @@ func (fs *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Dir
 		if entry == nil {
 			break
 		}
-		if e.Name == "." || e.Name == ".." || fs.slowToStat(h.n, &list[i]) {
+		if e.Name == "." || e.Name == ".." {
 			continue // no node id: not looked up
 		}
-		if f, err := fs.lookup(ctx, h.n, e.Name); err == nil {
+		if f, err := fs.lookupEntry(ctx, h.n, &list[i]); err == nil {
 			n := fs.table.adopt(fs, f, h.n, e.Name)
 			fs.fillEntry(entry, n, &f.attr)
 			out.FixMode(f.attr.Mode)
@@ -130,20 +130,48 @@ func (fs *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Dir
 	return fuse.OK
 }
 
-// slowToStat reports entries whose attributes would cost an exchange with a
-// source each: they are left for when they are asked for.
-func (fs *FS) slowToStat(n *node, e *layers.Entry) bool {
-	if e.Attr != nil {
-		return true
-	}
+// errNotNow: looking up an entry would cost an exchange with a source.
+var errNotNow = errors.New("left for when it is asked for")
+
+// lookupEntry is lookup for an entry that was just listed. Where a source is among
+// the layers it is not asked again: what came with the listing serves, if that
+// is all there is to know of the name.
+func (fs *FS) lookupEntry(ctx context.Context, n *node, e *layers.Entry) (*found, error) {
 	n.mu.RLock()
-	defer n.mu.RUnlock()
-	for i := range n.lowers {
-		if !n.lowers[i].layer.isLocal() {
-			return true
+	upper, lowers := n.upper, n.lowers
+	n.mu.RUnlock()
+	var from *lowerRef
+	for i := range lowers {
+		if !lowers[i].layer.isLocal() {
+			if from != nil {
+				return nil, errNotNow // which of them listed it?
+			}
+			from = &lowers[i]
 		}
 	}
-	return false
+	if from == nil {
+		return fs.lookup(ctx, n, e.Name)
+	}
+	if e.Attr == nil || e.Attr.IsDir() && len(lowers) > 1 {
+		return nil, errNotNow
+	}
+	// The list may be older than what was done to the directory since; all that
+	// is done leaves a name in the upper.
+	if upper {
+		d, err := fs.upperDir(n)
+		if err != nil {
+			return nil, err
+		}
+		changed, err := inUpper(d.fd, e.Name)
+		fs.dirs.release(d)
+		if err != nil || changed {
+			return nil, errNotNow
+		}
+	}
+	attr := *e.Attr
+	f := &found{}
+	f.add(&lowerRef{layer: from.layer, path: from.path.Join(e.Name), attr: &attr})
+	return f, nil
 }
 
 // readDir lists the merged directory n. The lowest layer is read first: a file

@@ -12,6 +12,7 @@ package remember
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -176,7 +177,7 @@ func (l *Layer) StatMany(ctx context.Context, paths []layers.Path) ([]layers.Att
 // ReadDir implements layers.Layer.
 func (l *Layer) ReadDir(ctx context.Context, p layers.Path) (entries []layers.Entry, err error) {
 	remembered := func() bool {
-		return l.recall(p, func(m *memory) bool { entries = m.entries; return m.names != nil })
+		return l.recall(p, func(m *memory) bool { entries = slices.Clone(m.entries); return m.names != nil })
 	}
 	if l.Offline() != nil && remembered() {
 		return entries, nil
@@ -195,7 +196,8 @@ func (l *Layer) ReadDir(ctx context.Context, p layers.Path) (entries []layers.En
 			_, _ = l.noteStat(p.Join(e.Name), *e.Attr, nil)
 		}
 	}
-	l.note(p, func(m *memory) { m.entries, m.names = entries, names })
+	mine := slices.Clone(entries) // the caller may change what it gets
+	l.note(p, func(m *memory) { m.entries, m.names = mine, names })
 	return entries, nil
 }
 
