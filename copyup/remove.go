@@ -73,19 +73,14 @@ func settle(trash int, id string, back func() error) error {
 // Restore ends the removals that a crash interrupted. published reports whether
 // the upper has path: only then may the lower's last copy go.
 func Restore(root, trash int, published func(layers.Path) bool) error {
-	fd, err := sys.OpenBeneath(trash, "", unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	entries, err := local.ReadDirFd(context.Background(), fd)
+	entries, err := local.ReadDirAt(context.Background(), trash)
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, e := range entries {
 		if id, ok := strings.CutSuffix(e.Name, pathSuffix); ok {
-			errs = append(errs, restoreOne(root, fd, id, published))
+			errs = append(errs, restoreOne(root, trash, id, published))
 		}
 	}
 	return errors.Join(errs...)

@@ -13,18 +13,13 @@ import (
 // Sweep removes temporary names that a crash left in the work directory. Only
 // the one owner of the work directory may call it.
 func Sweep(work int) error {
-	fd, err := sys.OpenBeneath(work, "", unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	entries, err := local.ReadDirFd(context.Background(), fd)
+	entries, err := local.ReadDirAt(context.Background(), work)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name, TempPrefix) {
-			RemoveTemp(fd, e.Name)
+			RemoveTemp(work, e.Name)
 		}
 	}
 	return nil

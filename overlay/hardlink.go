@@ -204,7 +204,7 @@ func (fs *FS) unindex(n *node, fd int) {
 // other name to show, and in migrate mode names that lead to no entry, and
 // markers that are the last name of their file.
 func (fs *FS) sweepIndex(ctx context.Context) error {
-	entries, err := local.ReadDirFd(ctx, fs.index)
+	entries, err := local.ReadDirAt(ctx, fs.index)
 	if err != nil {
 		return err
 	}
@@ -242,7 +242,7 @@ func (fs *FS) sweepMarks(ctx context.Context, l *layer) error {
 	if err != nil {
 		return err
 	}
-	entries, err := local.ReadDirFd(ctx, marks)
+	entries, err := local.ReadDirAt(ctx, marks)
 	if err != nil {
 		return err
 	}

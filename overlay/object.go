@@ -428,7 +428,7 @@ func (fs *FS) sweepObjects(ctx context.Context) error {
 			return err
 		}
 	}
-	entries, err := local.ReadDirFd(ctx, fs.stubs)
+	entries, err := local.ReadDirAt(ctx, fs.stubs)
 	if err != nil {
 		return err
 	}

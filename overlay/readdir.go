@@ -278,7 +278,7 @@ func (fs *FS) readLower(ctx context.Context, n *node, r *lowerRef) ([]layers.Ent
 		return nil, err
 	}
 	defer fs.dirs.release(d)
-	return readDirAt(ctx, d.fd)
+	return local.ReadDirAt(ctx, d.fd)
 }
 
 func (fs *FS) readUpper(ctx context.Context, n *node) ([]layers.Entry, error) {
@@ -287,14 +287,5 @@ func (fs *FS) readUpper(ctx context.Context, n *node) ([]layers.Entry, error) {
 		return nil, err
 	}
 	defer fs.dirs.release(d)
-	return readDirAt(context.WithoutCancel(ctx), d.fd)
-}
-
-func readDirAt(ctx context.Context, dirfd int) ([]layers.Entry, error) {
-	fd, err := sys.OpenBeneath(dirfd, "", unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	return local.ReadDirFd(ctx, fd)
+	return local.ReadDirAt(context.WithoutCancel(ctx), d.fd)
 }

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
 )
 
@@ -35,6 +36,17 @@ func ReadDirFd(ctx context.Context, fd int) ([]layers.Entry, error) {
 		}
 		entries = parseDirents(entries, buf[:n])
 	}
+}
+
+// ReadDirAt is ReadDirFd for the directory dirfd, which may be O_PATH, from its
+// beginning.
+func ReadDirAt(ctx context.Context, dirfd int) ([]layers.Entry, error) {
+	fd, err := sys.OpenBeneath(dirfd, "", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	return ReadDirFd(ctx, fd)
 }
 
 func parseDirents(entries []layers.Entry, b []byte) []layers.Entry {

@@ -1,0 +1,179 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/copyup"
+	"github.com/migratefs/migratefs/internal/sys"
+)
+
+// dropLowerName removes the lower name of a hard-linked file that was just given
+// the same name in the upper.
+func (fs *FS) dropLowerName(d dentry, n *node, dir int) error {
+	n.mu.RLock()
+	lowers := n.lowers
+	n.mu.RUnlock()
+	if len(lowers) == 0 {
+		return nil
+	}
+	if err := copyup.SyncDir(dir, fs.copies); err != nil {
+		return err
+	}
+	path, _ := d.parent.path()
+	err := fs.removeFrom(d, &lowers[0], lowers[0].attr, path.Join(d.name))
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+// renameMigrate renames in the one layer that has the file. What would need two
+// layers is brought up first; a directory that would is EXDEV, and mv copies.
+func (fs *FS) renameMigrate(ctx context.Context, m *move) error {
+	if m.src.isUpper() && !m.src.isDir() {
+		if err := fs.ensureNamed(ctx, m.from, m.src); err != nil {
+			return err
+		}
+	}
+	if m.exchange() && m.dst.isUpper() && !m.dst.isDir() {
+		if err := fs.ensureNamed(ctx, m.to, m.dst); err != nil {
+			return err
+		}
+	}
+	for range 3 {
+		again, err := fs.tryRename(ctx, m)
+		if !again {
+			return err
+		}
+		if m.src.isDir() || m.exchange() && m.dst.isDir() {
+			return unix.EXDEV
+		}
+		if err := fs.up(ctx, m.src, whole); err != nil {
+			return err
+		}
+		if err := fs.up(ctx, m.to.parent, whole); err != nil {
+			return err
+		}
+		if m.exchange() {
+			if err := fs.up(ctx, m.dst, whole); err != nil {
+				return err
+			}
+		}
+	}
+	return unix.EBUSY
+}
+
+// tryRename renames within one layer if it can; up says that the source has to
+// come up first.
+func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
+	unlock := lockBoth(m.src, m.dst)
+	var bury *node
+	defer func() {
+		unlock()
+		if bury != nil {
+			fs.bury(bury) // takes its lock itself
+		}
+	}()
+	old, err := fs.partsWith(m.from.parent, m.from.name)
+	if err != nil {
+		return false, err
+	}
+	defer releaseAll(fs, old)
+	if len(old) == 0 {
+		return false, unix.ENOENT
+	}
+	if len(old) > 1 {
+		if m.src.isDir() {
+			return true, nil
+		}
+		// A shadowed copy is older than what shows: it goes before anything moves.
+		if err := fs.unlinkParts(old[1:], m.from.name, old[0].d); err != nil {
+			return false, err
+		}
+	}
+	targets, err := fs.partsWith(m.to.parent, m.to.name)
+	if err != nil {
+		return false, err
+	}
+	defer releaseAll(fs, targets)
+	at := old[0].layer
+	dir, err := fs.partIn(ctx, m.to.parent, at)
+	if err != nil || dir == nil {
+		return dir == nil && err == nil, err
+	}
+	defer fs.dirs.release(dir)
+	if len(targets) > 0 && targets[0].layer.index < at.index ||
+		m.exchange() && (len(targets) == 0 || targets[0].layer != at) {
+		return true, nil
+	}
+	if m.exchange() && len(targets) > 1 {
+		if m.dst.isDir() {
+			return true, nil
+		}
+		if err := fs.unlinkParts(targets[1:], m.to.name, targets[0].d); err != nil {
+			return false, err
+		}
+		targets = targets[:1]
+	}
+	flags := uint(m.flags & unix.RENAME_EXCHANGE)
+	if err := sys.Rename(old[0].d.fd, m.from.name, dir.fd, m.to.name, flags); err != nil {
+		return false, err
+	}
+	if err := fs.unlinkShadowed(targets, at, m.to.name, dir); err != nil {
+		// What shows has moved. What is under it is hidden, and goes with it.
+		fs.log.Warn("lower copies left under a renamed file", "name", m.to.name, "cause", err)
+	}
+	fs.dirChanged(m.from.parent, at)
+	fs.dirChanged(m.to.parent, at)
+	bury = fs.moved(m)
+	return false, nil
+}
+
+// partIn returns the part of the directory n in layer l; nil if it has none and
+// cannot get one without a copy-up.
+func (fs *FS) partIn(ctx context.Context, n *node, l *layer) (*dirFD, error) {
+	if l == fs.upper {
+		if err := fs.up(ctx, n, whole); err != nil {
+			return nil, err
+		}
+		return fs.upperDir(n)
+	}
+	r := n.lowerIn(l)
+	if r == nil {
+		return nil, nil
+	}
+	return fs.lowerDir(n, r)
+}
+
+// unlinkParts removes name from layers under the one that shows, the lowest
+// first, after what shows is durable.
+func (fs *FS) unlinkParts(parts []part, name string, above *dirFD) error {
+	if err := copyup.SyncDir(above.fd, copyup.Config{}); err != nil {
+		return err
+	}
+	for i := len(parts) - 1; i >= 0; i-- {
+		var err error
+		if parts[i].isDir {
+			err = sys.Rmdir(parts[i].d.fd, name)
+		} else {
+			err = sys.Unlink(parts[i].d.fd, name)
+		}
+		if err != nil && err != unix.ENOENT {
+			return err
+		}
+	}
+	return nil
+}
+
+// unlinkShadowed ends a rename onto a name that layers under at have too.
+func (fs *FS) unlinkShadowed(targets []part, at *layer, name string, dir *dirFD) error {
+	for i := range targets {
+		if targets[i].layer.index > at.index {
+			return fs.unlinkParts(targets[i:], name, dir)
+		}
+	}
+	return nil
+}
