@@ -240,6 +240,9 @@ func (o *options) check() error {
 	if o.mode == "migrate" && o.upper == "" {
 		o.mode = "overlay" // nothing is ever changed without an upper
 	}
+	if o.mode == "migrate" && o.volatile {
+		return usageErrorf("volatile and mode=migrate exclude each other, since the lower copy is removed: leave volatile out, or use mode=overlay")
+	}
 	return nil
 }
 

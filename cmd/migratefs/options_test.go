@@ -76,6 +76,7 @@ func TestRefused(t *testing.T) {
 		"lowerdir=/a,upperdir=/b,upperdir=/c": "twice",
 		"lowerdir=/a,uid=x":                   "number",
 		"lowerdir=/a,timeout=-1":              "seconds",
+		"lowerdir=/a,upperdir=/b,volatile":    "volatile",
 		"lowerdir=/a,index=off":               "index",
 	} {
 		_, err := parseOptions([]string{in})
