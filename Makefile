@@ -1,6 +1,7 @@
 # make            what there is to do
 # make demo       a running process moves to another host, and its files follow
 # make test       everything that is checked
+# make bench      speed beside the peers, into docs/performance.md
 .DEFAULT_GOAL := help
 SHELL         := /bin/bash
 .SHELLFLAGS   := -euo pipefail -c
@@ -48,6 +49,14 @@ test-go: ## the Go tests with -race, end to end ones included: PKG=./overlay RUN
 .PHONY: fuzz
 fuzz: ## fuzz every package that has a fuzz target, FUZZTIME=60 seconds each
 	@tests/fuzz.sh $(FUZZTIME)
+
+# What `make bench` measures, where, how often; ORIGINAL is a build of the C
+# migratefs, BASE another one of ours.
+.PHONY: bench
+bench: build ## measure beside the peers, into docs/performance.md: ONLY=untar,git MOUNTS=ours-overlay RUNS=3 QUICK=1 (root)
+	@tests/testbed/install.sh --bench
+	go run ./tests/bench -docs docs $(if $(ONLY),-only $(ONLY)) $(if $(MOUNTS),-mounts $(MOUNTS)) $(if $(RUNS),-runs $(RUNS)) \
+		$(if $(QUICK),-quick) $(if $(BASE),-base $(BASE)) $(if $(ORIGINAL),-original $(ORIGINAL))
 
 .PHONY: lint
 lint: $(BIN)/golangci-lint-$(GOLANGCI_LINT) ## gofmt, vet, staticcheck and the import rules; shellcheck, mandoc

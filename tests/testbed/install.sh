@@ -2,7 +2,8 @@
 # Installs the programs that the tests and the demo drive, on Debian and Fedora.
 # Prints what it installs, nothing if all is there; never removes or upgrades.
 #
-#   tests/testbed/install.sh [--demo]     --demo: only what the demo needs
+#   tests/testbed/install.sh [--demo|--bench]   --demo: only what the demo needs
+#                                               --bench: what make bench measures against, too
 set -euo pipefail
 cd "$(dirname "$0")"
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -36,8 +37,17 @@ shellcheck  | shellcheck     | ShellCheck
 mandoc      | mandoc         | mandoc
 "
 
+bench="$tests
+fuse-overlayfs | fuse-overlayfs | fuse-overlayfs
+mergerfs    | mergerfs       | mergerfs
+find        | findutils      | findutils
+"
+
 want=$tests
-[ "${1-}" = --demo ] && want=$demo
+case ${1-} in
+--demo) want=$demo ;;
+--bench) want=$bench ;;
+esac
 
 # there NAME: whether the program, or the file for "=NAME", is installed.
 there() {

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// config is what the command line says.
+type config struct {
+	runs      int
+	only      []string
+	mounts    []string
+	quick     bool
+	counts    bool
+	docs      string
+	migratefs string
+	base      string
+	original  string
+	dir       string
+}
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("bench: ")
+	if len(os.Args) > 2 && os.Args[1] == workerArg {
+		worker(os.Args[2:])
+		return
+	}
+	cfg := parse()
+	if err := run(cfg); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func parse() *config {
+	c := &config{}
+	only := flag.String("only", "", "workloads to run, by `name,...` (all)")
+	mounts := flag.String("mounts", "", "mounts to measure, by `name,...` (all that are here)")
+	flag.IntVar(&c.runs, "runs", 5, "how often each is measured")
+	flag.BoolVar(&c.quick, "quick", false, "a twentieth of the work")
+	flag.BoolVar(&c.counts, "counts", true, "count FUSE requests and system calls too")
+	flag.StringVar(&c.docs, "docs", "", "`directory` for performance.md and its chart, after a run of everything")
+	flag.StringVar(&c.migratefs, "migratefs", "build/migratefs", "the `binary` to measure")
+	flag.StringVar(&c.base, "base", "", "another build of it, to compare with (BASE-overlay, BASE-migrate)")
+	flag.StringVar(&c.original, "original", "", "`binary` of the C migratefs, if it is here")
+	flag.StringVar(&c.dir, "dir", os.TempDir(), "where the disk images go")
+	flag.Parse()
+	c.only, c.mounts = list(*only), list(*mounts)
+	if c.base != "" {
+		c.base, _ = filepath.Abs(c.base)
+	}
+	c.migratefs, _ = filepath.Abs(c.migratefs)
+	return c
+}
+
+func list(s string) []string {
+	if s = strings.Trim(s, ", "); s == "" {
+		return nil
+	}
+	return strings.Split(s, ",")
+}
+
+// wants reports whether name is on the list; an empty one has all.
+func wants(list []string, name string) bool { return len(list) == 0 || slices.Contains(list, name) }
+
+func run(cfg *config) (err error) {
+	bed, err := newBed(cfg)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if cerr := bed.close(); err == nil {
+			err = cerr
+		}
+	}()
+	began := time.Now()
+	rep := &report{cfg: cfg, kinds: bed.kinds, began: began}
+	for _, l := range loads(cfg) {
+		if !wants(cfg.only, l.name) {
+			continue
+		}
+		log.Printf("%v: %s", time.Since(began).Round(time.Second), l.name)
+		res, err := bed.measure(l)
+		if err != nil {
+			return fmt.Errorf("%s: %w", l.name, err)
+		}
+		rep.add(l, res)
+		rep.table(os.Stdout, l)
+	}
+	if wants(cfg.only, "memory") {
+		log.Printf("%v: memory", time.Since(began).Round(time.Second))
+		if rep.memory, err = bed.memory(); err != nil {
+			return fmt.Errorf("memory: %w", err)
+		}
+		rep.memoryTable(os.Stdout)
+	}
+	rep.took = time.Since(began)
+	log.Printf("took %v", rep.took.Round(time.Second))
+	if cfg.docs == "" || cfg.quick || cfg.only != nil || cfg.mounts != nil {
+		return nil
+	}
+	return rep.write(cfg.docs)
+}
