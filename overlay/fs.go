@@ -60,6 +60,7 @@ type Config struct {
 	Volatile     bool // no fsync in copy-up
 	NoAtime      bool // reading an upper file leaves its access time
 	NoRedirect   bool // renaming a directory that lies below is EXDEV
+	NoFollow     bool // a directory that was moved is EPERM where its redirect leads anywhere
 	EntryTimeout *time.Duration
 	AttrTimeout  *time.Duration
 	Log          *slog.Logger
@@ -127,6 +128,9 @@ func New(ctx context.Context, cfg Config) (*FS, error) {
 	}
 	if fs.log == nil {
 		fs.log = slog.Default()
+	}
+	if cfg.Format == whiteout.User {
+		fs.cfg.NoRedirect, fs.cfg.NoFollow = true, true // as the kernel's overlayfs
 	}
 	fs.dirs.init()
 	fs.table.init()

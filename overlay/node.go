@@ -65,6 +65,10 @@ type node struct {
 	keys    []fileKey // protected by table.mu
 	names   []dentry  // protected by FS.tree; empty when unlinked, and of the root
 
+	// redirect is that of an upper directory: where it lies below, if not at its
+	// name. Protected by FS.tree.
+	redirect string
+
 	// mu protects all below. It is held while the file is published, renamed or
 	// unlinked, never while data is copied or a source is asked for data.
 	mu      sync.RWMutex

@@ -256,7 +256,7 @@ func (fs *FS) bringEnds(ctx context.Context, m *move) error {
 func (fs *FS) lacksRedirect(n *node) bool {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	return n.isDir() && len(n.lowers) > 0 && (fs.cfg.NoRedirect || fs.cfg.Format == whiteout.User)
+	return n.isDir() && len(n.lowers) > 0 && fs.cfg.NoRedirect
 }
 
 // prepareDirs marks directories for their new place, before they go there: one
@@ -265,7 +265,7 @@ func (fs *FS) lacksRedirect(n *node) bool {
 // whiteouts, which go once nothing below can show. The caller holds both locks.
 func (fs *FS) prepareDirs(m *move, oldCovered, newCovered bool) error {
 	if m.src.isDir() {
-		if err := fs.anchor(m.src, m.from, newCovered); err != nil {
+		if err := fs.anchor(m.src, m.from, m.to, newCovered); err != nil {
 			return err
 		}
 	}
@@ -273,20 +273,27 @@ func (fs *FS) prepareDirs(m *move, oldCovered, newCovered bool) error {
 		return nil
 	}
 	if m.exchange() {
-		return fs.anchor(m.dst, m.to, oldCovered)
+		return fs.anchor(m.dst, m.to, m.from, oldCovered)
 	}
 	return fs.clearDir(m.dst, m.to)
 }
 
-func (fs *FS) anchor(n *node, at dentry, covered bool) error {
+func (fs *FS) anchor(n *node, at, to dentry, covered bool) error {
 	fd, err := fs.openNamed(at, n.upID)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
 	if len(n.lowers) > 0 {
-		redirect := "/" + string(n.lowers[0].path)
-		return sys.Setxattr(fd, "", fs.cfg.Format.Name(whiteout.Redirect), []byte(redirect), 0)
+		redirect, err := fs.redirectTo(n, at.parent == to.parent)
+		if err != nil {
+			return err
+		}
+		err = sys.Setxattr(fd, "", fs.cfg.Format.Name(whiteout.Redirect), []byte(redirect), 0)
+		if err == nil {
+			n.setRedirect(redirect) // before the name changes: others build paths of both
+		}
+		return err
 	}
 	if covered {
 		return fs.opaque(fd)

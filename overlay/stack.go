@@ -21,8 +21,10 @@ type found struct {
 	upID    fileID
 	indexed bool
 	opaque  bool
-	lowers  []lowerRef // a directory: all that merge; a file: the one with the data
-	pending extent.ID
+	// redirect is where an upper directory that was moved lies below.
+	redirect string
+	lowers   []lowerRef // a directory: all that merge; a file: the one with the data
+	pending  extent.ID
 }
 
 // upgrade tells n what a look at the layers found. A node that has an upper
@@ -32,6 +34,9 @@ func (n *node) upgrade(f *found) {
 	defer n.mu.Unlock()
 	if n.dead != nil {
 		return
+	}
+	if f.redirect != "" {
+		n.learnRedirect(f.redirect)
 	}
 	if f.upper && !n.upper {
 		n.upper, n.upID, n.indexed, n.pending = true, f.upID, f.indexed, f.pending
@@ -142,185 +147,29 @@ func (fs *FS) foundUpper(f *found, dirfd int, name string, parent *node) error {
 	f.attr, f.upper, f.upID = a, true, idOf(&a)
 	f.keys = append(f.keys, identityOf(fs.upper, "", &a))
 	if fs.cfg.Mode == Overlay && a.IsDir() && name != "" {
-		f.opaque = fs.isOpaque(dirfd, name)
+		return fs.upperMarks(f, dirfd, name)
 	}
 	return nil
 }
 
-func (fs *FS) isOpaque(dirfd int, name string) bool {
-	v, err := sys.Getxattr(dirfd, name, fs.cfg.Format.Name(whiteout.Opaque))
-	return err == nil && string(v) == "y"
-}
-
-// foundLowers looks for name in the lowers of a directory and adds what merges.
-func (fs *FS) foundLowers(ctx context.Context, f *found, n *node, lowers []lowerRef, name string) error {
-	redirect, err := fs.upperRedirect(f, n, name)
+// upperMarks reads what an upper directory says of what lies below.
+func (fs *FS) upperMarks(f *found, dirfd int, name string) error {
+	fd, err := sys.OpenAt(dirfd, name, unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
-	where := candidates(fs, lowers, name, redirect)
-	for len(where) > 0 {
-		r := where[0]
-		where = where[1:]
-		stop, redirect, err := fs.foundLower(ctx, f, n, &r, name)
-		if err != nil || stop {
-			return err
-		}
-		if redirect != "" {
-			where = below(fs, r.layer, where, redirect)
-		}
+	defer unix.Close(fd)
+	v, err := sys.Getxattr(fd, "", fs.cfg.Format.Name(whiteout.Opaque))
+	if err == nil && string(v) == "y" {
+		f.opaque = true
+		return nil
 	}
-	return nil
-}
-
-// candidates lists where name may lie below: in each lower part of its
-// directory or, if an upper directory was moved, where its redirect says.
-func candidates(fs *FS, lowers []lowerRef, name, redirect string) []lowerRef {
-	if redirect != "" {
-		return below(fs, nil, siblings(lowers, name), redirect)
-	}
-	return siblings(lowers, name)
-}
-
-func siblings(lowers []lowerRef, name string) []lowerRef {
-	rs := make([]lowerRef, len(lowers))
-	for i := range lowers {
-		rs[i] = lowerRef{layer: lowers[i].layer, path: lowers[i].path.Join(name)}
-	}
-	return rs
-}
-
-// below applies a redirect found in layer (nil: the upper) to the layers under
-// it: an absolute one leads from their roots, a bare name replaces the last
-// component.
-func below(fs *FS, layer *layer, rest []lowerRef, redirect string) []lowerRef {
-	if redirect[0] != '/' {
-		for i := range rest {
-			dir, _ := rest[i].path.Split()
-			rest[i].path = dir.Join(redirect)
-		}
-		return rest
-	}
-	rest = rest[:0]
-	for _, l := range fs.lowers {
-		if layer == nil || l.index > layer.index {
-			rest = append(rest, lowerRef{layer: l, path: layers.Path(redirect[1:])})
-		}
-	}
-	return rest
-}
-
-// foundLower looks at one place. stop says that nothing below it counts.
-func (fs *FS) foundLower(ctx context.Context, f *found, n *node, r *lowerRef, name string) (stop bool, redirect string, err error) {
-	attr, err := fs.statLower(ctx, n, r, name)
-	if nothing(err) {
-		return false, "", nil
-	}
+	v, err = sys.Getxattr(fd, "", fs.cfg.Format.Name(whiteout.Redirect))
 	if err != nil {
-		return false, "", err
+		return ignoreNoXattr(err)
 	}
-	overlay := fs.cfg.Mode == Overlay && r.layer.isLocal()
-	if overlay && whiteout.Is(&attr) {
-		return true, "", nil
-	}
-	first := len(f.keys) == 0
-	if !attr.IsDir() {
-		if !first {
-			return true, "", nil // a file under a directory is hidden, with all below
-		}
-		r.attr = &attr
-		f.add(r)
-		return true, "", nil
-	}
-	if !first && !f.attr.IsDir() {
-		return true, "", nil
-	}
-	r.attr = &attr
-	f.add(r)
-	if !overlay {
-		return false, "", nil
-	}
-	x, err := r.layer.Xattrs(ctx, r.path)
-	if err != nil {
-		return false, "", err
-	}
-	redirect, err = fs.redirectIn(x)
-	return string(x[fs.cfg.Format.Name(whiteout.Opaque)]) == "y", redirect, err
-}
-
-// statLower looks at a place. In migrate mode the directory is the one n was
-// found to be, by descriptor; an overlay lower is addressed by path.
-func (fs *FS) statLower(ctx context.Context, n *node, r *lowerRef, name string) (layers.Attr, error) {
-	if !r.layer.writable {
-		return r.layer.Stat(ctx, r.path)
-	}
-	dir := n.lowerIn(r.layer)
-	if dir == nil {
-		return layers.Attr{}, unix.ENOENT
-	}
-	d, err := fs.lowerDir(n, dir)
-	if errors.Is(err, errMoved) {
-		return layers.Attr{}, unix.ENOENT // moved or removed by another host
-	}
-	if err != nil {
-		return layers.Attr{}, err
-	}
-	defer fs.dirs.release(d)
-	var stx unix.Statx_t
-	if err := sys.Statx(d.fd, name, &stx); err != nil {
-		return layers.Attr{}, err
-	}
-	return local.AttrOf(&stx), nil
-}
-
-// lowerIn returns n's part in the lower l, nil if it has none.
-func (n *node) lowerIn(l *layer) *lowerRef {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	for i := range n.lowers {
-		if n.lowers[i].layer == l {
-			return &n.lowers[i]
-		}
-	}
-	return nil
-}
-
-// upperRedirect returns the redirect of the upper directory that f found.
-func (fs *FS) upperRedirect(f *found, n *node, name string) (string, error) {
-	if !f.upper || fs.cfg.Mode != Overlay {
-		return "", nil
-	}
-	d, err := fs.upperDir(n)
-	if err != nil {
-		return "", err
-	}
-	defer fs.dirs.release(d)
-	v, err := sys.Getxattr(d.fd, name, fs.cfg.Format.Name(whiteout.Redirect))
-	if err != nil {
-		return "", ignoreNoXattr(err)
-	}
-	return checkRedirect(string(v))
-}
-
-func (fs *FS) redirectIn(x layers.Xattrs) (string, error) {
-	v, ok := x[fs.cfg.Format.Name(whiteout.Redirect)]
-	if !ok {
-		return "", nil
-	}
-	return checkRedirect(string(v))
-}
-
-// checkRedirect refuses a redirect that could lead out of a layer: it comes from
-// a disk that others may have written.
-func checkRedirect(v string) (string, error) {
-	p := layers.Path(v)
-	if len(v) > 1 && v[0] == '/' {
-		p = layers.Path(v[1:])
-	}
-	if p == "" || !p.Valid() || v[0] != '/' && !layers.ValidName(v) {
-		return "", layers.ErrCorrupt
-	}
-	return v, nil
+	f.redirect, err = checkRedirect(string(v))
+	return err
 }
 
 func ignoreNoXattr(err error) error {

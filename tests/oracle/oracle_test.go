@@ -265,13 +265,6 @@ func (w *world) checkLowers() string {
 			return "the lower " + l + " has changed:\n\t" + strings.Join(diff, "\n\t")
 		}
 	}
-	if slices.Contains(w.layers, "worn") {
-		// Not as the kernel's yet: a directory that is found below through a
-		// redirect in a lower is given a redirect that names its place in the
-		// layer where it is. The kernel starts from the highest lower and follows
-		// redirects on the way, so it finds nothing there.
-		return ""
-	}
 	lower := w.path("upper")
 	for _, l := range w.layers {
 		lower += ":" + w.path(l)
