@@ -1,0 +1,258 @@
+package oracle
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/tests/testbed"
+)
+
+// TestInterop works on one upper in turns, with ours and with the kernel's
+// overlayfs, and after each turn compares what both show of it: every file, the
+// hard links, and the inode numbers.
+func TestInterop(t *testing.T) {
+	testbed.NeedFUSE(t)
+	unix.Umask(0o022)
+	for _, c := range interops {
+		for i, first := range []string{"ours", "kernel"} {
+			t.Run(c.name+", first "+first, func(t *testing.T) {
+				x := newInterop(t, c)
+				for j, turn := range c.turns {
+					if (i+j)%2 == 0 {
+						x.withOurs(turn)
+					} else {
+						x.withKernel(turn)
+					}
+					x.compare(fmt.Sprintf("after turn %d", j+1))
+				}
+			})
+		}
+	}
+}
+
+// A script is made of lines: an operation and its operands.
+type interop struct {
+	name    string
+	layers  []string // scripts that make the lowers, highest first
+	turns   []string
+	options string // of both mounts, besides the directories
+}
+
+var interops = []interop{
+	{
+		name:   "a directory moved twice",
+		layers: []string{"", "mkdir a/b/c\nwrite a/b/f one\nwrite a/b/c/g two\nmkdir d/e"},
+		turns: []string{
+			"mv a/b a/x",
+			"mv a/x d/y\nwrite d/y/new three",
+			"mv d/y/c d/e/c2\nmv a d/a\nappend d/e/c2/g more",
+			"mv d d2\nmv d2/e/c2 c\nrm c/g",
+			"mv c c3\nwrite c3/g again",
+		},
+	},
+	{
+		name: "through the redirects of a lower that was an upper",
+		layers: []string{
+			"mkdir p/z\nredirect p /a/b\nwrite p/z/new top\nwhite a\nmkdir q\nredirect q /r/s\nmkdir r\nwhite r/s",
+			"mkdir a/b\nredirect a /m\nwrite a/b/mid middle\nmkdir a/b/n\nredirect a/b/n k\nwhite a/b/k\nwhite m",
+			"mkdir m/b/z/w\nwrite m/b/z/w/f bottom\nmkdir m/b/k\nwrite m/b/k/deep file\nmkdir r/s/t\nwrite r/s/t/u v",
+		},
+		turns: []string{
+			"mv p/z z2\nappend z2/w/f more",
+			"mv p/n n2\nappend n2/deep more",
+			"mv q/t t\nmv z2/w p/w",
+			"mv p q/p\nmv t q/p/w/t",
+			"mv q/p/w/t/u u",
+		},
+	},
+	{
+		name: "redirects behind whiteouts and opaque directories",
+		layers: []string{
+			"mkdir a\nredirect a /x/y\nmkdir b\nredirect b /o/c\nmkdir o\nwhite o/c\nmkdir c/d",
+			"white x\nmkdir o\nopaque o\nmkdir o/c\nwrite o/c/seen 1\nwhite c",
+			"mkdir x/y/hidden\nmkdir o/c/hidden\nmkdir c/d/hidden",
+		},
+		turns: []string{"mkdir a/new\nmv b b2", "mv c/d e\nmv a b2/a", "mkdir x\nmkdir x/y\nmv b2/a x/y/a"},
+	},
+	{
+		name:   "directories that change places",
+		layers: []string{"mkdir a/sub\nwrite a/sub/f 1", "mkdir a/low\nmkdir b/low2\nwrite b/low2/f 2\nmkdir c"},
+		turns: []string{
+			"exchange a b",
+			"exchange a/low2 b/sub",
+			"mkdir n\nexchange n a\nmkdir a/only",
+			"mv n c/n\nexchange c b\nrm b/n/low2/f",
+		},
+	},
+	{
+		name: "long paths",
+	},
+}
+
+func init() {
+	// 256 bytes is the longest redirect: a directory at a path of that length is
+	// moved, one byte more is not.
+	d := strings.Repeat(strings.Repeat("d", 79)+"/", 3)
+	at256, at257 := d+strings.Repeat("x", 255-len(d)), d+strings.Repeat("y", 256-len(d))
+	c := &interops[len(interops)-1]
+	c.layers = []string{"mkdir " + at256 + "\nmkdir " + at257 + "/z\nmkdir e"}
+	c.turns = []string{
+		"mv " + at256 + " e/one\nfails EXDEV mv " + at257 + " e/two",
+		"mv " + at257 + " " + d + "short\nmv e/one three",
+		"fails EXDEV mv " + d + "short/z z\nfails EXDEV mv " + d + "short e/two\nmv " + strings.Repeat("d", 79) + " e/d",
+		"fails EXDEV mv e/d/" + d[80:] + "short/z z\nmv three d",
+	}
+}
+
+type interopRun struct {
+	t      *testing.T
+	c      interop
+	dir    string
+	lowers []*testbed.Tree
+}
+
+func newInterop(t *testing.T, c interop) *interopRun {
+	x := &interopRun{t: t, c: c, dir: testbed.TempDir(t)}
+	for _, d := range []string{"upper", "work", "ours", "kernel"} {
+		must(t, os.Mkdir(x.path(d), 0o755))
+	}
+	must(t, os.Chmod(x.path("work"), 0o700))
+	for i, script := range c.layers {
+		l := x.path("l" + strconv.Itoa(i))
+		must(t, os.Mkdir(l, 0o755))
+		perform(t, l, script)
+		settle(t, l)
+		x.lowers = append(x.lowers, testbed.Snapshot(t, l, testbed.Usual|testbed.Mtime|testbed.Numbers))
+	}
+	return x
+}
+
+func (x *interopRun) path(name string) string { return filepath.Join(x.dir, name) }
+
+func (x *interopRun) options() string {
+	dirs := make([]string, len(x.c.layers))
+	for i := range dirs {
+		dirs[i] = x.path("l" + strconv.Itoa(i))
+	}
+	opts := "lowerdir=" + strings.Join(dirs, ":") + ",upperdir=" + x.path("upper") + ",workdir=" + x.path("work")
+	if x.c.options != "" {
+		opts += "," + x.c.options
+	}
+	return opts
+}
+
+func (x *interopRun) withOurs(script string) *testbed.Tree {
+	m := testbed.Mount(x.t, "mode=overlay,"+x.options(), x.path("ours"))
+	defer m.Unmount()
+	perform(x.t, m.Dir, script)
+	return testbed.Snapshot(x.t, m.Dir, interopAspects)
+}
+
+func (x *interopRun) withKernel(script string) *testbed.Tree {
+	opts := x.options() + ",redirect_dir=on,metacopy=off,index=on,xino=on"
+	if strings.Contains(x.c.options, "userxattr") {
+		opts = x.options()
+	}
+	if err := unix.Mount("overlay", x.path("kernel"), "overlay", 0, opts); err != nil {
+		x.t.Fatalf("overlayfs %s: %v", opts, err)
+	}
+	defer func() { must(x.t, unix.Unmount(x.path("kernel"), 0)) }()
+	perform(x.t, x.path("kernel"), script)
+	return testbed.Snapshot(x.t, x.path("kernel"), interopAspects)
+}
+
+const interopAspects = testbed.Usual | testbed.Mtime
+
+// compare looks at the upper with both, twice: neither may change anything by
+// looking.
+func (x *interopRun) compare(when string) {
+	kernel := x.withKernel("")
+	ours := x.withOurs("")
+	testbed.Same(x.t, when+", the kernel's view", kernel, "ours", ours)
+	testbed.Same(x.t, when+", the kernel's view", kernel, "its view once more", x.withKernel(""))
+	for i, before := range x.lowers {
+		testbed.Same(x.t, "the lower as it was", before, "as it is",
+			testbed.Snapshot(x.t, x.path("l"+strconv.Itoa(i)), testbed.Usual|testbed.Mtime|testbed.Numbers))
+	}
+	if x.t.Failed() {
+		x.t.FailNow()
+	}
+}
+
+// perform runs a script in the directory root.
+func perform(t *testing.T, root, script string) {
+	t.Helper()
+	for line := range strings.Lines(script) {
+		f := strings.Fields(line)
+		want := error(nil)
+		if f[0] == "fails" {
+			want, f = errnoNamed(f[1]), f[2:]
+		}
+		if err := performOne(root, f); err != want {
+			t.Fatalf("%s: %v, want %v", strings.TrimSpace(line), err, want)
+		}
+	}
+}
+
+func errnoNamed(name string) error {
+	for e := unix.Errno(1); e < 200; e++ {
+		if unix.ErrnoName(e) == name {
+			return e
+		}
+	}
+	panic("no errno " + name)
+}
+
+func performOne(root string, f []string) error {
+	at := func(i int) string { return filepath.Join(root, f[i]) }
+	format := func(name string) string { return "trusted.overlay." + name }
+	switch f[0] {
+	case "mkdir":
+		return bare(os.MkdirAll(at(1), 0o755))
+	case "write":
+		return bare(os.WriteFile(at(1), []byte(f[2]), 0o644))
+	case "append":
+		w, err := os.OpenFile(at(1), os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			return bare(err)
+		}
+		defer w.Close()
+		_, err = w.WriteString(f[2])
+		return bare(err)
+	case "mv":
+		return bare(unix.Rename(at(1), at(2)))
+	case "exchange":
+		return bare(unix.Renameat2(unix.AT_FDCWD, at(1), unix.AT_FDCWD, at(2), unix.RENAME_EXCHANGE))
+	case "ln":
+		return bare(unix.Link(at(1), at(2)))
+	case "symlink":
+		return bare(unix.Symlink(f[1], at(2)))
+	case "rm":
+		return bare(unix.Unlink(at(1)))
+	case "rmdir":
+		return bare(unix.Rmdir(at(1)))
+	case "chmod":
+		return bare(unix.Chmod(at(1), 0o600))
+	case "white":
+		return bare(unix.Mknod(at(1), unix.S_IFCHR, 0))
+	case "opaque":
+		return bare(unix.Setxattr(at(1), format("opaque"), []byte("y"), 0))
+	case "redirect":
+		return bare(unix.Setxattr(at(1), format("redirect"), []byte(f[2]), 0))
+	}
+	panic("no operation " + f[0])
+}
+
+// bare takes the path from an error.
+func bare(err error) error {
+	if pe, ok := err.(*os.PathError); ok {
+		return pe.Err
+	}
+	return err
+}
