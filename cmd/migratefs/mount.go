@@ -231,7 +231,7 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 		MaxWrite:             1 << 20,
 		MaxBackground:        64,
 		EnableSymlinkCaching: false,
-		ExtraCapabilities:    fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO,
+		ExtraCapabilities:    fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
 		Debug:                m.debug,
 	}
 	if st.fs.ReadOnly() || o.readOnly {
