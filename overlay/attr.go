@@ -175,7 +175,7 @@ func (fs *FS) attrBelow(ctx context.Context, n *node) (layers.Attr, error) {
 	n.mu.RUnlock()
 	path, ok := n.pathIn(&r)
 	if !ok {
-		return layers.Attr{}, unix.ESTALE
+		return n.attrHeld()
 	}
 	a, err := r.layer.Stat(ctx, path)
 	if err != nil {
@@ -192,6 +192,23 @@ func (fs *FS) attrBelow(ctx context.Context, n *node) (layers.Attr, error) {
 		a.Nlink = fs.linksLeft(&r)
 	}
 	return a, nil
+}
+
+// attrHeld returns the attributes of a lower file that has no name that we know,
+// but others: by a descriptor that somebody has.
+func (n *node) attrHeld() (layers.Attr, error) {
+	n.mu.RLock()
+	fd, _ := n.dupLowerFd()
+	n.mu.RUnlock()
+	if fd < 0 {
+		return layers.Attr{}, unix.ESTALE
+	}
+	defer unix.Close(fd)
+	var stx unix.Statx_t
+	if err := sys.Statx(fd, "", &stx); err != nil {
+		return layers.Attr{}, err
+	}
+	return local.AttrOf(&stx), nil
 }
 
 // sameFile reports whether a can be the file that was looked up as b: the same

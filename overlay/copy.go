@@ -181,6 +181,13 @@ func (fs *FS) copySourceOfHandle(n *node) (copyup.Source, error) {
 			}
 			src.Attr = local.AttrOf(&stx)
 			src.Size = src.Attr.Size
+			var err error
+			if src.Xattrs, err = local.XattrsAt(d.Fd(), ""); err != nil {
+				return src, err
+			}
+		}
+		if fs.cfg.Mode == Overlay {
+			src.Xattrs = fs.ownXattrsOut(src.Xattrs)
 		}
 		return src, nil
 	}
@@ -272,7 +279,16 @@ func (fs *FS) placeFor(ctx context.Context, n *node) (*target, copyup.Place, err
 // now, but somebody may have done so while the data was copied.
 func (fs *FS) publish(ctx context.Context, n *node, c *copyup.Copy, src *copyup.Source, before func(*copyup.Copy) error, t *target) error {
 	d, ok := n.dentry()
-	if !ok || n.dead != nil {
+	switch {
+	case n.dead != nil:
+		c.Nameless()
+		return nil
+	case !ok: // names that nobody has looked up since the mount lead to it by the index
+		if before != nil {
+			if err := before(c); err != nil {
+				return err
+			}
+		}
 		c.Nameless()
 		return nil
 	}
@@ -323,9 +339,10 @@ func (fs *FS) unchanged(ctx context.Context, n *node, src *copyup.Source) error 
 func (fs *FS) indexer(n *node, src copyup.Source) func(fd int) error {
 	n.mu.RLock()
 	r := n.lowers[0]
+	dead := n.dead != nil
 	n.mu.RUnlock()
 	r.attr = &src.Attr
-	if !canIndex(&r) {
+	if _, named := n.dentry(); dead || !canIndex(&r) && (named || !r.layer.isLocal()) {
 		return nil
 	}
 	return func(fd int) error {

@@ -112,13 +112,19 @@ func (fs *FS) removeFrom(d dentry, r *lowerRef, was *layers.Attr, path layers.Pa
 // names stay recognisable when this one goes, and remembers for its copy which
 // lower file it was.
 func (fs *FS) mark(n *node, r *lowerRef) error {
-	d, ok := n.dentry()
-	if !ok {
-		return nil
-	}
 	marks, err := fs.marks(r.layer)
 	if err != nil {
 		return err
+	}
+	name := indexName(r)
+	d, ok := n.dentry()
+	if !ok {
+		held, _ := n.dupLowerFd()
+		if held < 0 {
+			return unix.ESTALE
+		}
+		defer unix.Close(held)
+		return ignoreExists(sys.LinkFd(held, marks, name))
 	}
 	part := d.parent.lowerIn(r.layer)
 	if part == nil {
@@ -129,11 +135,14 @@ func (fs *FS) mark(n *node, r *lowerRef) error {
 		return err
 	}
 	defer fs.dirs.release(dir)
-	name := indexName(r)
-	if err := sys.Link(dir.fd, d.name, marks, name); err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
+	return ignoreExists(sys.Link(dir.fd, d.name, marks, name))
+}
+
+func ignoreExists(err error) error {
+	if errors.Is(err, unix.EEXIST) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // backName is the name in WORK/index that leads from an upper inode to the name

@@ -128,8 +128,12 @@ func (fs *FS) nameGone(n *node, d dentry, f *found, last int) (bury bool) {
 	if fs.cfg.Mode == Overlay && !n.isDir() {
 		fs.recount(n, links, last)
 	}
-	if left > 0 || links > 0 && !n.isDir() {
+	switch {
+	case left > 0:
 		closeFd(last)
+		return false
+	case links > 0 && !n.isDir(): // it has names that nobody has looked up
+		n.keep(last)
 		return false
 	}
 	a := f.attr

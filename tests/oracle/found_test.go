@@ -33,8 +33,17 @@ func TestFound(t *testing.T) {
 			{kind: "open", path: "a/f", flags: unix.O_RDWR}, {kind: "rename", path: "e", path2: "a/f"}, {kind: "fstat"}, {kind: "pwrite", n: 5, data: 3},
 			{kind: "pread", n: 100}, {kind: "stat", path: "a/f"}}},
 		{"hard links removed after a remount", []op{
-			{kind: "truncate", path: "a/e", off: 3}, {kind: "stat", path: "b/g"}, {kind: "stat", path: "c/g"},
+			{kind: "truncate", path: "a/e", off: 3}, {kind: "stat", path: "b/g"}, {kind: "stat", path: "c/g"}, {kind: "remount"},
 			{kind: "unlink", path: "a/e"}, {kind: "unlink", path: "b/g"}, {kind: "unlink", path: "c/g"}}},
+		{"a file whose only name that was looked up is gone", []op{
+			{kind: "open", path: "f", flags: unix.O_RDWR}, {kind: "unlink", proc: 1, path: "f"}, {kind: "fstat"}, {kind: mapped, off: 5, data: 9},
+			{kind: "fstat"}, {kind: "read", path: "a/b/g"}, {kind: "stat", path: "a/b/g"}}},
+		{"the same, looked up before it is written", []op{
+			{kind: "open", path: "f", flags: unix.O_RDWR}, {kind: "unlink", path: "f"}, {kind: "stat", path: "a/b/g"}, {kind: "pwrite", n: 9, data: 9},
+			{kind: "fstat"}, {kind: "read", path: "a/b/g"}, {kind: "stat", path: "a/b/g"}}},
+		{"the same of three names, removed one by one", []op{
+			{kind: "open", path: "a/e", flags: unix.O_RDWR}, {kind: "unlink", path: "a/e"}, {kind: "pwrite", n: 9, data: 9}, {kind: "read", path: "b/g"},
+			{kind: "unlink", path: "b/g"}, {kind: "fstat"}, {kind: "pwrite", n: 19, data: 8}, {kind: "read", path: "c/g"}, {kind: "unlink", path: "c/g"}, {kind: "fstat"}}},
 	} {
 		for _, mode := range []string{"overlay", "migrate"} {
 			t.Run(mode+" "+c.name, func(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 // meaningful when operations are taken out of it.
 type op struct {
 	kind  string
+	proc  int // which process does it
 	path  string
 	path2 string
 	slot  int // an open file
@@ -26,6 +27,9 @@ type op struct {
 
 func (o op) String() string {
 	var b strings.Builder
+	if o.proc != 0 {
+		fmt.Fprintf(&b, "[%d] ", o.proc)
+	}
 	fmt.Fprintf(&b, "%s", o.kind)
 	if o.path != "" {
 		fmt.Fprintf(&b, " %s", o.path)
@@ -37,7 +41,22 @@ func (o op) String() string {
 	return b.String()
 }
 
+// line is o in a form that parseOp reads back.
+func (o op) line() string {
+	return fmt.Sprintf("%q %q %q %d %d %d %d %d %#x %#o %d %d",
+		o.kind, o.path, o.path2, o.proc, o.slot, o.slot2, o.off, o.n, o.flags, o.mode, o.uid, o.data)
+}
+
+func parseOp(line string) (o op, err error) {
+	_, err = fmt.Sscanf(line, "%q %q %q %d %d %d %d %d %v %v %d %d",
+		&o.kind, &o.path, &o.path2, &o.proc, &o.slot, &o.slot2, &o.off, &o.n, &o.flags, &o.mode, &o.uid, &o.data)
+	return o, err
+}
+
 const slots = 6
+
+// procs is how many processes take part; the first does most.
+const procs = 3
 
 // weights says how often each kind of operation comes.
 var weights = []struct {
@@ -49,6 +68,7 @@ var weights = []struct {
 	{"readlink", 2}, {"chmod", 3}, {"fchmod", 1}, {"chown", 3}, {"utimens", 4}, {"setxattr", 3}, {"getxattr", 2},
 	{"listxattr", 2}, {"removexattr", 2}, {"fsetxattr", 1}, {"readdir", 6}, {"stat", 10}, {"fallocate", 3}, {"fsync", 1},
 	{"mmap", 2}, {"copyrange", 2}, {"read", 5}, {"setacl", 1}, {"mkfifo", 1}, {"fsyncdir", 1}, {"mapold", 2},
+	{"mknod", 2}, {"seek", 3}, {"lock", 5}, {"getlk", 2}, {"flock", 3},
 }
 
 var names = []string{"a", "b", "c", "d", "e", "f", "g"}
@@ -95,6 +115,9 @@ func generateOne(r *rand.Rand, total int) op {
 	o.mode = []uint32{0o644, 0o755, 0o4755, 0o2755, 0o600, 0o777, 0o6777, 0o2770, 0}[r.IntN(9)]
 	if r.IntN(6) == 0 {
 		o.uid = 1000
+	}
+	if r.IntN(3) == 0 {
+		o.proc = 1 + r.IntN(procs-1)
 	}
 	switch o.kind {
 	case "open":

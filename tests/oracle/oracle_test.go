@@ -60,6 +60,7 @@ func random(t *testing.T, mode string, layers ...string) {
 
 func one(t *testing.T, seed uint64, mode string, layers []string) {
 	ops := generate(rand.New(rand.NewPCG(seed, 0)), steps)
+	ops[steps/2] = op{kind: "remount"}
 	problem := play(t, seed, ops, mode, layers)
 	if problem == "" {
 		return
@@ -112,13 +113,14 @@ func playIn(w *world, ops []op) string {
 		return "before anything was done, plain and ours:\n\t" + strings.Join(diff, "\n\t")
 	}
 	var log []string
-	for i, o := range ops {
-		if i == len(ops)/2 {
+	for _, o := range ops {
+		if o.kind == "remount" {
 			for _, s := range w.sides() {
 				s.closeAll()
 			}
 			w.remount()
 			log = append(log, "remount")
+			continue
 		}
 		problem, said := w.step(o)
 		log = append(log, fmt.Sprintf("%v -> %s", o, said))
@@ -200,7 +202,7 @@ func (w *world) seen(result string) string {
 	return result
 }
 
-func (w *world) whole(s *side) map[string]string {
+func (w *world) whole(s *crew) map[string]string {
 	tree := s.whole()
 	for p, d := range tree {
 		tree[p] = w.seen(d)
@@ -236,6 +238,8 @@ func refused(w *world, o op, ours string) string {
 	switch {
 	case o.kind == "rename" && ours == "EXDEV" && w.mode == "migrate" && w.plain.hasDir(o):
 		return "a directory that lies in several layers is not moved in migrate mode: mv copies"
+	case o.kind == "mknod" && ours == "EPERM" && w.mode == "overlay":
+		return "a whiteout is not a user's to make, as the kernel's overlayfs has it"
 	case o.kind == "rename" && ours == "EINVAL" && o.flags == unix.RENAME_WHITEOUT:
 		return "a whiteout is not a user's to make, as the kernel's overlayfs has it"
 	}

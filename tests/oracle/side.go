@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// side is one tree that the operations are applied to.
+// side is one tree that the operations are applied to, as one process sees it.
 type side struct {
 	name string
 	root string
@@ -107,6 +107,12 @@ func init() {
 		"fallocate": handle(func(_ *side, h *opened, o op) string {
 			return result(unix.Fallocate(h.fd, uint32(o.flags), o.off, o.n+1), "")
 		}),
+		"closeall":  func(s *side, _ op) string { s.closeAll(); return "" },
+		"seek":      handle(seek),
+		"lock":      handle(lock),
+		"getlk":     handle(getLock),
+		"flock":     handle(flock),
+		"mknod":     (*side).mknod,
 		"mmap":      handle(mmapWrite),
 		"mapold":    handle(mapOld),
 		"copyrange": handle(copyRange),
@@ -282,6 +288,56 @@ func copyRange(s *side, h *opened, o op) string {
 		done += n
 	}
 	return fmt.Sprint(done)
+}
+
+// seek finds data or a hole.
+func seek(_ *side, h *opened, o op) string {
+	at, err := unix.Seek(h.fd, o.off, []int{unix.SEEK_DATA, unix.SEEK_HOLE}[o.n%2])
+	return result(err, "%d", at)
+}
+
+// lock sets or takes back a lock of the process (F_SETLK), which does not wait.
+func lock(_ *side, h *opened, o op) string {
+	l := o.flock()
+	return result(unix.FcntlFlock(uintptr(h.fd), unix.F_SETLK, &l), "")
+}
+
+// getLock asks who is in the way. Process ids differ between the sides.
+func getLock(_ *side, h *opened, o op) string {
+	l := o.flock()
+	if l.Type == unix.F_UNLCK {
+		l.Type = unix.F_WRLCK
+	}
+	err := unix.FcntlFlock(uintptr(h.fd), unix.F_GETLK, &l)
+	if l.Type == unix.F_UNLCK {
+		return result(err, "free")
+	}
+	return result(err, "type=%d start=%d len=%d", l.Type, l.Start, l.Len)
+}
+
+// flock is the range o speaks of: some begin, some end, together at times.
+func (o op) flock() unix.Flock_t {
+	return unix.Flock_t{
+		Type:  []int16{unix.F_RDLCK, unix.F_WRLCK, unix.F_WRLCK, unix.F_UNLCK}[o.data%4],
+		Start: o.off / 4000 * 100, Len: o.n / 3000 * 100,
+	}
+}
+
+// flock locks the open file description.
+func flock(_ *side, h *opened, o op) string {
+	how := []int{unix.LOCK_SH, unix.LOCK_EX, unix.LOCK_UN}[o.data%3]
+	return result(unix.Flock(h.fd, how|unix.LOCK_NB), "")
+}
+
+// mknod makes what is neither file nor directory; the character device 0:0, a
+// whiteout to overlayfs, among it.
+func (s *side) mknod(o op) string {
+	mode := []uint32{unix.S_IFCHR, unix.S_IFBLK, unix.S_IFSOCK, unix.S_IFIFO, unix.S_IFREG}[o.data%5]
+	dev := unix.Mkdev(uint32(o.off%3), uint32(o.n%3))
+	if mode == unix.S_IFBLK {
+		dev = unix.Mkdev(240, 1)
+	}
+	return result(unix.Mknod(s.at(o.path), mode|o.mode, int(dev)), "")
 }
 
 func (s *side) utimens(o op) string {

@@ -22,9 +22,9 @@ type world struct {
 	mode   string
 	layers []string // lowers by name, highest first
 	m      *testbed.Mounted
-	ours   *side
-	plain  *side
-	kernel *side // nil in migrate mode
+	ours   *crew
+	plain  *crew
+	kernel *crew // nil in migrate mode
 	lowers map[string]*testbed.Tree
 }
 
@@ -58,13 +58,13 @@ func newWorld(t testing.TB, mode string, seed uint64, layers ...string) *world {
 	testbed.Run(t, "rmdir", w.path("plain"))
 	testbed.Run(t, "cp", "-a", w.path("kernel"), w.path("plain"))
 	settle(t, w.path("plain"))
-	w.plain = &side{name: "plain", root: w.path("plain")}
-	w.kernel = &side{name: "kernel", root: w.path("kernel")}
+	w.plain = newCrew(t, "plain", w.path("plain"))
 	if mode == "migrate" {
 		must(t, unix.Unmount(w.path("kernel"), 0))
-		w.kernel = nil
+	} else {
+		w.kernel = newCrew(t, "kernel", w.path("kernel"))
 	}
-	w.ours = &side{name: "ours", root: w.path("ours")}
+	w.ours = newCrew(t, "ours", w.path("ours"))
 	w.mount()
 	return w
 }
@@ -119,16 +119,16 @@ func (w *world) remount() {
 	w.mount()
 }
 
-func (w *world) sides() []*side {
+func (w *world) sides() []*crew {
 	if w.kernel == nil {
-		return []*side{w.ours, w.plain}
+		return []*crew{w.ours, w.plain}
 	}
-	return []*side{w.ours, w.plain, w.kernel}
+	return []*crew{w.ours, w.plain, w.kernel}
 }
 
 func (w *world) end() {
 	for _, s := range w.sides() {
-		s.closeAll()
+		s.dismiss()
 	}
 	w.m.Unmount()
 	if w.kernel != nil {
