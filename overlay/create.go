@@ -119,6 +119,9 @@ func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 		err = unix.ESTALE
 	}
 	if err != nil {
+		if h.n != nil {
+			fs.Forget(h.n.id, 1)
+		}
 		unix.Close(fd)
 		return fs.statusIn("create", parent, name, err)
 	}

@@ -137,33 +137,66 @@ func (n *node) pathIn(r *lowerRef) (layers.Path, bool) {
 	return r.path, true
 }
 
+// addName notes that n lies at name in parent. A name keeps its directory's node,
+// as a lookup does: a file with several names may outlive what the kernel knows
+// of the directories they lie in.
 func (fs *FS) addName(n, parent *node, name string) {
 	if parent == nil {
 		return
 	}
 	fs.tree.Lock()
-	defer fs.tree.Unlock()
 	for _, d := range n.names {
 		if d.parent == parent && d.name == name {
+			fs.tree.Unlock()
 			return
 		}
 	}
-	if n.isDir() {
-		n.names = n.names[:0] // a directory has one name: it was moved underneath
+	var moved []dentry
+	if n.isDir() { // it has one name: it was moved underneath
+		moved, n.names = n.names, nil
 	}
+	fs.table.ref(parent)
 	n.names = append(n.names, dentry{parent, name})
+	fs.tree.Unlock()
+	fs.leave(moved)
 }
 
 func (fs *FS) dropName(n, parent *node, name string) (left int) {
 	fs.tree.Lock()
-	defer fs.tree.Unlock()
+	var gone []dentry
 	for i, d := range n.names {
 		if d.parent == parent && d.name == name {
+			gone = []dentry{d}
 			n.names = append(n.names[:i:i], n.names[i+1:]...)
 			break
 		}
 	}
-	return len(n.names)
+	left = len(n.names)
+	fs.tree.Unlock()
+	fs.leave(gone)
+	return left
+}
+
+// renameNameLocked gives n the name to instead of from. The caller holds FS.tree, and
+// afterwards, without it, calls leave with what is returned.
+func (fs *FS) renameNameLocked(n *node, from, to dentry) []dentry {
+	fs.table.ref(to.parent)
+	for i, d := range n.names {
+		if d == from {
+			n.names[i] = to
+			return []dentry{from}
+		}
+	}
+	n.names = append(n.names, to)
+	return nil
+}
+
+// leave lets go of the directories of names that are none any more. The caller
+// holds no lock but nodes'.
+func (fs *FS) leave(names []dentry) {
+	for _, d := range names {
+		fs.Forget(d.parent.id, 1)
+	}
 }
 
 // flights lets one goroutine at a time change where a node lies; the others

@@ -118,9 +118,9 @@ func lockBoth(a, b *node) (unlock func()) {
 func (fs *FS) moved(m *move) *node {
 	if m.exchange() {
 		fs.tree.Lock()
-		replaceName(m.src, m.from, m.to)
-		replaceName(m.dst, m.to, m.from)
+		left := append(fs.renameNameLocked(m.src, m.from, m.to), fs.renameNameLocked(m.dst, m.to, m.from)...)
 		fs.tree.Unlock()
+		fs.leave(left)
 		return nil
 	}
 	var bury *node
@@ -134,19 +134,10 @@ func (fs *FS) moved(m *move) *node {
 		}
 	}
 	fs.tree.Lock()
-	replaceName(m.src, m.from, m.to)
+	left := fs.renameNameLocked(m.src, m.from, m.to)
 	fs.tree.Unlock()
+	fs.leave(left)
 	return bury
-}
-
-func replaceName(n *node, from, to dentry) {
-	for i, d := range n.names {
-		if d == from {
-			n.names[i] = to
-			return
-		}
-	}
-	n.names = append(n.names, to)
 }
 
 // ensureNamed gives an upper file that is known by another name, or by the

@@ -174,6 +174,13 @@ func (t *table) unbind(n *node) {
 	n.keys = nil
 }
 
+// ref is one more lookup of n, for a name in it.
+func (t *table) ref(n *node) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n.lookups++
+}
+
 // forget takes back lookups and reports whether n is gone.
 func (t *table) forget(id, lookups uint64) *node {
 	t.mu.Lock()
@@ -220,7 +227,12 @@ func (fs *FS) Forget(id, lookups uint64) {
 		return
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.closeObject()
 	n.keep(-1)
+	n.mu.Unlock()
+	fs.tree.Lock()
+	names := n.names
+	n.names = nil
+	fs.tree.Unlock()
+	fs.leave(names)
 }

@@ -74,21 +74,32 @@ func one(t *testing.T, seed uint64, mode string, layers []string) {
 // shrink takes operations out as long as the sequence fails without them.
 func shrink(t *testing.T, seed uint64, ops []op, mode string, layers []string) {
 	class := classOf(play(t, seed, ops, mode, layers))
-	for size := len(ops) / 2; size > 0; size /= 2 {
-		for i := 0; i+size <= len(ops); {
-			fewer := append(append([]op(nil), ops[:i]...), ops[i+size:]...)
-			if classOf(play(t, seed, fewer, mode, layers)) == class {
-				ops = fewer
-			} else {
-				i += size
-			}
+	for size := len(ops) / 2; size > 0; {
+		fewer := without(t, seed, ops, size, class, mode, layers)
+		if len(fewer) == len(ops) || size > 1 {
+			size /= 2
 		}
+		ops = fewer
 	}
 	var b strings.Builder
 	for _, o := range ops {
 		fmt.Fprintf(&b, "\t%v\n", o)
 	}
 	t.Errorf("shortest:\n%s%s", b.String(), play(t, seed, ops, mode, layers))
+}
+
+// without returns ops without every run of size operations that is not needed to
+// fail in the same way.
+func without(t *testing.T, seed uint64, ops []op, size int, class, mode string, layers []string) []op {
+	for i := 0; i+size <= len(ops); {
+		fewer := append(append([]op(nil), ops[:i]...), ops[i+size:]...)
+		if classOf(play(t, seed, fewer, mode, layers)) == class {
+			ops = fewer
+		} else {
+			i += size
+		}
+	}
+	return ops
 }
 
 // classOf is which of the checks failed.
@@ -125,7 +136,7 @@ func playIn(w *world, ops []op) string {
 		problem, said := w.step(o)
 		log = append(log, fmt.Sprintf("%v -> %s", o, said))
 		if problem != "" {
-			return strings.Join(log[max(0, len(log)-25):], "\n") + "\n" + problem
+			return strings.Join(log[max(0, len(log)-25):], "\n") + "\n" + problem + w.complaints()
 		}
 	}
 	if diff := differ(w.whole(w.plain), w.whole(w.ours)); len(diff) > 0 {
@@ -147,6 +158,12 @@ func playIn(w *world, ops []op) string {
 		return problem
 	}
 	return w.checkNothingLeft()
+}
+
+// complaints is the end of what the daemon said.
+func (w *world) complaints() string {
+	lines := strings.Split(strings.TrimSpace(w.m.Log()), "\n")
+	return "\ndaemon:\n\t" + strings.Join(lines[max(0, len(lines)-5):], "\n\t")
 }
 
 // checkNothingLeft removes all that the mount shows, and looks for what is left
@@ -330,6 +347,11 @@ func (w *world) checkMerge() string {
 	must(w.t, unix.Mount("overlay", at, "overlay", 0, "userxattr,xino=on,lowerdir="+lower))
 	defer func() { _ = unix.Unmount(at, 0) }()
 	skip := []string{".migratefs"}
+	w.walk(w.path("plain"), func(rel string, st *unix.Stat_t) {
+		if st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 {
+			skip = append(skip, rel) // a device like any other, but to the kernel's overlayfs
+		}
+	})
 	for _, l := range w.layers {
 		w.walk(w.path(l), func(rel string, st *unix.Stat_t) {
 			var up unix.Stat_t
