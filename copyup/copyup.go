@@ -22,6 +22,7 @@ type Source struct {
 	File   layers.File   // a regular file's data; nil copies none
 	Size   int64         // how much of File is copied: Attr.Size, or less for a truncate
 	Target string        // a symlink's
+	Flags  uint32        // inode flags (FS_*_FL); of them come along what KeptFlags says
 }
 
 // Place is where it goes.
@@ -86,6 +87,7 @@ func (c *Copy) fill(ctx context.Context, src Source, cfg Config) error {
 	if err := metadata(c.Fd, &src, cfg); err != nil {
 		return err
 	}
+	setFlags(c.Fd, &src)
 	if cfg.Volatile {
 		return nil
 	}

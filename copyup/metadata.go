@@ -69,7 +69,28 @@ func nodeMetadata(dirfd int, name string, src *Source, cfg Config) error {
 	}); err != nil {
 		return err
 	}
+	if src.Flags&KeptFlags != 0 {
+		if fd, err := sys.OpenAt(dirfd, name, unix.O_RDONLY|unix.O_NONBLOCK); err == nil {
+			setFlags(fd, src)
+			unix.Close(fd)
+		}
+	}
 	return setTimes(dirfd, name, a)
+}
+
+// KeptFlags are the inode flags that come along with a file: S and A of chattr(1),
+// as with the kernel's overlayfs, and d and D.
+const KeptFlags = sys.FlagSync | sys.FlagNoAtime | sys.FlagNoDump | sys.FlagDirSync
+
+// setFlags gives the open file or directory fd the flags that come along. What the
+// upper cannot have is left: flags are advice.
+func setFlags(fd int, src *Source) {
+	if src.Flags&KeptFlags == 0 {
+		return
+	}
+	if now, err := sys.Flags(fd); err == nil {
+		_ = sys.SetFlags(fd, now|src.Flags&KeptFlags)
+	}
 }
 
 // dropInherited removes the ACLs a new file got from the default ACL of the

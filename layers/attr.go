@@ -49,6 +49,9 @@ type Attr struct {
 	Mtime   Time
 	Ctime   Time
 	Btime   Time // birth
+
+	Immutable  bool // nothing about the file may change (chattr +i)
+	AppendOnly bool // but for what is appended to it (chattr +a)
 }
 
 // Has reports whether all fields of k are known.

@@ -255,9 +255,13 @@ func (fs *FS) setAttr(ctx context.Context, n *node, in *fuse.SetAttrIn) error {
 			return err
 		}
 	}
+	if in.Valid&^(fuse.FATTR_FH|fuse.FATTR_LOCKOWNER) == 0 {
+		// What is left of a chown to nobody else, which drops suid and sgid too.
+		return fs.change(ctx, n, func(fd int, _ bool) error { return sys.Fchown(fd, -1, -1) })
+	}
 	if in.Valid&^(fuse.FATTR_SIZE|fuse.FATTR_FH|fuse.FATTR_LOCKOWNER|fuse.FATTR_KILL_SUIDGID) == 0 {
 		if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
-			return fs.changeUpper(n, func(fd int) error { return killPriv(fd, n.isPending()) })
+			return fs.changeUpper(n, func(fd int) error { return killPriv(fd, n.isPending(), &in.Caller) })
 		}
 		return nil
 	}

@@ -16,6 +16,12 @@ import (
 // whole copies all of a file's data.
 const whole = -1
 
+// More sizes: all of a file's data, although it is append-only or immutable.
+const (
+	appending = -2 // to append to it
+	flagging  = -3 // to change its flags
+)
+
 // up makes sure that n is in the upper, with all its data. One goroutine brings a
 // file up; others that need it wait and can be interrupted. Reads go on from the
 // lower meanwhile.
@@ -88,7 +94,10 @@ func (fs *FS) upLocked(ctx context.Context, n *node, size int64) (cut bool, err 
 		if err != nil {
 			return false, err
 		}
-		if size != whole {
+		if err := mayComeUp(&src.Attr, size); err != nil {
+			return false, err
+		}
+		if size >= 0 {
 			src.Size = min(size, src.Size)
 		}
 		err = fs.upWith(ctx, n, src)
@@ -150,7 +159,7 @@ func (fs *FS) copySource(ctx context.Context, n *node) (copyup.Source, error) {
 		}
 	}
 	var err error
-	src := copyup.Source{Attr: attr, Size: attr.Size}
+	src := copyup.Source{Attr: attr, Size: attr.Size, Flags: fs.flagsBelow(n, &r)}
 	if src.Xattrs, err = r.layer.Xattrs(ctx, path); err != nil && !errors.Is(err, layers.ErrOffline) {
 		return copyup.Source{}, err
 	}
@@ -230,6 +239,9 @@ func (fs *FS) bringUp(ctx context.Context, n *node, src copyup.Source, before fu
 	}
 	fs.isIndexed(n, c.Fd)
 	fs.switchOver(n, c.Fd, id)
+	if src.Attr.AppendOnly {
+		keepAppendOnly(fs, n, c.Fd)
+	}
 	unix.Close(c.Fd)
 	fs.afterUp(ctx, n, &src)
 	return nil

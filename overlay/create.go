@@ -51,6 +51,9 @@ func (fs *FS) bear(ctx context.Context, n *node, name string, caller *fuse.Calle
 	if n == fs.root && name == Reserved {
 		return nil, unix.EPERM
 	}
+	if err := n.mayGain(); err != nil {
+		return nil, err
+	}
 	if err := fs.up(ctx, n, whole); err != nil {
 		return nil, err
 	}

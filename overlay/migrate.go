@@ -200,6 +200,9 @@ func (fs *FS) linksInLowers(a *layers.Attr) (links uint32, indexed bool) {
 // the part whose attributes show.
 func (fs *FS) change(ctx context.Context, n *node, f func(fd int, shown bool) error) error {
 	if fs.cfg.Mode == Overlay {
+		if err := n.mayChange(); err != nil {
+			return err
+		}
 		if err := fs.up(ctx, n, whole); err != nil {
 			return err
 		}
@@ -255,6 +258,11 @@ func (fs *FS) changeLower(n *node, r *lowerRef, f func(fd int) error) error {
 		defer unix.Close(held)
 		return f(held)
 	}
+	return fs.changeNamed(n, r, f)
+}
+
+// changeNamed is changeLower for a file that has a name.
+func (fs *FS) changeNamed(n *node, r *lowerRef, f func(fd int) error) error {
 	d, ok := n.dentry()
 	if !ok {
 		return unix.ESTALE

@@ -145,7 +145,11 @@ func (fs *FS) open(ctx context.Context, h *handle) error {
 		case pending || n.isRemote():
 			return fs.openObject(ctx, h)
 		default:
-			h.lower, err = fs.openBelow(ctx, n)
+			if h.lower, err = fs.openBelow(ctx, n); err == nil {
+				if err = mayOpen(ptr(h.lower.Attr()), h.flags); err != nil {
+					h.close()
+				}
+			}
 		}
 		if err != nil {
 			return err
@@ -199,7 +203,7 @@ func (fs *FS) openData(n *node, flags uint32) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(path)
-	if fs.cfg.NoAtime {
+	if fs.cfg.NoAtime || flags&unix.O_NOATIME != 0 {
 		// Only an owner, or root, may leave access times alone.
 		if fd, err := sys.Reopen(path, dataFlags(flags)|unix.O_NOATIME); err == nil {
 			return fd, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -93,7 +94,7 @@ func (fs *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 	if h == nil {
 		return 0, fuse.EBADF
 	}
-	n, err := fs.write(ctx, h, data, int64(in.Offset), in.WriteFlags)
+	n, err := fs.write(ctx, h, data, int64(in.Offset), in)
 	if err != nil && n == 0 {
 		return 0, fs.status("write", h.n, "", err)
 	}
@@ -110,7 +111,7 @@ func (fs *FS) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (u
 	}
 	total := 0
 	for _, b := range data {
-		n, err := fs.write(ctx, h, b, int64(in.Offset)+int64(total), in.WriteFlags)
+		n, err := fs.write(ctx, h, b, int64(in.Offset)+int64(total), in)
 		total += n
 		if err != nil && total == 0 {
 			return 0, fs.status("write", h.n, "", err)
@@ -122,9 +123,13 @@ func (fs *FS) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (u
 	return uint32(total), fuse.OK
 }
 
-func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, flags uint32) (int, error) {
-	n := h.n
-	if err := fs.up(ctx, n, whole); err != nil {
+func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, in *fuse.WriteIn) (int, error) {
+	n, flags := h.n, in.WriteFlags
+	size := int64(whole)
+	if h.flags&unix.O_APPEND != 0 {
+		size = appending
+	}
+	if err := fs.up(ctx, n, size); err != nil {
 		return 0, err
 	}
 	v, err := h.upperView()
@@ -132,7 +137,7 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, flags u
 		return 0, err
 	}
 	if flags&fuse.WRITE_KILL_SUIDGID != 0 {
-		if err := killPriv(v.fd, v.pending); err != nil {
+		if err := killPriv(v.fd, v.pending, &in.Caller); err != nil {
 			return 0, err
 		}
 	}
@@ -161,15 +166,16 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, flags u
 }
 
 // killPriv takes away what a stranger's write or truncate must not leave on the
-// upper inode fd: suid, and sgid of a group that may execute. Capabilities go
-// with any write to the inode, ours included; a pending file's data is elsewhere.
-func killPriv(fd int, pending bool) error {
+// upper inode fd: suid, and sgid of a group that may execute or that the caller is
+// not in. Capabilities go with any write to the inode, ours included; a pending
+// file's data is elsewhere.
+func killPriv(fd int, pending bool, c *fuse.Caller) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
 	mode := st.Mode & 0o7777
-	if mode&unix.S_IXGRP != 0 {
+	if mode&unix.S_ISGID != 0 && (mode&unix.S_IXGRP != 0 || !inGroup(c, st.Gid)) {
 		mode &^= unix.S_ISGID
 	}
 	if mode &^= unix.S_ISUID; mode != st.Mode&0o7777 {
@@ -183,6 +189,10 @@ func killPriv(fd int, pending bool) error {
 	return ignoreNoXattr(sys.Removexattr(fd, "", "security.capability"))
 }
 
+func inGroup(c *fuse.Caller, gid uint32) bool {
+	return c.Gid == gid || slices.Contains(sys.GroupsOf(c.Pid), gid)
+}
+
 // killPrivOf is killPriv for the calls with which the kernel does not say that
 // the caller is a stranger: all are, but root.
 func (h *handle) killPrivOf(c *fuse.Caller) error {
@@ -190,7 +200,7 @@ func (h *handle) killPrivOf(c *fuse.Caller) error {
 	if c.Uid == 0 || v.fd < 0 {
 		return nil
 	}
-	return killPriv(v.fd, v.pending)
+	return killPriv(v.fd, v.pending, c)
 }
 
 // truncate sets the size of n. What it cuts off is not copied first.

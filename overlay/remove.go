@@ -48,6 +48,9 @@ func (fs *FS) unlink(ctx context.Context, dir *node, name string) error {
 	if n.isDir() {
 		return unix.EISDIR
 	}
+	if err := fs.mayLose(dir, f); err != nil {
+		return err
+	}
 	if fs.cfg.Mode == Overlay {
 		if err := fs.up(ctx, dir, whole); err != nil {
 			return err
@@ -332,6 +335,9 @@ func (fs *FS) rmdir(ctx context.Context, dir *node, name string) error {
 	defer fs.Forget(n.id, 1)
 	if !n.isDir() {
 		return unix.ENOTDIR
+	}
+	if err := fs.mayLose(dir, f); err != nil {
+		return err
 	}
 	if err := fs.isEmpty(ctx, n); err != nil {
 		return err

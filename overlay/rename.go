@@ -59,6 +59,9 @@ func (fs *FS) rename(ctx context.Context, m *move) error {
 	if m.src == m.dst {
 		return nil // two names of one file
 	}
+	if err := fs.mayMove(m); err != nil {
+		return err
+	}
 	m.last = -1
 	if m.dst != nil && !m.exchange() {
 		m.last = fs.hold(m.to, m.dst)

@@ -181,6 +181,9 @@ func (fs *FS) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, attr string
 	if !n.isUpper() && !fs.ReadOnly() {
 		// What is not there is not worth a copy-up.
 		if _, err := fs.getXattr(ctx, n, attr); err != nil {
+			if a, e := fs.attr(ctx, n); e == nil && (a.Immutable || a.AppendOnly) {
+				err = unix.EPERM
+			}
 			return fs.status("removexattr", n, "", err)
 		}
 	}

@@ -24,6 +24,9 @@ func AttrOf(s *unix.Statx_t) layers.Attr {
 		Atime:   timeOf(s.Atime),
 		Mtime:   timeOf(s.Mtime),
 		Ctime:   timeOf(s.Ctime),
+
+		Immutable:  s.Attributes&unix.STATX_ATTR_IMMUTABLE != 0,
+		AppendOnly: s.Attributes&unix.STATX_ATTR_APPEND != 0,
 	}
 	if s.Mask&unix.STATX_BTIME != 0 {
 		a.Known |= layers.KnownBtime
