@@ -93,12 +93,6 @@ func (c *at) lstat(name string) (st unix.Stat_t) {
 	return st
 }
 
-func (c *at) fstat(fd int) (st unix.Stat_t) {
-	c.Helper()
-	c.must(unix.Fstat(fd, &st))
-	return st
-}
-
 func (c *at) content(name string) string {
 	c.Helper()
 	b, err := os.ReadFile(c.path(name))
