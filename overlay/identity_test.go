@@ -41,3 +41,35 @@ func TestIdentity(t *testing.T) {
 		t.Error("the lower is forgotten with the upper's inode number")
 	}
 }
+
+// TestNamesKeepDirectories forgets a directory that a file of two names lies in,
+// as the kernel does under pressure, and then the file.
+func TestNamesKeepDirectories(t *testing.T) {
+	var fs FS
+	fs.table.init()
+	fs.table.next = 3
+	fs.root = &node{fs: &fs, id: 1, typ: unix.S_IFDIR}
+	fs.table.setRoot(fs.root)
+	look := func(parent *node, name string, ino uint64, typ uint32) *node {
+		k := identity{fileKey: fileKey{dev: 1, ino: ino}}
+		return fs.table.adopt(&fs, &found{attr: layers.Attr{Mode: typ}, keys: []identity{k}}, parent, name)
+	}
+	a, b := look(fs.root, "a", 10, unix.S_IFDIR), look(fs.root, "b", 11, unix.S_IFDIR)
+	f := look(a, "x", 12, unix.S_IFREG)
+	if look(b, "y", 12, unix.S_IFREG) != f {
+		t.Fatal("two names lead to two nodes")
+	}
+	if p, _ := f.path(); p != "b/y" {
+		t.Errorf("looked for as %q, last seen as b/y", p)
+	}
+	fs.Forget(a.id, 1)
+	if look(fs.root, "a", 10, unix.S_IFDIR) != a {
+		t.Error("the directory of a name that is known is another node when it is looked up again")
+	}
+	fs.Forget(a.id, 1)
+	fs.Forget(b.id, 1)
+	fs.Forget(f.id, 2)
+	if len(fs.table.byID) != 1 || len(fs.table.byKey) != 0 {
+		t.Errorf("after all was forgotten: %d nodes, %d keys", len(fs.table.byID), len(fs.table.byKey))
+	}
+}

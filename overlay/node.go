@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -137,26 +138,33 @@ func (n *node) pathIn(r *lowerRef) (layers.Path, bool) {
 	return r.path, true
 }
 
-// addName notes that n lies at name in parent. A name keeps its directory's node,
-// as a lookup does: a file with several names may outlive what the kernel knows
-// of the directories they lie in.
+// addName notes that n lies at name in parent, and makes that the name it is
+// looked for by: of several, others may have gone underneath. A name keeps its
+// directory's node, as a lookup does: a file with several names may outlive what
+// the kernel knows of the directories they lie in.
 func (fs *FS) addName(n, parent *node, name string) {
 	if parent == nil {
 		return
 	}
+	d := dentry{parent, name}
+	fs.tree.RLock()
+	first := len(n.names) > 0 && n.names[0] == d
+	fs.tree.RUnlock()
+	if first {
+		return
+	}
 	fs.tree.Lock()
-	for _, d := range n.names {
-		if d.parent == parent && d.name == name {
-			fs.tree.Unlock()
-			return
-		}
-	}
 	var moved []dentry
-	if n.isDir() { // it has one name: it was moved underneath
-		moved, n.names = n.names, nil
+	switch i := slices.Index(n.names, d); {
+	case i >= 0:
+		n.names[0], n.names[i] = n.names[i], n.names[0]
+	case n.isDir(): // it has one name: it was moved underneath
+		moved, n.names = n.names, []dentry{d}
+		fs.table.ref(parent)
+	default:
+		n.names = append([]dentry{d}, n.names...)
+		fs.table.ref(parent)
 	}
-	fs.table.ref(parent)
-	n.names = append(n.names, dentry{parent, name})
 	fs.tree.Unlock()
 	fs.leave(moved)
 }
