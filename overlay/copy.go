@@ -230,7 +230,13 @@ func (fs *FS) bringUp(ctx context.Context, n *node, src copyup.Source, before fu
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	endMove, err := n.moveLocks(c.Fd)
+	if err != nil {
+		c.Discard()
+		return err
+	}
 	if err := fs.publish(ctx, n, c, &src, before, dir); err != nil {
+		endMove(false)
 		if n.indexed {
 			fs.unindex(n, c.Fd)
 		}
@@ -239,6 +245,7 @@ func (fs *FS) bringUp(ctx context.Context, n *node, src copyup.Source, before fu
 	}
 	fs.isIndexed(n, c.Fd)
 	fs.switchOver(n, c.Fd, id)
+	endMove(true)
 	if src.Attr.AppendOnly {
 		keepAppendOnly(fs, n, c.Fd)
 	}

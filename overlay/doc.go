@@ -21,6 +21,7 @@
 //	flights (one per node: who brings it up)   any I/O; waiting for it is interruptible
 //	node.mu (file, then directories above it;  calls on the upper and on local lowers that
 //	         two files in the order of ids)     do not move data; never a source
+//	fileLocks.mu (per node: who has locked)    calls on a local layer that do not wait for a lock
 //	FS.tree (all names)                        nothing: memory only
 //	table.mu, dirCache.mu, handleTable.mu      nothing: memory only
 //
@@ -34,6 +35,8 @@
 //     descriptor sees what is written through a new one.
 //   - Who has looked a file up may open it after its last name went: a descriptor
 //     is kept until the kernel forgets it (node.kept).
+//   - What a client has locked is locked on the inode that shows, where it lies in
+//     a layer that we may change: on a copy before it has its name.
 //   - What the kernel may keep: contents by inode, dropped when size or mtime
 //     change; names and attributes for entry_timeout and attr_timeout.
 //

@@ -95,6 +95,8 @@ type FS struct {
 	handles handleTable
 	flights flights
 
+	deadlocks deadlocks
+
 	complaints complaints
 
 	whiteoutMu sync.Mutex // making the shared whiteout

@@ -99,9 +99,6 @@ func (fs *FS) statfs(ctx context.Context) (layers.Statfs, error) {
 	return fs.lowers[0].Statfs(ctx)
 }
 
-// GetLk, SetLk and SetLkw are not asked: the kernel keeps locks itself, for this
-// host.
-
 // reopenLower opens the file behind a lower descriptor once more.
 func reopenLower(fd int, attr layers.Attr) (layers.File, error) {
 	nfd, err := sys.Reopen(fd, unix.O_RDONLY)

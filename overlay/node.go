@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -84,6 +85,8 @@ type node struct {
 	obj     *extent.Object // while open, of a remote or pending file
 	src     *source        // where obj's missing extents come from
 	retired []readable     // what obj and src were, for reads under way
+
+	locks atomic.Pointer[fileLocks] // nil until somebody locks; set with mu held
 }
 
 func (n *node) isDir() bool { return n.typ == unix.S_IFDIR }

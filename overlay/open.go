@@ -320,6 +320,7 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 		return
 	}
 	n := h.n
+	n.unlockAtRelease(h.id)
 	n.mu.Lock()
 	delete(n.open, h.id)
 	last := len(n.open) == 0

@@ -359,6 +359,7 @@ func (fs *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if h == nil {
 		return fuse.EBADF
 	}
+	h.n.unlockAtFlush(in.LockOwner)
 	v := h.view()
 	if !h.writable() || v.fd < 0 {
 		return fuse.OK

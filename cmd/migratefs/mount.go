@@ -228,6 +228,7 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 		DirectMountFlags:     unix.MS_MGC_VAL, // no flags but those in Options: zero would mean nosuid, nodev
 		Options:              []string{"default_permissions"},
 		EnableAcl:            !o.noACL,
+		EnableLocks:          !o.localLocks,
 		MaxWrite:             1 << 20,
 		MaxBackground:        64,
 		EnableSymlinkCaching: false,

@@ -26,6 +26,7 @@ type options struct {
 	noRedirect bool
 	volatile   bool
 	noAtime    bool
+	localLocks bool // the kernel keeps locks, for this mount alone
 	fsName     string
 	logFile    string
 	entry      *time.Duration
@@ -52,21 +53,25 @@ type lowerSpec struct {
 // optionTable says what each option does with its value. An option without one
 // gets "".
 var optionTable = map[string]func(o *options, v string) error{
-	"lowerdir":   func(o *options, v string) error { return o.addLowers(v) },
-	"lowerdir+":  func(o *options, v string) error { return o.addLower(v) },
-	"upperdir":   once("upperdir", func(o *options) *string { return &o.upper }),
-	"workdir":    once("workdir", func(o *options) *string { return &o.work }),
-	"criu":       once("criu", func(o *options) *string { return &o.criu }),
-	"mode":       func(o *options, v string) error { return oneOf(&o.mode, "mode", v, "migrate", "overlay") },
-	"names":      setNames,
-	"view":       func(o *options, v string) error { o.viewAll = true; var s string; return oneOf(&s, "view", v, "root") },
-	"ro":         func(o *options, _ string) error { o.readOnly = true; return nil },
-	"rw":         func(o *options, _ string) error { o.readOnly = false; return nil },
-	"noacl":      func(o *options, _ string) error { o.noACL = true; return nil },
-	"userxattr":  func(o *options, _ string) error { o.userXattr = true; return nil },
-	"volatile":   func(o *options, _ string) error { o.volatile = true; return nil },
-	"fsname":     func(o *options, v string) error { o.fsName = v; return nil },
-	"log":        func(o *options, v string) error { o.logFile = v; return nil },
+	"lowerdir":  func(o *options, v string) error { return o.addLowers(v) },
+	"lowerdir+": func(o *options, v string) error { return o.addLower(v) },
+	"upperdir":  once("upperdir", func(o *options) *string { return &o.upper }),
+	"workdir":   once("workdir", func(o *options) *string { return &o.work }),
+	"criu":      once("criu", func(o *options) *string { return &o.criu }),
+	"mode":      func(o *options, v string) error { return oneOf(&o.mode, "mode", v, "migrate", "overlay") },
+	"names":     setNames,
+	"view":      func(o *options, v string) error { o.viewAll = true; var s string; return oneOf(&s, "view", v, "root") },
+	"ro":        func(o *options, _ string) error { o.readOnly = true; return nil },
+	"rw":        func(o *options, _ string) error { o.readOnly = false; return nil },
+	"noacl":     func(o *options, _ string) error { o.noACL = true; return nil },
+	"userxattr": func(o *options, _ string) error { o.userXattr = true; return nil },
+	"volatile":  func(o *options, _ string) error { o.volatile = true; return nil },
+	"fsname":    func(o *options, v string) error { o.fsName = v; return nil },
+	"log":       func(o *options, v string) error { o.logFile = v; return nil },
+	"no_remote_lock": func(o *options, _ string) error {
+		o.localLocks = true
+		return nil
+	},
 	"hard":       func(o *options, _ string) error { o.hard = true; return nil },
 	"soft":       func(o *options, _ string) error { o.hard = false; return nil },
 	"ssh_config": func(o *options, v string) error { o.sshConfig = v; return nil },
