@@ -129,7 +129,9 @@ type child struct {
 	t     *testing.T
 	in    *os.File
 	mu    sync.Mutex
+	news  *sync.Cond // something was heard, or the child has ended
 	heard map[int]string
+	ended bool
 	said  int
 }
 
@@ -151,6 +153,7 @@ func startChild(t *testing.T) *child {
 	r.Close()
 	toUs.Close()
 	c := &child{Process: p, t: t, in: w, heard: map[int]string{}}
+	c.news = sync.NewCond(&c.mu)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -159,8 +162,13 @@ func startChild(t *testing.T) *child {
 			i, _ := strconv.Atoi(n)
 			c.mu.Lock()
 			c.heard[i] = answer
+			c.news.Broadcast()
 			c.mu.Unlock()
 		}
+		c.mu.Lock()
+		c.ended = true
+		c.news.Broadcast()
+		c.mu.Unlock()
 	}()
 	t.Cleanup(func() {
 		c.KillTree()
@@ -189,9 +197,17 @@ func (c *child) answered(n int) (string, bool) {
 
 func (c *child) answer(n int) string {
 	c.t.Helper()
-	testbed.Until(c.t, "an answer", func() bool { _, ok := c.answered(n); return ok })
-	a, _ := c.answered(n)
-	return a
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for patience := time.AfterFunc(time.Minute, c.KillTree); ; c.news.Wait() {
+		if a, ok := c.heard[n]; ok {
+			patience.Stop()
+			return a
+		}
+		if c.ended {
+			return "no answer"
+		}
+	}
 }
 
 // asleep reports whether a thread of the child is in fcntl(2) or flock(2).

@@ -262,49 +262,67 @@ func TestFork(t *testing.T) {
 
 // TestManyWait: any number of processes that wait keep nobody from anything else.
 func TestManyWait(t *testing.T) {
+	for mode, where := range map[string]string{"overlay": "lower", "migrate": "upper"} {
+		t.Run(mode, func(t *testing.T) {
+			m, lower, _ := mountOf(t, mode)
+			dir := filepath.Join(filepath.Dir(lower), where)
+			must(t, os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o644))
+			manyWait(t, m.Path("file"))
+		})
+	}
+}
+
+func manyWait(t *testing.T, path string) {
 	const many = 200
-	inBoth(t, func(t *testing.T, path string) {
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		must(t, err)
-		defer f.Close()
-		must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
-		c := startChild(t)
-		var waiting []int
-		for i := range many {
-			c.answer(c.say(fmt.Sprintf("open %d %s r", i, path)))
-			waiting = append(waiting, c.say(fmt.Sprintf("lock %d fl w 0 0 wait", i)))
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	defer f.Close()
+	must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+	c := startChild(t)
+	var waiting []int
+	for i := range many {
+		c.say(fmt.Sprintf("open %d %s r", i, path))
+		waiting = append(waiting, c.say(fmt.Sprintf("lock %d fl w 0 0 wait", i)))
+	}
+	testbed.Until(t, "all to wait", func() bool { return c.inCalls() >= many })
+	other := path + ".other"
+	must(t, os.WriteFile(other, []byte("other"), 0o644))
+	if b, err := os.ReadFile(other); err != nil || string(b) != "other" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if _, err := os.ReadDir(filepath.Dir(path)); err != nil {
+		t.Error(err)
+	}
+	must(t, unix.Flock(int(f.Fd()), unix.LOCK_UN))
+	// They came one after the other, but not to the mount: the order is theirs.
+	for left := many; left > 0; left-- {
+		i := c.oneOf(waiting)
+		if a := c.answer(waiting[i]); a != "OK" {
+			t.Fatalf("waiter %d: %s", i, a)
 		}
-		testbed.Until(t, "all to wait", func() bool { return c.inCalls() >= many })
-		other := path + ".other"
-		must(t, os.WriteFile(other, []byte("other"), 0o644))
-		b, err := os.ReadFile(other)
-		if err != nil || string(b) != "other" {
-			t.Errorf("%q, %v", b, err)
+		waiting[i] = 0
+		c.say(fmt.Sprintf("close %d", i))
+	}
+}
+
+// oneOf waits for any answer to one of the numbers, which are 0 once they count no
+// more, and returns its index. The test fails if there are two: nobody has let go.
+func (c *child) oneOf(numbers []int) (index int) {
+	c.t.Helper()
+	index = -1
+	testbed.Until(c.t, "somebody to get the lock", func() bool {
+		for i, n := range numbers {
+			if _, ok := c.answered(n); n == 0 || !ok {
+				continue
+			}
+			if index >= 0 {
+				c.t.Errorf("%d and %d have it", index, i)
+			}
+			index = i
 		}
-		if _, err := os.ReadDir(filepath.Dir(path)); err != nil {
-			t.Error(err)
-		}
-		must(t, unix.Flock(int(f.Fd()), unix.LOCK_UN))
-		left := map[int]bool{}
-		for i := range many {
-			left[i] = true
-		}
-		for len(left) > 0 {
-			testbed.Until(t, "the next to get the lock", func() bool {
-				for i := range left {
-					if a, ok := c.answered(waiting[i]); ok {
-						if a != "OK" {
-							t.Errorf("waiter %d: %s", i, a)
-						}
-						delete(left, i)
-						c.answer(c.say(fmt.Sprintf("close %d", i)))
-						return true
-					}
-				}
-				return false
-			})
-		}
+		return index >= 0
 	})
+	return index
 }
 
 // inCalls counts the threads that are in fcntl(2) or flock(2).
@@ -322,7 +340,7 @@ func (c *child) inCalls() (n int) {
 // TestCounter: processes that lock, add one and unlock lose nothing, through the
 // mount and on the layer at once, while the file comes up.
 func TestCounter(t *testing.T) {
-	const each = 60
+	const each = 30
 	add := `i=0; while [ $i -lt $2 ]; do flock "$1" sh -c 'n=$(cat "$1"); echo $((n+1)) >"$1"' sh "$1"; i=$((i+1)); done`
 	for _, mode := range []string{"overlay", "migrate"} {
 		t.Run(mode, func(t *testing.T) {
