@@ -2,6 +2,7 @@ package locks
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -120,7 +121,9 @@ func errName(err error) string {
 	if err == nil {
 		return "OK"
 	}
-	return unix.ErrnoName(err.(syscall.Errno))
+	var errno syscall.Errno
+	errors.As(err, &errno)
+	return unix.ErrnoName(errno)
 }
 
 // child is a process of a script.

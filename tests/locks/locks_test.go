@@ -129,10 +129,7 @@ func play(t *testing.T, script []step, path string, layer func() string) {
 		case "await":
 			got = c.answer(waiting[who])
 		default:
-			what = strings.Replace(what, "FILE", path, 1)
-			if strings.Contains(what, "LAYER") {
-				what = strings.Replace(what, "LAYER", layer(), 1)
-			}
+			what = strings.NewReplacer("FILE", path, "LAYER", layer()).Replace(what)
 			n := c.say(what)
 			if s.want == "..." {
 				waiting[who] = n
