@@ -1,9 +1,11 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,7 +51,8 @@ type holder struct {
 	pid   uint32
 	fh    uint64 // the open file it came by
 	held  spans
-	waits int // how many wait for a lock of this owner
+	since uint64 // counts up: who came to hold something earlier is shown first
+	waits int    // how many wait for a lock of this owner
 
 	fd    int  // its description of the inode; -1: in the table alone
 	write bool // it is open for writing, or is to be once there is an inode
@@ -64,6 +67,7 @@ type fileLocks struct {
 	queue   []*lockWaiter // in the order in which they came
 	poll    *time.Timer   // for locks that others on the layer have
 	moves   int           // how often the file came up since
+	taken   uint64        // the last holder.since
 }
 
 // GetLk implements fuse.RawFileSystem.
@@ -202,17 +206,25 @@ func (l *fileLocks) take(h *holder, r *lockRequest) error {
 	if err := h.setOn(h.fd, r.lockOwner, r.span); err != nil {
 		return err
 	}
+	if len(h.held) == 0 {
+		l.taken++
+		h.since = l.taken
+	}
 	h.held = h.held.with(r.span)
 	return nil
 }
 
-// conflicts returns who keeps r's owner from getting r. The caller holds l.mu.
+// conflicts returns who keeps r's owner from getting r, who has had something
+// longest first. The caller holds l.mu.
 func (l *fileLocks) conflicts(r *lockRequest) (with []lockOwner) {
 	for o, h := range l.holders {
 		if o != r.lockOwner && o.flock == r.flock && h.held.conflict(&r.span) != nil {
 			with = append(with, o)
 		}
 	}
+	slices.SortFunc(with, func(a, b lockOwner) int {
+		return cmp.Compare(l.holders[a].since, l.holders[b].since)
+	})
 	return with
 }
 
@@ -371,7 +383,8 @@ func (fs *FS) openForLock(ctx context.Context, h *handle) (fd int, write bool, e
 
 func reopenForLock(path int, write bool) (int, bool, error) {
 	if write {
-		if fd, err := sys.Reopen(path, unix.O_RDWR); err == nil {
+		// O_APPEND is of no consequence, but for files that can only be appended to.
+		if fd, err := sys.Reopen(path, unix.O_RDWR|unix.O_APPEND); err == nil {
 			return fd, true, nil
 		} else if err == unix.EMFILE || err == unix.ENFILE {
 			return -1, false, err
