@@ -27,7 +27,7 @@ func fillAttr(out *fuse.Attr, n *node, a *layers.Attr) {
 		Ctimensec: a.Ctime.Nsec,
 		Mode:      a.Mode,
 		Nlink:     a.Nlink,
-		Owner:     fuse.Owner{Uid: a.UID, Gid: a.GID},
+		Owner:     fuse.Owner{Uid: n.fs.cfg.IDs.showUID(a.UID), Gid: n.fs.cfg.IDs.showGID(a.GID)},
 		Rdev:      uint32(a.Rdev),
 		Blksize:   max(a.Blksize, 4096),
 	}
@@ -272,14 +272,17 @@ func (fs *FS) setAttr(ctx context.Context, n *node, in *fuse.SetAttrIn) error {
 // fd. The owner comes first: changing it drops suid and sgid.
 func applyAttr(fd int, n *node, in *fuse.SetAttrIn) error {
 	uid, gid := -1, -1
+	ids := &n.fs.cfg.IDs
 	if v, ok := in.GetUID(); ok {
-		uid = int(v)
+		uid = int(ids.storeUID(v))
 	}
 	if v, ok := in.GetGID(); ok {
-		gid = int(v)
+		gid = int(ids.storeGID(v))
 	}
 	if uid >= 0 || gid >= 0 {
-		if err := sys.Fchown(fd, uid, gid); err != nil {
+		// What is squashed shows one owner whatever the layer has: a chown that the
+		// daemon may not make changes nothing that could be seen.
+		if err := sys.Fchown(fd, uid, gid); err != nil && !(ids.squash() && err == unix.EPERM) {
 			return err
 		}
 	}

@@ -18,10 +18,16 @@ import (
 // the caller and is charged to the caller's quota. f does not run if the switch
 // fails.
 func (fs *FS) as(c *fuse.Caller, f func() error) error {
-	if !fs.super || c.Uid == 0 && c.Gid == 0 {
+	if !fs.switches(c) {
 		return f()
 	}
-	return sys.As(sys.Cred{UID: c.Uid, GID: c.Gid, Groups: sys.GroupsOf(c.Pid)}, f)
+	return sys.As(fs.cred(c), f)
+}
+
+// switches reports whether the caller c acts in the layers as somebody else than
+// the daemon.
+func (fs *FS) switches(c *fuse.Caller) bool {
+	return fs.super && (c.Uid != 0 || c.Gid != 0 || fs.cfg.IDs.changed())
 }
 
 // birth is a name about to be made in a directory.
@@ -32,6 +38,7 @@ type birth struct {
 	name   string
 	caller *fuse.Caller
 	white  bool // a whiteout stands at the name
+	aside  bool // it cannot be made in place, but in a nursery
 	below  bool // lowers are below the directory: a new directory must hide them
 }
 
@@ -62,6 +69,9 @@ func (fs *FS) bear(ctx context.Context, n *node, name string, caller *fuse.Calle
 		return nil, err
 	}
 	b := &birth{fs: fs, n: n, dir: dir, name: name, caller: caller}
+	// Whoever may write to the directory as it is shown may not on disk, where it
+	// belongs to somebody else.
+	b.aside = fs.super && fs.cfg.IDs.changed()
 	if fs.cfg.Mode == Overlay {
 		n.mu.RLock()
 		b.below = len(n.lowers) > 0
@@ -147,8 +157,21 @@ func idOfFd(fd int) fileID {
 // createFile makes a regular file. Over a whiteout it is made nameless and then
 // renamed over it: at no instant does what lies below show through.
 func (b *birth) createFile(in *fuse.CreateIn) (fd int, err error) {
+	fd = -1
 	mode := b.mode(in.Mode&0o7777, in.Umask)
 	flags := dataFlags(in.Flags)
+	if b.aside {
+		err = b.viaNursery(func(b *birth, dirfd int, at string) error {
+			return b.fs.as(b.caller, func() (err error) {
+				fd, err = sys.Create(dirfd, at, flags|unix.O_EXCL, mode)
+				return err
+			})
+		})
+		if err != nil && fd >= 0 {
+			unix.Close(fd)
+		}
+		return fd, err
+	}
 	if !b.white {
 		// The kernel looked the name up: there is none. Another host may be faster.
 		err = b.fs.as(b.caller, func() (err error) {
@@ -194,17 +217,27 @@ func (fs *FS) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *
 	if fs.cfg.Mode == Overlay && in.Mode&unix.S_IFMT == unix.S_IFCHR && in.Rdev == 0 {
 		return fuse.EPERM // would be a whiteout
 	}
-	return fs.make("mknod", cancel, parent, name, &in.Caller, out, func(b *birth, dirfd int, at string) error {
+	f := func(b *birth, dirfd int, at string) error {
 		mode := in.Mode&unix.S_IFMT | b.mode(in.Mode&0o7777, in.Umask)
-		// Whether the caller may make a device is the kernel's to say, and it did.
-		if t := in.Mode & unix.S_IFMT; t == unix.S_IFCHR || t == unix.S_IFBLK {
-			if err := sys.Mknod(dirfd, at, mode, uint64(in.Rdev)); err != nil {
-				return err
-			}
-			return fs.own(dirfd, at, b.caller)
+		if !isDevice(in.Mode) {
+			return fs.as(b.caller, func() error { return sys.Mknod(dirfd, at, mode, 0) })
 		}
-		return fs.as(b.caller, func() error { return sys.Mknod(dirfd, at, mode, 0) })
+		// Whether the caller may make a device is the kernel's to say, and it did.
+		if err := sys.Mknod(dirfd, at, mode, uint64(in.Rdev)); err != nil {
+			return err
+		}
+		return fs.own(dirfd, at, b.caller)
+	}
+	return fs.make("mknod", cancel, parent, name, &in.Caller, out, func(b *birth, dirfd int, at string) error {
+		if isDevice(in.Mode) && dirfd == b.dir.fd && fs.switches(b.caller) {
+			return b.viaNursery(f) // it gets its owner before its name
+		}
+		return f(b, dirfd, at)
 	})
+}
+
+func isDevice(mode uint32) bool {
+	return mode&unix.S_IFMT == unix.S_IFCHR || mode&unix.S_IFMT == unix.S_IFBLK
 }
 
 // Symlink implements fuse.RawFileSystem.
@@ -225,7 +258,7 @@ func (fs *FS) make(op string, cancel <-chan struct{}, parent *node, name string,
 		return fs.statusIn(op, parent, name, err)
 	}
 	defer b.end()
-	if b.white {
+	if b.white || b.aside {
 		err = b.viaNursery(f)
 	} else {
 		err = f(b, b.dir.fd, name)
@@ -237,8 +270,8 @@ func (fs *FS) make(op string, cancel <-chan struct{}, parent *node, name string,
 }
 
 // viaNursery makes the thing in a temporary directory that belongs to the caller
-// (the work directory itself is closed to others) and renames it over the
-// whiteout.
+// (the work directory itself is closed to others) and renames it into place, over
+// the whiteout if there is one.
 func (b *birth) viaNursery(f func(b *birth, dirfd int, at string) error) error {
 	fs, temp := b.fs, copyup.TempName()
 	if err := sys.Mkdir(fs.work, temp, 0o700); err != nil {
@@ -256,7 +289,10 @@ func (b *birth) viaNursery(f func(b *birth, dirfd int, at string) error) error {
 	if err := f(b, fd, "x"); err != nil {
 		return err
 	}
-	return sys.Rename(fd, "x", b.dir.fd, b.name, 0)
+	if b.white {
+		return sys.Rename(fd, "x", b.dir.fd, b.name, 0)
+	}
+	return sys.Rename(fd, "x", b.dir.fd, b.name, unix.RENAME_NOREPLACE)
 }
 
 // likeParent gives a temporary directory what its children inherit: group and
@@ -267,7 +303,8 @@ func (b *birth) likeParent(temp string) error {
 		return err
 	}
 	if b.fs.super {
-		if err := sys.Chown(b.fs.work, temp, int(b.caller.Uid), int(stx.Gid)); err != nil {
+		uid := b.fs.cfg.IDs.storeUID(b.caller.Uid)
+		if err := sys.Chown(b.fs.work, temp, int(uid), int(stx.Gid)); err != nil {
 			return err
 		}
 	}
@@ -282,18 +319,18 @@ func (b *birth) likeParent(temp string) error {
 }
 
 func (fs *FS) own(dirfd int, name string, c *fuse.Caller) error {
-	if !fs.super || c.Uid == 0 && c.Gid == 0 {
+	if !fs.switches(c) {
 		return nil
 	}
 	var stx unix.Statx_t
 	if err := sys.Statx(dirfd, "", &stx); err != nil {
 		return err
 	}
-	gid := int(c.Gid)
+	gid := int(fs.cfg.IDs.storeGID(c.Gid))
 	if stx.Mode&unix.S_ISGID != 0 {
 		gid = int(stx.Gid)
 	}
-	return sys.Chown(dirfd, name, int(c.Uid), gid)
+	return sys.Chown(dirfd, name, int(fs.cfg.IDs.storeUID(c.Uid)), gid)
 }
 
 // Mkdir implements fuse.RawFileSystem.
@@ -307,9 +344,14 @@ func (fs *FS) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *
 	}
 	defer b.end()
 	mode := b.mode(in.Mode&0o7777, in.Umask)
-	if b.white || b.below && fs.lowersMayHave(ctx, b.n, name) {
+	switch {
+	case b.white || b.below && fs.lowersMayHave(ctx, b.n, name):
 		err = b.mkdirOpaque(mode)
-	} else {
+	case b.aside:
+		err = b.viaNursery(func(b *birth, dirfd int, at string) error {
+			return fs.as(b.caller, func() error { return sys.Mkdir(dirfd, at, mode) })
+		})
+	default:
 		err = fs.as(b.caller, func() error { return sys.Mkdir(b.dir.fd, name, mode) })
 	}
 	if err == nil {

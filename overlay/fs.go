@@ -59,10 +59,12 @@ type Config struct {
 
 	Volatile     bool // no fsync in copy-up
 	NoAtime      bool // reading an upper file leaves its access time
+	IDs          IDs
 	NoRedirect   bool // renaming a directory that lies below is EXDEV
 	NoFollow     bool // a directory that was moved is EPERM where its redirect leads anywhere
 	EntryTimeout *time.Duration
 	AttrTimeout  *time.Duration
+	NegTimeout   *time.Duration // of names that are not there; nil: EntryTimeout
 	Log          *slog.Logger
 }
 
@@ -89,6 +91,7 @@ type FS struct {
 
 	entryTimeout time.Duration
 	attrTimeout  time.Duration
+	negTimeout   time.Duration
 
 	tree    sync.RWMutex // protects node.names of every node
 	dirs    dirCache
@@ -198,6 +201,10 @@ func (fs *FS) timeouts() {
 	}
 	if fs.cfg.AttrTimeout != nil {
 		fs.attrTimeout = *fs.cfg.AttrTimeout
+	}
+	fs.negTimeout = fs.entryTimeout
+	if fs.cfg.NegTimeout != nil {
+		fs.negTimeout = *fs.cfg.NegTimeout
 	}
 }
 

@@ -25,10 +25,10 @@ func (fs *FS) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out
 	f, err := fs.lookup(ctx, dir, name)
 	if err != nil {
 		if errnoOf(err) == unix.ENOENT {
-			if fs.entryTimeout == 0 {
+			if fs.negTimeout == 0 {
 				return fuse.ENOENT
 			}
-			out.SetEntryTimeout(fs.entryTimeout) // no node id: the kernel remembers that there is none
+			out.SetEntryTimeout(fs.negTimeout) // no node id: the kernel remembers that there is none
 			return fuse.OK
 		}
 		return fs.status("lookup", dir, name, err)

@@ -287,5 +287,13 @@ func (fs *FS) readUpper(ctx context.Context, n *node) ([]layers.Entry, error) {
 		return nil, err
 	}
 	defer fs.dirs.release(d)
-	return local.ReadDirAt(context.WithoutCancel(ctx), d.fd)
+	ctx = context.WithoutCancel(ctx)
+	if fs.cfg.NoAtime {
+		// Only an owner, or root, may leave access times alone.
+		if fd, err := sys.OpenBeneath(d.fd, "", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOATIME, 0); err == nil {
+			defer unix.Close(fd)
+			return local.ReadDirFd(ctx, fd)
+		}
+	}
+	return local.ReadDirAt(ctx, d.fd)
 }

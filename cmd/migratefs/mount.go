@@ -57,6 +57,9 @@ func (m *mountCommand) run() error {
 		return err
 	}
 	m.opts = opts
+	if opts.remount {
+		return m.remount()
+	}
 	if m.foreground || m.debug || os.Getenv(readyEnv) != "" {
 		return m.serve()
 	}
@@ -177,6 +180,9 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 	if err != nil {
 		return asMountError(err)
 	}
+	for _, n := range m.opts.notes {
+		log.Info(n)
+	}
 	unix.Umask(0)
 	if isRoot() {
 		if err := sys.DropCapability(unix.CAP_SYS_RESOURCE); err != nil {
@@ -242,6 +248,14 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 			mo.Options = append(mo.Options, "ro")
 		}
 	}
+	mo.DirectMountFlags |= o.mountBits
+	if o.maxWrite > 0 {
+		mo.MaxWrite = o.maxWrite
+	}
+	if o.maxBackground > 0 {
+		mo.MaxBackground = o.maxBackground
+	}
+	mo.MaxReadAhead = o.maxReadahead
 	mo.Options = append(mo.Options, st.flags(o.flags)...)
 	return fuse.NewServer(st.fs, st.point, mo)
 }

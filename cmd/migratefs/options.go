@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/migratefs/migratefs/layers/seed"
+	"github.com/migratefs/migratefs/overlay"
 )
 
 // options is what -o says.
@@ -31,7 +32,14 @@ type options struct {
 	logFile    string
 	entry      *time.Duration
 	attr       *time.Duration
+	negative   *time.Duration
 	flags      []string // suid, nodev, ... as given
+	mountBits  uintptr  // of mount(2)
+	remount    bool
+	ids        overlay.IDs
+	notes      []string // what the user is to know of an option
+
+	maxWrite, maxReadahead, maxBackground int
 
 	sshConfig  string
 	sshCommand string
@@ -100,14 +108,22 @@ var optionTable = map[string]func(o *options, v string) error{
 	},
 	"allow_other": func(o *options, _ string) error { t := true; o.allowOther = &t; return nil },
 	// What is always so.
-	"default_permissions": nothing,
-	"metacopy":            onlyOn("metacopy"), "index": onlyOn("index"), "xino": onlyOn("xino"),
-	// For mount(8) and systemd, not for us.
-	"defaults": nothing, "auto": nothing, "noauto": nothing, "user": nothing, "nouser": nothing, "users": nothing,
-	"owner": nothing, "group": nothing, "_netdev": nothing, "nofail": nothing, "async": nothing,
-	// Access times are what the upper's filesystem makes them, unless noatime.
-	"relatime": nothing, "norelatime": nothing, "atime": nothing,
-	"noatime": func(o *options, _ string) error { o.noAtime = true; return nil },
+	"metacopy": onlyOn("metacopy"), "index": onlyOn("index"), "xino": onlyOn("xino"),
+	"noatime":        func(o *options, _ string) error { o.noAtime = true; return nil },
+	"remount":        func(o *options, _ string) error { o.remount = true; return nil },
+	"nosymfollow":    func(o *options, _ string) error { o.mountBits |= mountBits["nosymfollow"]; return nil },
+	"squash_to_root": func(o *options, _ string) error { o.ids.Root = true; return nil },
+	"squash_to_uid":  func(o *options, v string) error { return id(&o.ids.UID, "squash_to_uid", v) },
+	"squash_to_gid":  func(o *options, v string) error { return id(&o.ids.GID, "squash_to_gid", v) },
+	"uidmapping":     func(o *options, v string) error { return mapping(&o.ids.UIDs, "uidmapping", v) },
+	"gidmapping":     func(o *options, v string) error { return mapping(&o.ids.GIDs, "gidmapping", v) },
+	"max_write":      func(o *options, v string) error { return number(&o.maxWrite, "max_write", v, 4096, 1<<20) },
+	"max_readahead":  func(o *options, v string) error { return number(&o.maxReadahead, "max_readahead", v, 4096, 1<<30) },
+	"max_background": func(o *options, v string) error { return number(&o.maxBackground, "max_background", v, 1, 65535) },
+	"negative_timeout": func(o *options, v string) error {
+		o.negative = new(time.Duration)
+		return seconds(o.negative, "negative_timeout", v)
+	},
 }
 
 // mountFlags are options that become flags of the mount.
@@ -181,6 +197,37 @@ func id(dst **uint32, name, v string) error {
 	return nil
 }
 
+func number(dst *int, name, v string, least, most int) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < least || n > most {
+		return usageErrorf("option %s=%q: give a number from %d to %d", name, v, least, most)
+	}
+	*dst = n
+	return nil
+}
+
+// mapping parses ID:SHOWN:COUNT:ID:SHOWN:COUNT..., as fuse-overlayfs has it.
+func mapping(dst *overlay.Mapping, name, v string) error {
+	fields := strings.Split(v, ":")
+	if len(fields)%3 != 0 {
+		return usageErrorf("option %s=%q: give ID:SHOWN:COUNT, or several of these", name, v)
+	}
+	var m overlay.Mapping
+	for ; len(fields) > 0; fields = fields[3:] {
+		var n [3]uint32
+		for i := range n {
+			u, err := strconv.ParseUint(fields[i], 10, 32)
+			if err != nil {
+				return usageErrorf("option %s=%q: %q is not a number", name, v, fields[i])
+			}
+			n[i] = uint32(u)
+		}
+		m = append(m, overlay.MappedRange{ID: n[0], Shown: n[1], Count: n[2]})
+	}
+	*dst = m
+	return nil
+}
+
 // parseOptions parses the values of all -o.
 func parseOptions(values []string) (*options, error) {
 	o := &options{given: make(map[string]bool), fsName: "migratefs"}
@@ -198,14 +245,17 @@ func parseOptions(values []string) (*options, error) {
 }
 
 func (o *options) set(opt string) error {
-	name, v, _ := strings.Cut(opt, "=")
+	name, v, hasValue := strings.Cut(opt, "=")
 	o.given[name] = true
+	if hasValue && flagOptions[name] {
+		return usageErrorf("option %s=%s: %s has no value", name, v, name)
+	}
 	if mountFlags[name] {
 		o.flags = append(o.flags, name)
 		return nil
 	}
-	if strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "comment") {
-		return nil
+	if ok, err := o.setKnown(name, strings.ReplaceAll(v, `\,`, ","), hasValue); ok {
+		return err
 	}
 	f, ok := optionTable[name]
 	if !ok || f == nil {
@@ -223,6 +273,8 @@ func (o *options) check() error {
 		}
 	}
 	switch {
+	case o.remount:
+		return nil
 	case len(o.lowers) == 0 && o.criu == "":
 		return usageErrorf("no lowerdir: give -o lowerdir=DIR, lowerdir=user@host:/DIR or criu=IMAGES")
 	case o.mode == "migrate" && remote != "":

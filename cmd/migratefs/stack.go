@@ -364,6 +364,8 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		NoRedirect:   st.o.noRedirect,
 		EntryTimeout: st.o.entry,
 		AttrTimeout:  st.o.attr,
+		NegTimeout:   st.o.negative,
+		IDs:          st.o.ids,
 		Log:          st.log,
 	}
 	if st.o.mode == "migrate" {

@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,8 +19,7 @@ type Cred struct {
 }
 
 // As runs f on a thread whose filesystem ids and supplementary groups are c's,
-// then restores the thread. f runs only if all three were switched; a thread
-// that cannot be restored is never used again.
+// then restores the thread. f runs only if all three were switched.
 //
 // The calls are made raw: the wrappers of package syscall would change every
 // thread of the process. setfsuid(2) to a non-zero id takes the filesystem
@@ -27,40 +27,46 @@ type Cred struct {
 // way to zero.
 func As(c Cred, f func() error) error {
 	runtime.LockOSThread()
-	healthy := false
-	defer func() {
-		// A goroutine that ends locked takes its thread with it.
-		if healthy {
-			runtime.UnlockOSThread()
-		}
-	}()
+	defer runtime.UnlockOSThread()
 	old, err := unix.Getgroups()
 	if err != nil {
 		return err
 	}
-	restore := Cred{UID: uint32(unix.Geteuid()), GID: uint32(unix.Getegid())}
+	own := Cred{UID: uint32(unix.Geteuid()), GID: uint32(unix.Getegid())}
 	for _, g := range old {
-		restore.Groups = append(restore.Groups, uint32(g))
+		own.Groups = append(own.Groups, uint32(g))
 	}
-	err = become(c)
-	if err == nil {
-		err = f()
+	if err := announce("switch"); err != nil {
+		return err
 	}
-	if rerr := become(restore); rerr != nil {
-		return rerr
+	if err := setgroups(c.Groups); err != nil {
+		return err // and nothing was switched
 	}
-	healthy = true
-	return err
+	// Whatever happens, the goroutine does not go on with somebody else's rights:
+	// it has other requests to serve. Who could leave may come back, but for want
+	// of memory.
+	defer func() {
+		for become(own) != nil {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
+	if err := setIDs(c); err != nil {
+		return err
+	}
+	return f()
 }
 
-// become switches groups and gid before uid on the way out of root, and the
-// other way round on the way back: setgroups and setfsgid need root's
-// capabilities, which setfsuid does not touch (they are not filesystem
-// capabilities), so one order serves both.
+// become switches groups and gid before uid on the way out of root, and on the
+// way back: setgroups and setfsgid need root's capabilities, which setfsuid does
+// not touch (they are not filesystem capabilities), so one order serves both.
 func become(c Cred) error {
 	if err := setgroups(c.Groups); err != nil {
 		return err
 	}
+	return setIDs(c)
+}
+
+func setIDs(c Cred) error {
 	if err := setfsid(unix.SYS_SETFSGID, c.GID); err != nil {
 		return err
 	}
@@ -89,9 +95,12 @@ func setfsid(nr uintptr, id uint32) error {
 	return nil
 }
 
-// GroupsOf returns the supplementary groups of process (or thread) pid. A pid
-// of zero, which requests from other pid namespaces carry, has none.
-func GroupsOf(pid uint32) []uint32 {
+// GroupsOf returns the supplementary groups of the process (or thread) pid, which
+// makes a request with the filesystem ids uid and gid. There are none for a pid of
+// zero, which requests from other pid namespaces carry, nor where the thread has
+// other ids: then it makes the request for somebody else, as nfsd does, whose
+// groups are not to be had.
+func GroupsOf(pid, uid, gid uint32) []uint32 {
 	if pid == 0 {
 		return nil
 	}
@@ -99,13 +108,12 @@ func GroupsOf(pid uint32) []uint32 {
 	if err != nil {
 		return nil
 	}
-	_, rest, ok := strings.Cut(string(b), "\nGroups:")
-	if !ok {
+	status := string(b)
+	if fsID(status, "\nUid:") != uid || fsID(status, "\nGid:") != gid {
 		return nil
 	}
-	line, _, _ := strings.Cut(rest, "\n")
 	var groups []uint32
-	for _, f := range strings.Fields(line) {
+	for _, f := range statusLine(status, "\nGroups:") {
 		g, err := strconv.ParseUint(f, 10, 32)
 		if err != nil {
 			return nil
@@ -113,4 +121,25 @@ func GroupsOf(pid uint32) []uint32 {
 		groups = append(groups, uint32(g))
 	}
 	return groups
+}
+
+// statusLine returns the fields of a line of proc_pid_status(5).
+func statusLine(status, name string) []string {
+	_, rest, _ := strings.Cut(status, name)
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.Fields(line)
+}
+
+// fsID returns the filesystem id of a line of real, effective, saved and
+// filesystem ids, or an id that nobody has.
+func fsID(status, name string) uint32 {
+	ids := statusLine(status, name)
+	if len(ids) != 4 {
+		return ^uint32(0)
+	}
+	id, err := strconv.ParseUint(ids[3], 10, 32)
+	if err != nil {
+		return ^uint32(0)
+	}
+	return uint32(id)
 }
