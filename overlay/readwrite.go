@@ -190,7 +190,7 @@ func killPriv(fd int, pending bool, c *fuse.Caller) error {
 }
 
 func inGroup(c *fuse.Caller, gid uint32) bool {
-	return c.Gid == gid || slices.Contains(sys.GroupsOf(c.Pid), gid)
+	return c.Gid == gid || slices.Contains(sys.GroupsOf(c.Pid, c.Uid, c.Gid), gid)
 }
 
 // killPrivOf is killPriv for the calls with which the kernel does not say that
