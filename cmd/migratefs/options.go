@@ -131,8 +131,6 @@ var mountFlags = map[string]bool{
 	"suid": true, "nosuid": true, "dev": true, "nodev": true, "exec": true, "noexec": true,
 }
 
-func nothing(*options, string) error { return nil }
-
 func onlyOn(name string) func(*options, string) error {
 	return func(_ *options, v string) error {
 		if v == "on" || v == "auto" || v == "" {
