@@ -164,7 +164,7 @@ func (fs *FS) copySource(ctx context.Context, n *node) (copyup.Source, error) {
 		return copyup.Source{}, err
 	}
 	if fs.cfg.Mode == Overlay {
-		src.Xattrs = fs.ownXattrsOut(src.Xattrs)
+		src.Xattrs = fs.setOrigin(fs.ownXattrsOut(src.Xattrs), &r)
 	}
 	if attr.Type() == unix.S_IFLNK {
 		src.Target, err = r.layer.Readlink(ctx, path)
@@ -322,6 +322,9 @@ func (fs *FS) publish(ctx context.Context, n *node, c *copyup.Copy, src *copyup.
 			return err
 		}
 	}
+	if err := fs.setImpure(d.parent, t.dir.fd); err != nil {
+		return err
+	}
 	if err := c.PublishAs(d.name); err != nil {
 		if errors.Is(err, unix.EEXIST) {
 			return layers.ErrStale // somebody else's file
@@ -368,7 +371,11 @@ func (fs *FS) indexer(n *node, src copyup.Source) func(fd int) error {
 		// What the count of links is made of comes first: where a crash leaves one
 		// that is too low, the copy would be given up for the older lower file
 		// while it has a name. Too high costs space.
-		err := fs.enterIndex(fd, &r)
+		dir, name := fs.indexAt(&r)
+		var err error
+		if dir == fs.links {
+			err = fs.enterIndex(fd, &r)
+		}
 		switch {
 		case err != nil:
 		case fs.cfg.Mode == Overlay:
@@ -377,7 +384,7 @@ func (fs *FS) indexer(n *node, src copyup.Source) func(fd int) error {
 			err = fs.mark(n, &r)
 		}
 		if err == nil {
-			err = sys.LinkFd(fd, fs.index, indexName(&r))
+			err = sys.LinkFd(fd, dir, name)
 		}
 		if err != nil {
 			fs.unindex(n, fd)
@@ -393,7 +400,7 @@ func (fs *FS) isIndexed(n *node, fd int) {
 	if n.indexed && fs.cfg.Mode == Overlay {
 		r := &n.lowers[0]
 		fs.setNlink(fd, fs.linksLeft(r))
-		_ = sys.Unlink(fs.index, goneName(r))
+		_ = sys.Unlink(fs.links, goneName(r))
 	}
 }
 
@@ -406,7 +413,7 @@ func (fs *FS) switchOver(n *node, fd int, id extent.ID) {
 		fs.log.Error("copy not known by its inode", "cause", err)
 	}
 	a := local.AttrOf(&stx)
-	n.upper, n.upID, n.pending = true, idOf(&a), id
+	n.upper, n.upID, n.pending, n.origin = true, idOf(&a), id, true
 	fs.table.also(n, identityOf(fs.upper, "", &a))
 	if n.kept >= 0 {
 		nfd, err := sys.Reopen(fd, unix.O_PATH)

@@ -52,13 +52,16 @@ func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, inde
 	if err := sys.Statx(at.Work, temp, &stx); err != nil {
 		return err
 	}
+	if err := fs.setImpure(d.parent, t.dir.fd); err != nil {
+		return err
+	}
 	err := fs.indexNode(n, at.Work, temp, index, func() error { return copyup.PublishNode(temp, at, n.isDir()) })
 	if err != nil {
 		return err
 	}
 	_ = copyup.RestoreTimes(t.dir.fd, &t.parent)
 	a := local.AttrOf(&stx)
-	n.upper, n.upID = true, idOf(&a)
+	n.upper, n.upID, n.origin = true, idOf(&a), true
 	fs.table.also(n, identityOf(fs.upper, "", &a))
 	return nil
 }

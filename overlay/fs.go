@@ -83,7 +83,8 @@ type FS struct {
 	upper  *layer   // nil: read-only
 	lowers []*layer // highest first
 	work   int      // descriptor, -1 without an upper
-	index  int      // WORK/index: one name per hard-linked file that came up
+	index  int      // WORK/index, overlay mode: as the kernel has it, one name per hard-linked file that came up
+	links  int      // WORK/links, WORK/index in migrate mode: the same for files without handles, and what leads to and from them
 	stubs  int      // WORK/stubs: one name per pending file
 	store  *extent.Store
 	copies copyup.Config
@@ -114,8 +115,9 @@ type layer struct {
 	changes  bool
 	fsid     uint64
 	dev      uint64 // of the root directory
-	trash    int    // migrate: LOWER/.migratefs/trash, -1 until needed
-	marks    int    // migrate: LOWER/.migratefs/hl, -1 until needed
+	handles  handles
+	trash    int // migrate: LOWER/.migratefs/trash, -1 until needed
+	marks    int // migrate: LOWER/.migratefs/hl, -1 until needed
 }
 
 func (l *layer) isLocal() bool { return l.root >= 0 }
@@ -127,7 +129,7 @@ func New(ctx context.Context, cfg Config) (*FS, error) {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		cfg:           cfg,
 		log:           cfg.Log,
-		work:          -1, index: -1, stubs: -1,
+		work:          -1, index: -1, links: -1, stubs: -1,
 		copies: copyup.Config{Volatile: cfg.Volatile, Owner: os.Geteuid() == 0},
 		super:  os.Geteuid() == 0,
 	}
@@ -155,6 +157,9 @@ func (fs *FS) start(ctx context.Context) error {
 	if err := fs.openWork(); err != nil {
 		return err
 	}
+	if err := fs.findHandles(); err != nil {
+		return err
+	}
 	if err := fs.openRoot(ctx); err != nil {
 		return err
 	}
@@ -163,14 +168,14 @@ func (fs *FS) start(ctx context.Context) error {
 
 func (fs *FS) stack() {
 	if fs.cfg.Upper != nil {
-		fs.upper = &layer{Layer: fs.cfg.Upper, root: fs.cfg.Upper.Root(), writable: true, trash: -1, marks: -1}
+		fs.upper = &layer{Layer: fs.cfg.Upper, root: fs.cfg.Upper.Root(), writable: true, handles: handles{fd: -1}, trash: -1, marks: -1}
 		var st unix.Stat_t
 		if unix.Fstat(fs.upper.root, &st) == nil {
 			fs.upper.dev = st.Dev
 		}
 	}
 	for i, low := range fs.cfg.Lowers {
-		l := &layer{Layer: low.Layer, index: i + 1, root: -1, changes: low.Changes, trash: -1, marks: -1}
+		l := &layer{Layer: low.Layer, index: i + 1, root: -1, changes: low.Changes, handles: handles{fd: -1}, trash: -1, marks: -1}
 		if d, ok := low.Layer.(interface{ Root() int }); ok {
 			l.root = d.Root()
 			l.writable = fs.cfg.Mode == Migrate
@@ -211,7 +216,14 @@ func (fs *FS) timeouts() {
 // openWork opens, and where needed makes, what the work directory holds.
 func (fs *FS) openWork() (err error) {
 	fs.work = int(fs.cfg.Work.Fd())
-	if fs.index, err = sys.MkdirOpen(fs.work, "index"); err != nil {
+	links := "index"
+	if fs.cfg.Mode == Overlay {
+		if fs.index, err = sys.MkdirOpen(fs.work, "index"); err != nil {
+			return err
+		}
+		links = "links"
+	}
+	if fs.links, err = sys.MkdirOpen(fs.work, links); err != nil {
 		return err
 	}
 	if fs.stubs, err = sys.MkdirOpen(fs.work, "stubs"); err != nil {
@@ -266,9 +278,12 @@ func (fs *FS) closeOwn() (err error) {
 	if fs.store != nil {
 		err = fs.store.Close()
 	}
-	own := []int{fs.index, fs.stubs}
+	own := []int{fs.index, fs.links, fs.stubs}
 	for _, l := range fs.lowers {
-		own = append(own, l.trash, l.marks)
+		own = append(own, l.trash, l.marks, l.handles.fd)
+	}
+	if fs.upper != nil {
+		own = append(own, fs.upper.handles.fd)
 	}
 	for _, fd := range own {
 		if fd >= 0 {

@@ -24,7 +24,21 @@ import (
 // migrate mode, where they are removed as they come up, a marker link
 // LOWER/.migratefs/hl/ID does (see migrate.go).
 
-// indexName is the name in WORK/index of the lower file r. It is made of what
+// indexAt is the place in the index of the lower file r. Where it can be named by
+// its file handle, it is that in the kernel's WORK/index.
+func (fs *FS) indexAt(r *lowerRef) (dirfd int, name string) {
+	if r.layer.hasHandles() {
+		if r.handle == nil {
+			r.handle = fs.originOf(r)
+		}
+		if r.handle != nil {
+			return fs.index, indexHandle(r.handle)
+		}
+	}
+	return fs.links, indexName(r)
+}
+
+// indexName is the name in our own index of the lower file r. It is made of what
 // stays through a reboot: device numbers do not.
 func indexName(r *lowerRef) string {
 	return fmt.Sprintf("%x-%x-%x.%x", r.layer.fsid, r.attr.Ino, r.attr.Btime.Sec, r.attr.Btime.Nsec)
@@ -41,9 +55,9 @@ func (fs *FS) foundIndexed(f *found) error {
 	if fs.upper == nil || len(f.lowers) == 0 || !canIndex(&f.lowers[0]) {
 		return nil
 	}
-	name := indexName(&f.lowers[0])
+	dir, name := fs.indexAt(&f.lowers[0])
 	var stx unix.Statx_t
-	err := sys.Statx(fs.index, name, &stx)
+	err := sys.Statx(dir, name, &stx)
 	if errors.Is(err, unix.ENOENT) {
 		f.attr.Nlink = fs.linksLeft(&f.lowers[0])
 		return nil
@@ -52,9 +66,12 @@ func (fs *FS) foundIndexed(f *found) error {
 		return err
 	}
 	a := local.AttrOf(&stx)
+	if a.Type() != f.attr.Type() {
+		return layers.ErrCorrupt
+	}
 	f.attr, f.upper, f.upID, f.indexed = a, true, idOf(&a), true
 	f.keys = append([]identity{identityOf(fs.upper, "", &a)}, f.keys...)
-	f.attr.Nlink, _ = fs.linksShown(&a, fs.index, name)
+	f.attr.Nlink, _ = fs.linksShown(&a, dir, name)
 	return nil
 }
 
@@ -83,7 +100,17 @@ func (fs *FS) linksShown(a *layers.Attr, dirfd int, name string) (links uint32, 
 	if err != nil {
 		return a.Nlink, false
 	}
-	return applyNlink(a.Nlink, string(v)), true
+	own := a.Nlink
+	if len(v) > 0 && v[0] == 'L' {
+		// The kernel was interrupted between making a link and noting it.
+		origin, _ := sys.Getxattr(dirfd, name, fs.cfg.Format.Name(whiteout.Origin))
+		_, low, ok := fs.lowerByHandle(origin)
+		if !ok {
+			return a.Nlink, true
+		}
+		own, v[0] = low.Nlink, 'U'
+	}
+	return applyNlink(own, string(v)), true
 }
 
 // applyNlink applies the kernel's overlay.nlink: "U+n" or "U-n", relative to the
@@ -115,7 +142,7 @@ func (fs *FS) linksLeft(r *lowerRef) uint32 {
 	if fs.cfg.Mode == Migrate {
 		return r.attr.Nlink
 	}
-	v, err := sys.Readlink(fs.index, goneName(r))
+	v, err := sys.Readlink(fs.links, goneName(r))
 	if err != nil {
 		return r.attr.Nlink
 	}
@@ -128,41 +155,61 @@ func (fs *FS) linksLeft(r *lowerRef) uint32 {
 func (fs *FS) setGone(r *lowerRef, links uint32) {
 	name, temp := goneName(r), copyup.TempName()
 	if links == 0 {
-		_ = sys.Unlink(fs.index, name)
+		_ = sys.Unlink(fs.links, name)
 		return
 	}
 	err := sys.Symlink(strconv.Itoa(int(r.attr.Nlink-min(links, r.attr.Nlink))), fs.work, temp)
 	if err == nil {
-		err = sys.Rename(fs.work, temp, fs.index, name, 0)
+		err = sys.Rename(fs.work, temp, fs.links, name, 0)
 	}
 	if err != nil {
 		fs.log.Warn("link count not recorded", "cause", err)
 	}
 }
 
-// indexEntry returns the name in WORK/index that the upper file n has, if it has
-// one. The caller holds n.mu.
-func (fs *FS) indexEntry(n *node) (string, bool) {
+// dropIndex takes the upper file n, which has no other name left, out of the
+// index. fd is a descriptor of it, or -1. The caller holds n.mu.
+func (fs *FS) dropIndex(n *node, fd int) {
 	if !n.indexed {
-		return "", false
+		return
 	}
 	if len(n.lowers) > 0 && canIndex(&n.lowers[0]) {
-		return indexName(&n.lowers[0]), true
+		dir, name := fs.indexAt(&n.lowers[0])
+		fs.unindexAt(dir, name, n.upID.ino)
+		return
 	}
-	name, err := sys.Readlink(fs.index, backName(n.upID.ino))
-	return name, err == nil
+	if fd >= 0 && fs.index >= 0 {
+		if origin, err := sys.Getxattr(fd, "", fs.cfg.Format.Name(whiteout.Origin)); err == nil && len(origin) > 0 {
+			fs.unindexAt(fs.index, indexHandle(origin), n.upID.ino)
+		}
+	}
+	if name, err := sys.Readlink(fs.links, backName(n.upID.ino)); err == nil {
+		fs.unindexAt(fs.links, name, n.upID.ino)
+	}
 }
 
-// enterIndex notes that the upper inode of fd has a further name in WORK/index,
-// and of which lower file it is the copy: backName leads from the inode to it.
+// unindexAt removes a name of the upper inode ino from the index.
+func (fs *FS) unindexAt(dir int, name string, ino uint64) {
+	var st unix.Stat_t
+	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Ino == ino {
+		_ = sys.Unlink(dir, name)
+	}
+	if dir == fs.links {
+		_ = sys.Unlink(fs.links, backName(ino))
+	}
+}
+
+// enterIndex notes that the upper inode of fd has a further name in our own
+// index, and of which lower file it is the copy: backName leads from the inode to
+// it.
 func (fs *FS) enterIndex(fd int, r *lowerRef) error {
 	var stx unix.Statx_t
 	if err := sys.Statx(fd, "", &stx); err != nil {
 		return err
 	}
 	back := backName(stx.Ino)
-	_ = sys.Unlink(fs.index, back)
-	return sys.Symlink(indexName(r), fs.index, back)
+	_ = sys.Unlink(fs.links, back)
+	return sys.Symlink(indexName(r), fs.links, back)
 }
 
 // setNlink records how many names more (or less) than its own count the upper
@@ -186,15 +233,12 @@ func (fs *FS) setNlinkOf(fd int, v string) error {
 // caller holds n.mu.
 func (fs *FS) unindex(n *node, fd int) {
 	n.indexed = false
-	name := indexName(&n.lowers[0])
-	var st, in unix.Stat_t
+	dir, name := fs.indexAt(&n.lowers[0])
+	var st unix.Stat_t
 	if unix.Fstat(fd, &st) != nil {
 		return
 	}
-	if unix.Fstatat(fs.index, name, &in, unix.AT_SYMLINK_NOFOLLOW) == nil && in.Ino == st.Ino {
-		_ = sys.Unlink(fs.index, name)
-	}
-	_ = sys.Unlink(fs.index, backName(st.Ino))
+	fs.unindexAt(dir, name, st.Ino)
 	if l := n.lowers[0].layer; fs.cfg.Mode == Migrate && l.marks >= 0 {
 		_ = sys.Unlink(l.marks, name)
 	}
@@ -204,22 +248,29 @@ func (fs *FS) unindex(n *node, fd int) {
 // other name to show, and in migrate mode names that lead to no entry, and
 // markers that are the last name of their file.
 func (fs *FS) sweepIndex(ctx context.Context) error {
-	entries, err := local.ReadDirAt(ctx, fs.index)
+	if err := fs.sweepIndexIn(ctx, fs.links); err != nil || fs.index < 0 {
+		return err
+	}
+	return fs.sweepIndexIn(ctx, fs.index)
+}
+
+func (fs *FS) sweepIndexIn(ctx context.Context, dir int) error {
+	entries, err := local.ReadDirAt(ctx, dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		var st unix.Stat_t
-		if unix.Fstatat(fs.index, e.Name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		if unix.Fstatat(dir, e.Name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 			continue
 		}
 		switch {
 		case strings.HasPrefix(e.Name, backPrefix):
 			fs.sweepBackName(e.Name)
 		case fs.cfg.Mode == Overlay && st.Nlink == 1:
-			v, err := sys.Getxattr(fs.index, e.Name, fs.cfg.Format.Name(whiteout.Nlink))
+			v, err := sys.Getxattr(dir, e.Name, fs.cfg.Format.Name(whiteout.Nlink))
 			if err == nil && string(v) == nlinkValue(0, 1) {
-				_ = sys.Unlink(fs.index, e.Name)
+				_ = sys.Unlink(dir, e.Name)
 			}
 		}
 	}
@@ -227,12 +278,12 @@ func (fs *FS) sweepIndex(ctx context.Context) error {
 }
 
 func (fs *FS) sweepBackName(back string) {
-	name, err := sys.Readlink(fs.index, back)
+	name, err := sys.Readlink(fs.links, back)
 	var st unix.Stat_t
-	if err == nil && unix.Fstatat(fs.index, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && backName(st.Ino) == back {
+	if err == nil && unix.Fstatat(fs.links, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && backName(st.Ino) == back {
 		return
 	}
-	_ = sys.Unlink(fs.index, back)
+	_ = sys.Unlink(fs.links, back)
 }
 
 // sweepMarks removes the markers in a lower that are all that is left of their

@@ -50,6 +50,11 @@ func (fs *FS) link(ctx context.Context, n, dir *node, name string, out *fuse.Ent
 		return err
 	}
 	defer unix.Close(fd)
+	if n.hasOrigin() {
+		if err := fs.setImpure(dir, b.dir.fd); err != nil {
+			return err
+		}
+	}
 	if b.white {
 		err = b.replaceWhiteout(func(temp string) error { return sys.LinkFd(fd, fs.work, temp) })
 	} else {

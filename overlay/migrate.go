@@ -166,9 +166,9 @@ func (fs *FS) unmarkLast(l *layer, name string) {
 		return
 	}
 	var up unix.Stat_t
-	if unix.Fstatat(fs.index, name, &up, unix.AT_SYMLINK_NOFOLLOW) == nil {
-		_ = sys.Unlink(fs.index, backName(up.Ino))
-		_ = sys.Unlink(fs.index, name)
+	if unix.Fstatat(fs.links, name, &up, unix.AT_SYMLINK_NOFOLLOW) == nil {
+		_ = sys.Unlink(fs.links, backName(up.Ino))
+		_ = sys.Unlink(fs.links, name)
 	}
 	_ = sys.Unlink(l.marks, name)
 }
@@ -176,7 +176,7 @@ func (fs *FS) unmarkLast(l *layer, name string) {
 // linksInLowers is the link count of an upper file: its own names without the
 // index's, and those that still stand in a lower, without the marker.
 func (fs *FS) linksInLowers(a *layers.Attr) (links uint32, indexed bool) {
-	name, err := sys.Readlink(fs.index, backName(a.Ino))
+	name, err := sys.Readlink(fs.links, backName(a.Ino))
 	if err != nil {
 		return a.Nlink, false
 	}

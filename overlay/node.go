@@ -44,6 +44,8 @@ type lowerRef struct {
 	layer *layer
 	path  layers.Path // in that layer; in migrate mode the node's own path counts
 	attr  *layers.Attr
+	// handle is the overlayfs file handle of a hard-linked file, once it was needed.
+	handle []byte
 }
 
 func (r *lowerRef) id() fileID { return idOf(r.attr) }
@@ -78,6 +80,8 @@ type node struct {
 	upID    fileID
 	indexed bool // has a name in WORK/index, to be subtracted from nlink
 	lowers  []lowerRef
+	origin  bool         // an upper copy that says what it is a copy of
+	impure  atomic.Int32 // of an upper directory: unasked, pure, impure
 	pending extent.ID    // a stub in the upper; the data is in this object
 	dead    *layers.Attr // after the last name went
 	kept    int          // then an O_PATH descriptor of the file, or -1: the kernel may open it still

@@ -222,7 +222,8 @@ func (fs *FS) openUpper(n *node) (int, error) {
 	id, indexed := n.upID, n.indexed
 	var ref *lowerRef
 	if len(n.lowers) > 0 {
-		ref = &n.lowers[0]
+		r := n.lowers[0]
+		ref = &r
 	}
 	n.mu.RUnlock()
 	fs.tree.RLock()
@@ -236,7 +237,8 @@ func (fs *FS) openUpper(n *node) (int, error) {
 		}
 	}
 	if indexed && ref != nil {
-		if fd, err := openIdentified(fs.index, indexName(ref), id); err == nil {
+		dir, name := fs.indexAt(ref)
+		if fd, err := openIdentified(dir, name, id); err == nil {
 			return fd, nil
 		}
 	}

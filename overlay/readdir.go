@@ -90,7 +90,7 @@ func (fs *FS) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntr
 		return fs.status("readdir", h.n, "", err)
 	}
 	for i := range list {
-		e := fuse.DirEntry{Name: list[i].Name, Mode: list[i].Type, Ino: list[i].Ino, Off: in.Offset + uint64(i) + 1}
+		e := fuse.DirEntry{Name: list[i].Name, Mode: list[i].Type, Ino: fs.listedIno(ctx, h.n, &list[i]), Off: in.Offset + uint64(i) + 1}
 		if !out.AddDirEntry(e) {
 			break
 		}
@@ -114,20 +114,44 @@ func (fs *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Dir
 	}
 	for i := range list {
 		e := fuse.DirEntry{Name: list[i].Name, Mode: list[i].Type, Ino: list[i].Ino, Off: in.Offset + uint64(i) + 1}
+		if e.Name == "." || e.Name == ".." {
+			if out.AddDirLookupEntry(e) == nil { // no node id: not looked up
+				break
+			}
+			continue
+		}
+		var n *node
+		f, err := fs.lookupEntry(ctx, h.n, &list[i])
+		if err == nil {
+			n = fs.table.adopt(fs, f, h.n, e.Name)
+			e.Ino = n.ino
+		}
 		entry := out.AddDirLookupEntry(e)
 		if entry == nil {
+			if n != nil {
+				fs.Forget(n.id, 1)
+			}
 			break
 		}
-		if e.Name == "." || e.Name == ".." {
-			continue // no node id: not looked up
-		}
-		if f, err := fs.lookupEntry(ctx, h.n, &list[i]); err == nil {
-			n := fs.table.adopt(fs, f, h.n, e.Name)
+		if n != nil {
 			fs.fillEntry(entry, n, &f.attr)
 			out.FixMode(f.attr.Mode)
 		}
 	}
 	return fuse.OK
+}
+
+// listedIno is the number of a listed file. What merge left open is looked up: the
+// number of an upper file may be that of a file below.
+func (fs *FS) listedIno(ctx context.Context, dir *node, e *layers.Entry) uint64 {
+	if e.Ino != 0 || e.Name == ".." {
+		return e.Ino
+	}
+	f, err := fs.lookup(ctx, dir, e.Name)
+	if err != nil {
+		return 0
+	}
+	return fs.table.inoFound(f)
 }
 
 // errNotNow: looking up an entry would cost an exchange with a source.
@@ -215,6 +239,7 @@ func (fs *FS) readDir(ctx context.Context, n *node) ([]layers.Entry, error) {
 // merge puts the entries of a higher layer over list. A whiteout takes its name
 // away: it leaves an entry with an empty name.
 func (fs *FS) merge(list, es []layers.Entry, seen map[string]int, dir *node, l *layer) []layers.Entry {
+	mixed := l == fs.upper && dir.impure.Load() == impure
 	for _, e := range es {
 		if dir == fs.root && e.Name == Reserved {
 			continue
@@ -228,7 +253,8 @@ func (fs *FS) merge(list, es []layers.Entry, seen map[string]int, dir *node, l *
 			continue
 		}
 		if l.isLocal() {
-			e.Ino = fs.table.shownIno(fileKey{dev: l.dev, ino: e.Ino})
+			copied := l == fs.upper && fs.cfg.Mode == Overlay && (mixed || known && e.Type == unix.S_IFDIR)
+			e.Ino = fs.table.shownIno(fileKey{dev: l.dev, ino: e.Ino}, copied)
 		}
 		if known {
 			list[i] = e
@@ -287,6 +313,9 @@ func (fs *FS) readUpper(ctx context.Context, n *node) ([]layers.Entry, error) {
 		return nil, err
 	}
 	defer fs.dirs.release(d)
+	if fs.upper.hasHandles() {
+		fs.isImpure(n, d.fd) // for merge
+	}
 	ctx = context.WithoutCancel(ctx)
 	if fs.cfg.NoAtime {
 		// Only an owner, or root, may leave access times alone.

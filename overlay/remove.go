@@ -147,10 +147,7 @@ func (fs *FS) nameGone(n *node, d dentry, f *found, last int) (bury bool) {
 		n.keep(-1) // it came up after it was opened
 	}
 	fs.table.die(n)
-	if name, ok := fs.indexEntry(n); ok {
-		_ = sys.Unlink(fs.index, name)
-		_ = sys.Unlink(fs.index, backName(n.upID.ino))
-	}
+	fs.dropIndex(n, n.kept)
 	return len(n.open) == 0
 }
 

@@ -171,6 +171,9 @@ func (fs *FS) ensureNamed(ctx context.Context, d dentry, n *node) error {
 	if err := sys.Statx(dir.fd, "", &before); err != nil {
 		return err
 	}
+	if err := fs.setImpure(d.parent, dir.fd); err != nil {
+		return err
+	}
 	if err := sys.LinkFd(fd, dir.fd, d.name); err != nil {
 		return err
 	}
@@ -199,6 +202,9 @@ func (fs *FS) renameOverlay(ctx context.Context, m *move) error {
 		return err
 	}
 	defer fs.dirs.release(to)
+	if err := fs.mixIn(m, from, to); err != nil {
+		return err
+	}
 	oldCovered := fs.lowersMayHave(ctx, m.from.parent, m.from.name)
 	newCovered := fs.lowersMayHave(ctx, m.to.parent, m.to.name)
 
@@ -216,6 +222,22 @@ func (fs *FS) renameOverlay(ctx context.Context, m *move) error {
 		fs.bury(bury)
 	}
 	return err
+}
+
+// mixIn marks the directories that copies move to.
+func (fs *FS) mixIn(m *move, from, to *dirFD) error {
+	if m.from.parent == m.to.parent {
+		return nil
+	}
+	if m.src.hasOrigin() {
+		if err := fs.setImpure(m.to.parent, to.fd); err != nil {
+			return err
+		}
+	}
+	if m.exchange() && m.dst.hasOrigin() {
+		return fs.setImpure(m.from.parent, from.fd)
+	}
+	return nil
 }
 
 // bringEnds brings up what takes part in a rename.

@@ -20,6 +20,8 @@ type found struct {
 	upper   bool
 	upID    fileID
 	indexed bool
+	origin  bool     // see node.origin
+	shown   *fileKey // whose number is shown; nil: that of the first key
 	opaque  bool
 	// redirect is where an upper directory that was moved lies below.
 	redirect string
@@ -41,6 +43,7 @@ func (n *node) upgrade(f *found) {
 	if f.upper && !n.upper {
 		n.upper, n.upID, n.indexed, n.pending = true, f.upID, f.indexed, f.pending
 		n.lowers = f.lowers
+		n.origin = n.origin || f.origin
 		return
 	}
 	if f.upper == n.upper && (n.isDir() || n.lowers == nil) {
@@ -61,6 +64,7 @@ func (fs *FS) lookupRoot(ctx context.Context) (*found, error) {
 		}
 		fs.table.dev = f.attr.Dev
 	}
+	fs.table.nameDevices(fs)
 	for _, l := range fs.lowers {
 		attr, err := l.Stat(ctx, layers.Root)
 		if err != nil {
@@ -185,10 +189,13 @@ func ignoreNoXattr(err error) error {
 func (fs *FS) finish(ctx context.Context, f *found, n *node, name string) (*found, error) {
 	if f.attr.IsDir() {
 		fs.dirAttr(f)
-		return f, nil
+		return f, fs.foundOrigin(f, n, name)
 	}
 	if !f.upper {
-		return f, fs.foundIndexed(f)
+		if err := fs.foundIndexed(f); err != nil {
+			return nil, err
+		}
+		return f, fs.foundOrigin(f, n, name)
 	}
 	if fs.cfg.Mode == Overlay && f.attr.IsRegular() && f.attr.Blocks*512 < f.attr.Size || f.attr.IsRegular() && f.attr.Size == 0 {
 		if err := fs.foundStub(ctx, f, n, name); err != nil {
@@ -198,7 +205,7 @@ func (fs *FS) finish(ctx context.Context, f *found, n *node, name string) (*foun
 	if f.attr.Nlink > 1 {
 		fs.countLinks(f, n, name)
 	}
-	return f, nil
+	return f, fs.foundOrigin(f, n, name)
 }
 
 // dirAttr shows a directory that merges as overlayfs does: its link count says

@@ -14,6 +14,9 @@ type table struct {
 	byKey map[fileKey]known
 	byIno map[uint64]*node // st_ino as shown, so that no two nodes share one
 	dev   uint64           // the device whose inode numbers are shown as they are
+	// stable has the filesystem ids of the layers' other devices, whose numbers are
+	// not the same after a reboot.
+	stable map[uint64]uint64
 }
 
 // known is the node that has a key, and since which birth of the key's inode.
@@ -66,21 +69,65 @@ func (t *table) inoOf(k fileKey) uint64 {
 		return k.ino
 	}
 	k.mtime = 0
+	if id, ok := t.stable[k.dev]; ok {
+		k.dev = id
+	}
 	if k.dev&noDev != 0 {
 		k.ino = 0 // stays when the source changes the content
 	}
 	return max(stableHash(k), 2)
 }
 
+// nameDevices notes what stays of the layers' filesystems. Two with one id keep
+// their device numbers.
+func (t *table) nameDevices(fs *FS) {
+	of := map[uint64]uint64{}
+	t.stable = map[uint64]uint64{}
+	for _, l := range fs.lowers {
+		if !l.isLocal() || l.fsid == 0 {
+			continue
+		}
+		if dev, ok := of[l.fsid]; ok && dev != l.dev {
+			delete(t.stable, dev)
+			continue
+		}
+		of[l.fsid] = l.dev
+		t.stable[l.dev] = l.fsid &^ noDev
+	}
+}
+
+// knows reports whether a node has the key k.
+func (t *table) knows(k fileKey) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byKey[k].n != nil
+}
+
 // shownIno is the inode number of the file with key k: that of its node, which
-// keeps it through copy-up, or else the one it would get.
-func (t *table) shownIno(k fileKey) uint64 {
+// keeps it through copy-up, or else the one it would get; 0 if that may be of
+// another file, which it is a copy of.
+func (t *table) shownIno(k fileKey, copied bool) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n := t.byKey[k].n; n != nil {
 		return n.ino
 	}
+	if copied {
+		return 0
+	}
 	return t.inoOf(k)
+}
+
+// inoFound is shownIno of what a lookup found.
+func (t *table) inoFound(f *found) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, k := range f.keys {
+		if n := t.byKey[k.fileKey].n; n != nil {
+			return n.ino
+		}
+	}
+	return t.inoOf(f.shownKey())
 }
 
 // adopt returns the node of what was found at name in parent, a new one if none
@@ -130,7 +177,7 @@ func (t *table) create(fs *FS, f *found) *node {
 	if t.next == 2 {
 		t.next++ // the root was made; 2 is left out to keep ids and inode numbers apart in traces
 	}
-	n.ino = t.inoOf(f.keys[0].fileKey)
+	n.ino = t.inoOf(f.shownKey())
 	for t.byIno[n.ino] != nil {
 		n.ino = max(stableHash(fileKey{dev: n.ino, ino: n.id}), 2)
 	}

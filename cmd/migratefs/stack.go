@@ -436,7 +436,7 @@ func (st *stack) abandon() {
 	st.unlock()
 	if st.workMade != "" {
 		// Only what New makes can be in it.
-		for _, name := range []string{"index", "stubs", "objects"} {
+		for _, name := range []string{"index", "links", "stubs", "objects"} {
 			_ = os.RemoveAll(filepath.Join(st.workMade, name))
 		}
 		_ = os.Remove(st.workMade)

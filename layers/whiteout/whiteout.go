@@ -32,6 +32,8 @@ const (
 	Redirect = "redirect" // a directory's, or metacopy file's, path below
 	Metacopy = "metacopy" // a regular file whose data lies below
 	Origin   = "origin"   // file handle of the lower file
+	Impure   = "impure"   // "y": a directory that may hold files with an origin
+	Upper    = "upper"    // of the index directory: file handle of the upper
 	Nlink    = "nlink"    // "L+n" or "U+n": link count relative to lower or upper
 	Object   = "migratefs.object"
 	escape   = "overlay."

@@ -168,7 +168,7 @@ func (x *interopRun) withKernel(script string) *testbed.Tree {
 	return testbed.Snapshot(x.t, x.path("kernel"), interopAspects)
 }
 
-const interopAspects = testbed.Usual | testbed.Mtime
+const interopAspects = testbed.Usual | testbed.Mtime | testbed.Numbers
 
 // compare looks at the upper with both, twice: neither may change anything by
 // looking.
