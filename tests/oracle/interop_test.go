@@ -92,6 +92,29 @@ var interops = []interop{
 		},
 	},
 	{
+		name:   "hard links",
+		layers: []string{"", "mkdir a\nmkdir b\nwrite a/f one\nln a/f a/g\nln a/f b/h\nsymlink x b/s\nln b/s b/t\nwrite b/i two\nln b/i a/j\nwrite k three\nln k l\nwrite m four\nln m n"},
+		turns: []string{
+			"append a/f more\nchmod b/i",
+			"ln a/g new\nmv b/t b/u\nappend a/j x",
+			"rm a/f\nmv b/h c\nrm b/i\nln b/s v",
+			"append c y\nrm a/g\nmv k a/k\nrm a/j",
+			"append l z\nrm new\nmv n m\nrm v",
+			"rm c\nrm b/s\nmv l a/k\nwrite c other\nln c d",
+			"rm a/k\nrm b/u\nappend d x",
+		},
+	},
+	{
+		name:   "numbers",
+		layers: []string{"mkdir a\nwrite a/f top", "mkdir a/b\nwrite a/b/f low\nwrite a/g low\nwrite g low", "mkdir a/c\nwrite a/c/f lowest\nmkdir b\nwrite b/x x"},
+		turns: []string{
+			"append a/f 1\nappend a/b/f 1\nmv g b/g\nmkdir new\nmv a/c new/c\nwrite new/f own",
+			"mv b/g new/g\nappend new/c/f 2\nmv new/c c\nmv new/f a/own\nmkdir b/n",
+			"mv new/g g\nln g a/glink\nmkdir b/m\nmv b/x b/m/x\nexchange a b",
+			"rm g\nmv b/glink b/m2\nmv b/f a/f",
+		},
+	},
+	{
 		name: "long paths",
 	},
 }
