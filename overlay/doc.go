@@ -67,6 +67,7 @@
 //	                                 name, which are swept
 //	change of a pending file         the time, then the object (package extent)
 //	last name of a pending file      the name; then the object, then WORK/stubs/ID: swept
+//	copy-up in a directory           overlay mode: the directory is marked overlay.impure first
 //	copy-up of a hard-linked file    the count (overlay mode: overlay.nlink; migrate mode: the
 //	                                 marker LOWER/.migratefs/hl/ID and the name back), WORK/index/ID,
 //	                                 the name. From WORK/index/ID on, all names show the copy.

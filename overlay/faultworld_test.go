@@ -429,7 +429,7 @@ func (w *world) leftovers() string {
 		return es
 	}
 	for _, e := range list("work") {
-		if !slices.Contains([]string{"index", "stubs", "objects", "whiteout"}, e.Name()) {
+		if !slices.Contains([]string{"index", "links", "stubs", "objects", "whiteout"}, e.Name()) {
 			found = append(found, "work/"+e.Name())
 		}
 	}

@@ -18,9 +18,10 @@ var orders = []struct {
 	do     func(d *driver) unix.Errno
 	want   string
 }{
-	// The copy is durable before it has its name.
+	// The copy, its origin with it, is durable before it has its name; its directory
+	// is marked before that.
 	{stackings[0], "overlay: write", func(d *driver) unix.Errno { return d.write("low", "W", 0) },
-		"tmpfile chown clone copy_file_range truncate chmod setxattr utimes fsync link utimes write"},
+		"tmpfile chown clone copy_file_range truncate chmod setxattr setxattr utimes fsync setxattr link utimes write"},
 	// ... and its name is before the lower copy goes.
 	{stackings[2], "migrate: write", func(d *driver) unix.Errno { return d.write("low", "W", 0) },
 		"tmpfile chown clone copy_file_range truncate chmod setxattr utimes fsync link utimes " +
