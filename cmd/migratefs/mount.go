@@ -215,6 +215,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 		detachStdio()
 	}
 	server.Wait()
+	shareLock(st.lock)
 	notifySystemd("STOPPING=1")
 	if err := st.close(); err != nil {
 		return fmt.Errorf("unmount %q: %w", st.point, err)

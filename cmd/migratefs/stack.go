@@ -174,7 +174,8 @@ func isBelow(p, dir string) bool {
 	return dir == "/" || strings.HasPrefix(p, dir+"/")
 }
 
-// lockUpper makes sure that no other mount has the upper.
+// lockUpper makes sure that no other mount has the upper. One that is ending is
+// waited for.
 func (st *stack) lockUpper(context.Context, string) error {
 	if st.upper == "" {
 		return nil
@@ -184,7 +185,7 @@ func (st *stack) lockUpper(context.Context, string) error {
 		return fmt.Errorf("upper: %w", err)
 	}
 	st.lock = f
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lockAlone(f); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return mountErrorf("upper %q is in use by another mount: unmount that, or name another upper", st.o.upper)
 		}
