@@ -46,7 +46,7 @@ func (fs *FS) fillEntry(out *fuse.EntryOut, n *node, a *layers.Attr) {
 	out.NodeId = n.id
 	out.Generation = 1 // node ids are never reused
 	out.SetEntryTimeout(fs.entryTimeout)
-	out.SetAttrTimeout(fs.attrTimeout)
+	out.SetAttrTimeout(n.attrTimeout(a.Mode))
 	fillAttr(&out.Attr, n, a)
 }
 
@@ -62,7 +62,7 @@ func (fs *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.Attr
 	if err != nil {
 		return fs.status("getattr", n, "", err)
 	}
-	out.SetTimeout(fs.attrTimeout)
+	out.SetTimeout(n.attrTimeout(a.Mode))
 	fillAttr(&out.Attr, n, &a)
 	return fuse.OK
 }
@@ -238,7 +238,7 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	if err != nil {
 		return fs.status("setattr", n, "", err)
 	}
-	out.SetTimeout(fs.attrTimeout)
+	out.SetTimeout(n.attrTimeout(a.Mode))
 	fillAttr(&out.Attr, n, &a)
 	return fuse.OK
 }

@@ -127,7 +127,7 @@ func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 	if err != nil {
 		return fs.statusIn("create", parent, name, err)
 	}
-	h := &handle{flags: in.Flags &^ (unix.O_CREAT | unix.O_EXCL), fd: fd}
+	h := &handle{flags: in.Flags &^ (unix.O_CREAT | unix.O_EXCL), uid: fs.cfg.IDs.storeUID(in.Uid), fd: fd}
 	if h.n, err = fs.born(ctx, b, &out.EntryOut); err == nil && h.n.upperID() != idOfFd(fd) {
 		err = unix.ESTALE
 	}
@@ -141,8 +141,8 @@ func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 	h.n.mu.Lock()
 	h.n.admitLocked(h)
 	h.n.mu.Unlock()
-	out.Fh = h.id
-	out.OpenFlags = fs.openFlags(h)
+	fs.openReply(h, &out.OpenOut)
+	out.SetAttrTimeout(h.n.attrTimeout(out.Mode))
 	return fuse.OK
 }
 

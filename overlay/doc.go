@@ -33,12 +33,16 @@
 //     layers found may be older than a copy-up.
 //   - A handle's descriptor is only ever set, by the copy-up: an old read-only
 //     descriptor sees what is written through a new one.
+//   - How the kernel reaches a file's data (node.io) is decided at its first open
+//     and stays until the last is closed. In passthrough it is the upper file.
 //   - Who has looked a file up may open it after its last name went: a descriptor
 //     is kept until the kernel forgets it (node.kept).
 //   - What a client has locked is locked on the inode that shows, where it lies in
 //     a layer that we may change: on a copy before it has its name.
-//   - What the kernel may keep: contents by inode, dropped when size or mtime
-//     change; names and attributes for entry_timeout and attr_timeout.
+//   - What the kernel may keep: contents by inode, for good where only this mount
+//     changes them (FS.Alone), else dropped when size or mtime change; names and
+//     attributes for entry_timeout and attr_timeout, attributes of what it may change
+//     itself not at all (node.attrTimeout).
 //
 // # What a crash leaves
 //

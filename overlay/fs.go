@@ -57,15 +57,16 @@ type Config struct {
 	Lowers []Lower      // highest first
 	Format whiteout.Format
 
-	Volatile     bool // no fsync in copy-up
-	NoAtime      bool // reading an upper file leaves its access time
-	IDs          IDs
-	NoRedirect   bool // renaming a directory that lies below is EXDEV
-	NoFollow     bool // a directory that was moved is EPERM where its redirect leads anywhere
-	EntryTimeout *time.Duration
-	AttrTimeout  *time.Duration
-	NegTimeout   *time.Duration // of names that are not there; nil: EntryTimeout
-	Log          *slog.Logger
+	Volatile      bool // no fsync in copy-up
+	NoAtime       bool // reading an upper file leaves its access time
+	IDs           IDs
+	NoPassthrough bool // the kernel reads and writes upper files through us
+	NoRedirect    bool // renaming a directory that lies below is EXDEV
+	NoFollow      bool // a directory that was moved is EPERM where its redirect leads anywhere
+	EntryTimeout  *time.Duration
+	AttrTimeout   *time.Duration
+	NegTimeout    *time.Duration // of names that are not there; nil: EntryTimeout
+	Log           *slog.Logger
 }
 
 // forever is how long the kernel may believe us about layers that are ours alone.
@@ -88,7 +89,8 @@ type FS struct {
 	stubs  int      // WORK/stubs: one name per pending file
 	store  *extent.Store
 	copies copyup.Config
-	super  bool // requests can act with their callers' ids
+	backer backer // nil: no passthrough
+	super  bool   // requests can act with their callers' ids
 
 	entryTimeout time.Duration
 	attrTimeout  time.Duration
@@ -113,6 +115,7 @@ type layer struct {
 	root     int // descriptor of the root, -1 unless local
 	writable bool
 	changes  bool
+	passes   bool // the kernel may read and write its files by itself
 	fsid     uint64
 	dev      uint64 // of the root directory
 	handles  handles
@@ -251,6 +254,11 @@ func (fs *FS) openRoot(ctx context.Context) error {
 
 // ReadOnly reports whether the mount has no upper.
 func (fs *FS) ReadOnly() bool { return fs.upper == nil }
+
+// Alone reports whether contents change through this mount only: what the kernel
+// has read it may keep. Else it is to drop what it has of a file when it is opened
+// anew and when size or mtime have changed.
+func (fs *FS) Alone() bool { return fs.cfg.Mode == Overlay && fs.attrTimeout == forever }
 
 // Timeouts returns how long the kernel may cache names and attributes.
 func (fs *FS) Timeouts() (entry, attr time.Duration) { return fs.entryTimeout, fs.attrTimeout }

@@ -86,6 +86,9 @@ type node struct {
 	dead    *layers.Attr // after the last name went
 	kept    int          // then an O_PATH descriptor of the file, or -1: the kernel may open it still
 	open    map[uint64]*handle
+	io      ioMode         // of all of open; see passthrough.go
+	backing int32          // what the kernel calls the upper file, while io is ioPassthrough
+	mapped  bool           // may be mapped in passthrough, shared and writable, since the kernel knows n
 	obj     *extent.Object // while open, of a remote or pending file
 	src     *source        // where obj's missing extents come from
 	retired []readable     // what obj and src were, for reads under way

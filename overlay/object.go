@@ -170,6 +170,7 @@ func (fs *FS) dropHandle(h *handle) {
 	defer n.mu.Unlock()
 	delete(n.open, h.id)
 	if len(n.open) == 0 {
+		n.leaveMode()
 		n.closeObject()
 	}
 	h.close() // a copy-up may have given it a descriptor

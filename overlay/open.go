@@ -17,6 +17,7 @@ type handle struct {
 	id    uint64
 	n     *node
 	flags uint32 // as the caller opened it
+	uid   uint32 // of the caller, in the layers
 
 	// Protected by n.mu, and only ever set: a copy-up gives every handle a
 	// descriptor of the upper file, so that it sees what is written after it.
@@ -103,28 +104,15 @@ func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	h := &handle{n: n, flags: in.Flags, fd: -1}
+	h := &handle{n: n, flags: in.Flags, uid: fs.cfg.IDs.storeUID(in.Uid), fd: -1}
 	if h.writable() && fs.ReadOnly() {
 		return fuse.EROFS
 	}
 	if err := fs.open(ctx, h); err != nil {
 		return fs.status("open", n, "", err)
 	}
-	out.Fh = h.id
-	out.OpenFlags = fs.openFlags(h)
+	fs.openReply(h, out)
 	return fuse.OK
-}
-
-// openFlags decides about the page cache: what only we can change is kept over
-// an open; the kernel drops the rest when size or mtime changed.
-func (fs *FS) openFlags(h *handle) uint32 {
-	if h.flags&unix.O_DIRECT != 0 {
-		return fuse.FOPEN_DIRECT_IO
-	}
-	if fs.cfg.Mode == Overlay && fs.attrTimeout == forever {
-		return fuse.FOPEN_KEEP_CACHE
-	}
-	return 0
 }
 
 // open opens what h needs to read. Nothing comes up before it is changed, and no
@@ -178,6 +166,9 @@ func (n *node) admitLocked(h *handle) {
 	}
 	h.id = n.fs.handles.add(h)
 	n.open[h.id] = h
+	if n.io == ioClosed {
+		n.enterMode(h)
+	}
 }
 
 func (n *node) isRemote() bool {
@@ -187,9 +178,10 @@ func (n *node) isRemote() bool {
 }
 
 // dataFlags are the flags of the caller's open that matter to ours. Reading is
-// always wanted: a partial page is read before it is written.
+// always wanted: a partial page is read before it is written. Whether a write
+// appends, its request says.
 func dataFlags(flags uint32) int {
-	keep := int(flags) & (unix.O_APPEND | unix.O_SYNC | unix.O_DSYNC)
+	keep := int(flags) & (unix.O_SYNC | unix.O_DSYNC)
 	if flags&unix.O_ACCMODE == unix.O_RDONLY {
 		return unix.O_RDONLY | keep
 	}
@@ -209,7 +201,11 @@ func (fs *FS) openData(n *node, flags uint32) (int, error) {
 			return fd, nil
 		}
 	}
-	return sys.Reopen(path, dataFlags(flags))
+	fd, err := sys.Reopen(path, dataFlags(flags))
+	if err == unix.EPERM && flags&unix.O_APPEND != 0 {
+		return sys.Reopen(path, dataFlags(flags)|unix.O_APPEND) // chattr +a
+	}
+	return fd, err
 }
 
 // openUpper returns an O_PATH descriptor of the upper inode of n, by any of its
@@ -327,6 +323,7 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	delete(n.open, h.id)
 	last := len(n.open) == 0
 	if last {
+		n.leaveMode()
 		n.closeObject()
 	}
 	dead := n.dead != nil

@@ -123,8 +123,11 @@ func (fs *FS) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (u
 	return uint32(total), fuse.OK
 }
 
+// write writes b, a part of what in has. Whether it is an append is in the request:
+// fcntl(2) changes that after the open. A page of a mapping never is.
 func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, in *fuse.WriteIn) (int, error) {
 	n, flags := h.n, in.WriteFlags
+	end := in.Flags&unix.O_APPEND != 0 && flags&fuse.WRITE_CACHE == 0
 	size := int64(whole)
 	if h.flags&unix.O_APPEND != 0 {
 		size = appending
@@ -142,8 +145,8 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, in *fus
 		}
 	}
 	switch {
-	case !v.pending && h.flags&unix.O_APPEND != 0 && flags&fuse.WRITE_CACHE != 0:
-		return sys.PwriteAt(v.fd, b, off) // a page of a mapping, not an append
+	case !v.pending && end:
+		return sys.Append(v.fd, b)
 	case !v.pending:
 		return sys.Pwrite(v.fd, b, off)
 	}
@@ -154,7 +157,7 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, in *fus
 	if n.obj == nil {
 		return 0, unix.EIO
 	}
-	if h.flags&unix.O_APPEND != 0 && flags&fuse.WRITE_CACHE == 0 {
+	if end {
 		off = n.obj.Size()
 	}
 	// The time first, as in any filesystem: a crash leaves no new content under

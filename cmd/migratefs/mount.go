@@ -239,8 +239,15 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 		MaxWrite:             1 << 20,
 		MaxBackground:        64,
 		EnableSymlinkCaching: false,
-		ExtraCapabilities:    fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
-		Debug:                m.debug,
+		// Else the kernel drops its pages when it learns the mtime of its own write;
+		// a page read anew then while another write is under way stays without it.
+		ExplicitDataCacheControl: st.fs.Alone(),
+		ExtraCapabilities:        fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
+		Debug:                    m.debug,
+	}
+	if o.noPass || !root {
+		// With it the mount counts as stacked, and fewer can be put on top.
+		mo.DisabledCapabilities |= fuse.CAP_PASSTHROUGH
 	}
 	if st.fs.ReadOnly() || o.readOnly {
 		if root {

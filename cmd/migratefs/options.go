@@ -28,6 +28,7 @@ type options struct {
 	volatile   bool
 	noAtime    bool
 	localLocks bool // the kernel keeps locks, for this mount alone
+	noPass     bool
 	fsName     string
 	logFile    string
 	entry      *time.Duration
@@ -104,6 +105,12 @@ var optionTable = map[string]func(o *options, v string) error{
 		var s string
 		err := oneOf(&s, "redirect_dir", v, "on", "off")
 		o.noRedirect = s == "off"
+		return err
+	},
+	"passthrough": func(o *options, v string) error {
+		var s string
+		err := oneOf(&s, "passthrough", v, "on", "off")
+		o.noPass = s == "off"
 		return err
 	},
 	"allow_other": func(o *options, _ string) error { t := true; o.allowOther = &t; return nil },

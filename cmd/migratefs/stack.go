@@ -356,18 +356,19 @@ func sameMount(a, b string) bool {
 
 func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 	cfg := overlay.Config{
-		Mode:         overlay.Overlay,
-		Lowers:       st.lowers,
-		Format:       whiteout.Trusted,
-		Work:         st.work,
-		Volatile:     st.o.volatile,
-		NoAtime:      st.o.noAtime,
-		NoRedirect:   st.o.noRedirect,
-		EntryTimeout: st.o.entry,
-		AttrTimeout:  st.o.attr,
-		NegTimeout:   st.o.negative,
-		IDs:          st.o.ids,
-		Log:          st.log,
+		Mode:          overlay.Overlay,
+		Lowers:        st.lowers,
+		Format:        whiteout.Trusted,
+		Work:          st.work,
+		Volatile:      st.o.volatile,
+		NoAtime:       st.o.noAtime,
+		NoPassthrough: st.o.noPass,
+		NoRedirect:    st.o.noRedirect,
+		EntryTimeout:  st.o.entry,
+		AttrTimeout:   st.o.attr,
+		NegTimeout:    st.o.negative,
+		IDs:           st.o.ids,
+		Log:           st.log,
 	}
 	if st.o.mode == "migrate" {
 		cfg.Mode = overlay.Migrate

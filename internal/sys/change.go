@@ -139,23 +139,16 @@ func Pwrite(fd int, b []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// rwfNoAppend is RWF_NOAPPEND of linux/fs.h.
-const rwfNoAppend = 0x20
-
-// PwriteAt is Pwrite for a descriptor that may be O_APPEND, which has pwrite(2)
-// write at the end whatever the offset. Kernels before 6.9 cannot be told not to:
-// there the file is opened once more.
-func PwriteAt(fd int, b []byte, off int64) (n int, err error) {
+// Append writes all of b at the end of the file, wherever that is by then.
+// n < len(b) comes with an error.
+func Append(fd int, b []byte) (n int, err error) {
 	if err := announce("write"); err != nil {
 		return 0, err
 	}
 	for n < len(b) {
-		m, err := unix.Pwritev2(fd, [][]byte{b[n:]}, off+int64(n), rwfNoAppend)
+		m, err := unix.Pwritev2(fd, [][]byte{b[n:]}, 0, unix.RWF_APPEND)
 		if err == unix.EINTR {
 			continue
-		}
-		if err == unix.EOPNOTSUPP || err == unix.EINVAL || err == unix.ENOSYS {
-			break
 		}
 		if err != nil {
 			return n, err
@@ -165,16 +158,7 @@ func PwriteAt(fd int, b []byte, off int64) (n int, err error) {
 		}
 		n += m
 	}
-	if n == len(b) {
-		return n, nil
-	}
-	plain, err := Reopen(fd, unix.O_RDWR)
-	if err != nil {
-		return n, err
-	}
-	defer unix.Close(plain)
-	m, err := Pwrite(plain, b[n:], off+int64(n))
-	return n + m, err
+	return n, nil
 }
 
 // CopyRange copies up to n bytes with copy_file_range(2).
