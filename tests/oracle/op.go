@@ -68,7 +68,7 @@ var weights = []struct {
 	{"readlink", 2}, {"chmod", 3}, {"fchmod", 1}, {"chown", 3}, {"utimens", 4}, {"setxattr", 3}, {"getxattr", 2},
 	{"listxattr", 2}, {"removexattr", 2}, {"fsetxattr", 1}, {"readdir", 6}, {"stat", 10}, {"fallocate", 3}, {"fsync", 1},
 	{"mmap", 2}, {"copyrange", 2}, {"read", 5}, {"setacl", 1}, {"mkfifo", 1}, {"fsyncdir", 1}, {"mapold", 2},
-	{"mknod", 2}, {"seek", 3}, {"lock", 5}, {"getlk", 2}, {"flock", 3},
+	{"mknod", 2}, {"lock", 5}, {"getlk", 2}, {"flock", 3},
 }
 
 var names = []string{"a", "b", "c", "d", "e", "f", "g"}

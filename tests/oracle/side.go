@@ -108,7 +108,6 @@ func init() {
 			return result(unix.Fallocate(h.fd, uint32(o.flags), o.off, o.n+1), "")
 		}),
 		"closeall":  func(s *side, _ op) string { s.closeAll(); return "" },
-		"seek":      handle(seek),
 		"lock":      handle(lock),
 		"getlk":     handle(getLock),
 		"flock":     handle(flock),
@@ -288,12 +287,6 @@ func copyRange(s *side, h *opened, o op) string {
 		done += n
 	}
 	return fmt.Sprint(done)
-}
-
-// seek finds data or a hole.
-func seek(_ *side, h *opened, o op) string {
-	at, err := unix.Seek(h.fd, o.off, []int{unix.SEEK_DATA, unix.SEEK_HOLE}[o.n%2])
-	return result(err, "%d", at)
 }
 
 // lock sets or takes back a lock of the process (F_SETLK), which does not wait.
