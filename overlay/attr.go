@@ -72,7 +72,12 @@ func (fs *FS) attr(ctx context.Context, n *node) (layers.Attr, error) {
 	n.mu.RLock()
 	upper, dead := n.upper, n.dead
 	fd := -1
-	if n.isRegular() && (upper || dead != nil) {
+	switch {
+	case dead != nil && !upper:
+		held, _ := n.dupLowerFd()
+		n.mu.RUnlock()
+		return attrOfDead(held, *dead)
+	case n.isRegular() && (upper || dead != nil):
 		fd = n.dupFd()
 	}
 	n.mu.RUnlock()
@@ -99,6 +104,22 @@ func (fs *FS) attr(ctx context.Context, n *node) (layers.Attr, error) {
 		return fs.attrByInode(n)
 	}
 	return f.attr, nil
+}
+
+// attrOfDead returns the attributes of a lower file that has lost its last name:
+// of what is held of it, which is closed, or as they were.
+func attrOfDead(held int, was layers.Attr) (layers.Attr, error) {
+	if held < 0 {
+		return was, nil
+	}
+	defer unix.Close(held)
+	var stx unix.Statx_t
+	if err := sys.Statx(held, "", &stx); err != nil {
+		return layers.Attr{}, err
+	}
+	a := local.AttrOf(&stx)
+	a.Nlink = was.Nlink
+	return a, nil
 }
 
 // attrOfDir returns the attributes of a directory that the upper has: no lower is

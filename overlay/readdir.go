@@ -15,13 +15,12 @@ import (
 )
 
 // dirHandle is one open of a directory. What it lists is taken when it is first
-// read, and again after a rewind: offsets are positions in that list, so they
-// stay what they are while the directory changes.
+// read, and again after a rewind.
 type dirHandle struct {
 	n *node
 
 	mu      sync.Mutex // protects list; held while the layers are read
-	list    []layers.Entry
+	list    listing
 	started bool
 }
 
@@ -60,21 +59,18 @@ func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	return fs.status("fsyncdir", n, "", sys.Fsync(dir))
 }
 
-// entries returns what h lists from position off on.
-func (fs *FS) entries(ctx context.Context, h *dirHandle, off uint64) ([]layers.Entry, error) {
+// entries returns what h lists from offset off on.
+func (fs *FS) entries(ctx context.Context, h *dirHandle, off uint64) (listing, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.started || off == 0 {
 		list, err := fs.readDir(ctx, h.n)
 		if err != nil {
-			return nil, err
+			return listing{}, err
 		}
-		h.list, h.started = list, true
+		h.list, h.started = newListing(list), true
 	}
-	if off > uint64(len(h.list)) {
-		return nil, nil
-	}
-	return h.list[off:], nil
+	return h.list.from(off), nil
 }
 
 // ReadDir implements fuse.RawFileSystem.
@@ -89,8 +85,9 @@ func (fs *FS) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntr
 	if err != nil {
 		return fs.status("readdir", h.n, "", err)
 	}
-	for i := range list {
-		e := fuse.DirEntry{Name: list[i].Name, Mode: list[i].Type, Ino: fs.listedIno(ctx, h.n, &list[i]), Off: in.Offset + uint64(i) + 1}
+	for i := range list.entries {
+		l := &list.entries[i]
+		e := fuse.DirEntry{Name: l.Name, Mode: l.Type, Ino: fs.listedIno(ctx, h.n, l), Off: list.offsets[i]}
 		if !out.AddDirEntry(e) {
 			break
 		}
@@ -112,8 +109,9 @@ func (fs *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Dir
 	if err != nil {
 		return fs.status("readdir", h.n, "", err)
 	}
-	for i := range list {
-		e := fuse.DirEntry{Name: list[i].Name, Mode: list[i].Type, Ino: list[i].Ino, Off: in.Offset + uint64(i) + 1}
+	for i := range list.entries {
+		l := &list.entries[i]
+		e := fuse.DirEntry{Name: l.Name, Mode: l.Type, Ino: l.Ino, Off: list.offsets[i]}
 		if e.Name == "." || e.Name == ".." {
 			if out.AddDirLookupEntry(e) == nil { // no node id: not looked up
 				break
@@ -121,7 +119,7 @@ func (fs *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Dir
 			continue
 		}
 		var n *node
-		f, err := fs.lookupEntry(ctx, h.n, &list[i])
+		f, err := fs.lookupEntry(ctx, h.n, l)
 		if err == nil {
 			n = fs.table.adopt(fs, f, h.n, e.Name)
 			e.Ino = n.ino
@@ -147,7 +145,12 @@ func (fs *FS) listedIno(ctx context.Context, dir *node, e *layers.Entry) uint64 
 	if e.Ino != 0 || e.Name == ".." {
 		return e.Ino
 	}
-	f, err := fs.lookup(ctx, dir, e.Name)
+	look := func() (*found, error) { return fs.lookup(ctx, dir, e.Name) }
+	if e.Attr != nil {
+		// Of another host, which is not asked for each entry.
+		look = func() (*found, error) { return fs.lookupEntry(ctx, dir, e) }
+	}
+	f, err := look()
 	if err != nil {
 		return 0
 	}
@@ -204,9 +207,12 @@ func (fs *FS) readDir(ctx context.Context, n *node) ([]layers.Entry, error) {
 	n.mu.RLock()
 	upper, lowers, dead := n.upper, n.lowers, n.dead != nil
 	n.mu.RUnlock()
-	list := []layers.Entry{{Name: ".", Type: unix.S_IFDIR, Ino: n.ino}, {Name: "..", Type: unix.S_IFDIR}}
+	list := []layers.Entry{{Name: ".", Type: unix.S_IFDIR, Ino: n.ino}, {Name: "..", Type: unix.S_IFDIR, Ino: n.ino}}
 	if dead {
 		return list[:0], nil
+	}
+	if d, ok := n.dentry(); ok {
+		list[1].Ino = d.parent.ino
 	}
 	seen := make(map[string]int)
 	for i := len(lowers) - 1; i >= 0; i-- {

@@ -17,11 +17,29 @@ type deviate struct {
 
 // deviations are all that we know of, and mean to keep.
 var deviations = []deviate{
+	{"", "fallocate", "collapse", "ENOTSUP, 100000 bytes f7757818aca9", "FUSE carries no such request"},
+	{"", "fallocate", "insert", "ENOTSUP, 100000 bytes f7757818aca9", "FUSE carries no such request"},
+	{"", "rename-whiteout", "RENAME_WHITEOUT", "EINVAL", whiteouts},
+	{"", "rename-whiteout", "new", `["f"]`, whiteouts},
+	{"overlay", "nodes", "a whiteout", "EPERM", whiteouts},
+	{"migrate,lower migrate,two", "deep", "rename in the middle", "EXDEV", mvCopies},
+	{"migrate,two", "rename", "EXCHANGE with a directory", "EXDEV", mvCopies},
+	{"migrate,two", "rename", "after EXCHANGE",
+		"[. d d/h=content of d/h e e/k=content of e/k full full/x=content of full/x g=content of f new=content of g]", mvCopies},
+	{"migrate,two", "rename", "EXCHANGE back", "EXDEV", mvCopies},
+	{"migrate,two", "rename", "over an emptied directory", "EXDEV", mvCopies},
+	{"migrate,two", "rename", "onto the old name", "EISDIR", mvCopies},
+	{"migrate,two", "rename", "in the end", "[. d d/h=content of f e full full/x=content of full/x new=content of g]", mvCopies},
+	{"", "direct", "unaligned", "100 ok", "O_DIRECT asks for no alignment: what is written or read so is copied"},
 	{"lower two", "flags-kept", "idir", "0", upwards},
 	{"lower two", "flags-kept", "create in idir after the write", "ok", upwards},
 	{"migrate,lower migrate,two", "ctime", "write in a directory", "ok mtime false ctime true",
 		"a file comes up by a link into its directory, and no call sets a ctime back (the kernel's overlayfs shows it too)"},
 }
+
+const mvCopies = "in migrate mode a directory that lies in several layers is not renamed: EXDEV, and mv(1) copies"
+
+const whiteouts = "they are what this filesystem is made of: refused as by the kernel's overlayfs, which it cannot be told to be a user's"
 
 const upwards = "the flags i and a of a directory stay below when something in it comes up: with them, nothing could"
 

@@ -276,7 +276,13 @@ func newStand(t *testing.T, k *kind, disks [2]string) *stand {
 		}
 	}
 	if k.fill == "two" {
-		split(t, s.lower, second+"/lower")
+		for _, tc := range cases {
+			to := filepath.Join(second, "lower", tc.name)
+			must(t, os.Mkdir(to, 0o755))
+			if tc.name != "deep" { // no call takes paths of that length
+				split(t, filepath.Join(s.lower, tc.name), to)
+			}
+		}
 	}
 	s.mount = testbed.Mount(t, "mode="+k.mode+",lowerdir="+lowers+",upperdir="+d+"/upper", d+"/mnt", cfg)
 	s.root = s.mount.Dir
