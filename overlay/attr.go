@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"errors"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -199,6 +200,11 @@ func (fs *FS) attrBelow(ctx context.Context, n *node) (layers.Attr, error) {
 		return n.attrHeld()
 	}
 	a, err := r.layer.Stat(ctx, path)
+	if fs.cfg.AsCaller && errors.Is(err, unix.EACCES) && n.isRegular() {
+		if held, herr := n.attrHeld(); herr == nil {
+			a, err = held, nil // who has it open may know
+		}
+	}
 	if err != nil {
 		return layers.Attr{}, gone(err)
 	}
@@ -272,17 +278,24 @@ func (fs *FS) setAttr(ctx context.Context, n *node, in *fuse.SetAttrIn) error {
 		if size > 1<<63-1 {
 			return unix.EFBIG
 		}
+		if in.Valid&fuse.FATTR_FH == 0 {
+			if err := fs.may(n, unix.W_OK); err != nil {
+				return err
+			}
+		}
 		if err := fs.truncate(ctx, n, int64(size)); err != nil {
 			return err
 		}
 	}
 	if in.Valid&^(fuse.FATTR_FH|fuse.FATTR_LOCKOWNER) == 0 {
 		// What is left of a chown to nobody else, which drops suid and sgid too.
-		return fs.change(ctx, n, func(fd int, _ bool) error { return sys.Fchown(fd, -1, -1) })
+		return fs.dropPrivileges(ctx, n)
 	}
 	if in.Valid&^(fuse.FATTR_SIZE|fuse.FATTR_FH|fuse.FATTR_LOCKOWNER|fuse.FATTR_KILL_SUIDGID) == 0 {
 		if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
-			return fs.changeUpper(n, func(fd int) error { return killPriv(fd, n.isPending(), &in.Caller) })
+			return fs.asDaemon(func() error {
+				return fs.changeUpper(n, func(fd int) error { return killPriv(fd, n.isPending(), &in.Caller) })
+			})
 		}
 		return nil
 	}

@@ -40,9 +40,17 @@ func (fs *FS) upCut(ctx context.Context, n *node, size int64) (cut bool, err err
 		return false, nil
 	}
 	ctx = untilKilled(ctx)
-	if n.isDir() {
-		return false, fs.upDir(ctx, n)
-	}
+	err = fs.asOwner(n, func() (err error) {
+		if n.isDir() {
+			return fs.upDir(ctx, n)
+		}
+		cut, err = fs.upFile(ctx, n, size)
+		return err
+	})
+	return cut, err
+}
+
+func (fs *FS) upFile(ctx context.Context, n *node, size int64) (cut bool, err error) {
 	if err := fs.flights.enter(ctx, n); err != nil {
 		return false, err
 	}
@@ -275,7 +283,7 @@ func (fs *FS) placeFor(ctx context.Context, n *node) (*target, copyup.Place, err
 	t := &target{fs: fs}
 	d, ok := n.dentry()
 	if !ok {
-		return t, copyup.Place{Dir: fs.upper.root, Work: fs.work}, nil
+		return t, copyup.Place{Dir: fs.upper.root, Work: fs.copyWork()}, nil
 	}
 	if err := fs.up(ctx, d.parent, whole); err != nil {
 		return t, copyup.Place{}, err
@@ -291,7 +299,7 @@ func (fs *FS) placeFor(ctx context.Context, n *node) (*target, copyup.Place, err
 		return t, copyup.Place{}, err
 	}
 	t.parent = local.AttrOf(&stx)
-	return t, copyup.Place{Dir: dir.fd, Name: d.name, Work: fs.work}, nil
+	return t, copyup.Place{Dir: dir.fd, Name: d.name, Work: fs.copyWork()}, nil
 }
 
 // publish gives the copy its name. n.mu is held: nobody renames or unlinks n

@@ -30,7 +30,7 @@ func (fs *FS) bringUpNode(ctx context.Context, n *node, src copyup.Source) error
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if err := fs.publishNode(n, temp, at, t, index); err != nil {
-		copyup.RemoveTemp(fs.work, temp)
+		copyup.RemoveTemp(fs.copyWork(), temp)
 		return err
 	}
 	fs.afterUp(ctx, n, &src)
@@ -121,7 +121,7 @@ func (fs *FS) upDir(ctx context.Context, n *node) error {
 	if err == nil {
 		return nil
 	}
-	copyup.RemoveTemp(fs.work, temp)
+	copyup.RemoveTemp(fs.copyWork(), temp)
 	if errors.Is(err, unix.EEXIST) && fs.cfg.Mode == Migrate {
 		return fs.useDir(n, at) // another host was first
 	}

@@ -27,7 +27,7 @@ func (fs *FS) as(c *fuse.Caller, f func() error) error {
 // switches reports whether the caller c acts in the layers as somebody else than
 // the daemon.
 func (fs *FS) switches(c *fuse.Caller) bool {
-	return fs.super && (c.Uid != 0 || c.Gid != 0 || fs.cfg.IDs.changed())
+	return fs.super && (c.Uid != 0 || c.Gid != 0 || fs.cfg.IDs.Changed())
 }
 
 // birth is a name about to be made in a directory.
@@ -71,7 +71,7 @@ func (fs *FS) bear(ctx context.Context, n *node, name string, caller *fuse.Calle
 	b := &birth{fs: fs, n: n, dir: dir, name: name, caller: caller}
 	// Whoever may write to the directory as it is shown may not on disk, where it
 	// belongs to somebody else.
-	b.aside = fs.super && fs.cfg.IDs.changed()
+	b.aside = fs.super && fs.cfg.IDs.Changed()
 	if fs.cfg.Mode == Overlay {
 		n.mu.RLock()
 		b.below = len(n.lowers) > 0

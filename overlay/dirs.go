@@ -125,6 +125,9 @@ func (fs *FS) openDir(n *node, l *layer, path layers.Path, id fileID) (*dirFD, e
 		unix.Close(fd)
 		return nil, errMoved
 	}
+	if fs.cfg.AsCaller {
+		return &dirFD{fd: fd, key: k, refs: 1}, nil // others may not get here
+	}
 	return fs.dirs.put(k, fd), nil
 }
 

@@ -84,5 +84,13 @@
 // A failure at any of these steps, other than those said to succeed, takes back
 // what was prepared and is returned as it came.
 //
+// # Rights
+//
+// The kernel decides, on the attributes that it is shown, before it asks. What is
+// made is made by FS.as, with the caller's ids; the rest is done with the daemon's. A
+// handle may do what it was opened for. Config.AsCaller turns this round: see
+// caller.go, where requests run as their callers (copies then lie in WORK/temps, and
+// are swept from there).
+//
 // Start reading at FS and lookup.
 package overlay

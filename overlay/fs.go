@@ -60,6 +60,7 @@ type Config struct {
 	Volatile      bool // no fsync in copy-up
 	NoAtime       bool // reading an upper file leaves its access time
 	IDs           IDs
+	AsCaller      bool // the layers decide about rights: see caller.go; no source among them
 	NoPassthrough bool // the kernel reads and writes upper files through us
 	NoRedirect    bool // renaming a directory that lies below is EXDEV
 	NoFollow      bool // a directory that was moved is EPERM where its redirect leads anywhere
@@ -86,6 +87,7 @@ type FS struct {
 	work   int      // descriptor, -1 without an upper
 	index  int      // WORK/index, overlay mode: as the kernel has it, one name per hard-linked file that came up
 	links  int      // WORK/links, WORK/index in migrate mode: the same for files without handles, and what leads to and from them
+	temps  int      // WORK/temps, with AsCaller
 	stubs  int      // WORK/stubs: one name per pending file
 	store  *extent.Store
 	copies copyup.Config
@@ -132,7 +134,7 @@ func New(ctx context.Context, cfg Config) (*FS, error) {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		cfg:           cfg,
 		log:           cfg.Log,
-		work:          -1, index: -1, links: -1, stubs: -1,
+		work:          -1, index: -1, links: -1, stubs: -1, temps: -1,
 		copies: copyup.Config{Volatile: cfg.Volatile, Owner: os.Geteuid() == 0},
 		super:  os.Geteuid() == 0,
 	}
@@ -204,6 +206,10 @@ func (fs *FS) timeouts() {
 	if fs.cfg.Mode == Migrate {
 		fs.entryTimeout, fs.attrTimeout = 0, time.Second
 	}
+	if fs.cfg.AsCaller {
+		fs.entryTimeout, fs.attrTimeout, fs.negTimeout = 0, 0, 0
+		return
+	}
 	if fs.cfg.EntryTimeout != nil {
 		fs.entryTimeout = *fs.cfg.EntryTimeout
 	}
@@ -230,6 +236,9 @@ func (fs *FS) openWork() (err error) {
 		return err
 	}
 	if fs.stubs, err = sys.MkdirOpen(fs.work, "stubs"); err != nil {
+		return err
+	}
+	if err := fs.openTemps(); err != nil {
 		return err
 	}
 	objects, err := sys.MkdirOpen(fs.work, "objects")
@@ -286,7 +295,7 @@ func (fs *FS) closeOwn() (err error) {
 	if fs.store != nil {
 		err = fs.store.Close()
 	}
-	own := []int{fs.index, fs.links, fs.stubs}
+	own := []int{fs.index, fs.links, fs.stubs, fs.temps}
 	for _, l := range fs.lowers {
 		own = append(own, l.trash, l.marks, l.handles.fd)
 	}

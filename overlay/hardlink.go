@@ -55,6 +55,10 @@ func (fs *FS) foundIndexed(f *found) error {
 	if fs.upper == nil || len(f.lowers) == 0 || !canIndex(&f.lowers[0]) {
 		return nil
 	}
+	return fs.asDaemon(func() error { return fs.lookIndex(f) })
+}
+
+func (fs *FS) lookIndex(f *found) error {
 	dir, name := fs.indexAt(&f.lowers[0])
 	var stx unix.Statx_t
 	err := sys.Statx(dir, name, &stx)
@@ -94,7 +98,8 @@ func (fs *FS) countLinks(f *found, n *node, name string) {
 // in dirfd, and whether it has a name in WORK/index.
 func (fs *FS) linksShown(a *layers.Attr, dirfd int, name string) (links uint32, indexed bool) {
 	if fs.cfg.Mode == Migrate {
-		return fs.linksInLowers(a)
+		_ = fs.asDaemon(func() error { links, indexed = fs.linksInLowers(a); return nil })
+		return links, indexed
 	}
 	v, err := sys.Getxattr(dirfd, name, fs.cfg.Format.Name(whiteout.Nlink))
 	if err != nil {

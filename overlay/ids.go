@@ -25,8 +25,8 @@ type Mapping []MappedRange
 // MappedRange shows Count ids from ID on as those from Shown on.
 type MappedRange struct{ ID, Shown, Count uint32 }
 
-// changed reports whether an id can differ from what it is in the layers.
-func (ids *IDs) changed() bool {
+// Changed reports whether an id can differ from what it is in the layers.
+func (ids *IDs) Changed() bool {
 	return ids.UIDs != nil || ids.GIDs != nil || ids.Root || ids.UID != nil || ids.GID != nil
 }
 
@@ -70,7 +70,7 @@ func (m Mapping) convert(id, overflow uint32, ends func(MappedRange) (from, to u
 func (fs *FS) cred(c *fuse.Caller) sys.Cred {
 	cred := sys.Cred{UID: c.Uid, GID: c.Gid, Groups: sys.GroupsOf(c.Pid, c.Uid, c.Gid)}
 	ids := &fs.cfg.IDs
-	if ids.changed() {
+	if ids.Changed() {
 		cred.UID, cred.GID = ids.storeUID(c.Uid), ids.storeGID(c.Gid)
 		for i, g := range cred.Groups {
 			cred.Groups[i] = ids.storeGID(g)

@@ -73,7 +73,7 @@ func (fs *FS) removeLower(n *node, src *copyup.Source) error {
 	if err != nil {
 		return err
 	}
-	err = copyup.SyncDir(up.fd, fs.copies)
+	err = fs.syncDir(up.fd, fs.copies)
 	fs.dirs.release(up)
 	if err != nil {
 		return err
@@ -157,7 +157,7 @@ func (fs *FS) unmarkIfLast(r *lowerRef) {
 	if r.layer.marks < 0 || r.attr.IsDir() {
 		return
 	}
-	fs.unmarkLast(r.layer, indexName(r))
+	_ = fs.asDaemon(func() error { fs.unmarkLast(r.layer, indexName(r)); return nil })
 }
 
 func (fs *FS) unmarkLast(l *layer, name string) {
@@ -315,7 +315,7 @@ func (fs *FS) dirChanged(dir *node, l *layer) {
 		return
 	}
 	if err == nil {
-		err = touch(d.fd)
+		err = fs.asDaemon(func() error { return touch(d.fd) })
 		fs.dirs.release(d)
 	}
 	if err != nil {
@@ -340,6 +340,10 @@ func (fs *FS) recover(ctx context.Context) error {
 	}
 	for _, l := range fs.lowers {
 		trash, err := fs.trash(l)
+		if fs.cfg.AsCaller && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) {
+			fs.log.Warn("no rights to the lower's .migratefs: lower copies stay", "layer", l.ID(), "cause", err)
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("lower %s: %w", l.ID(), err)
 		}

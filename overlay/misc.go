@@ -105,5 +105,7 @@ func reopenLower(fd int, attr layers.Attr) (layers.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return local.NewFile(nfd, attr), nil
+	return heldLower(nfd, attr), nil
 }
+
+func heldLower(fd int, attr layers.Attr) layers.File { return local.NewFile(fd, attr) }

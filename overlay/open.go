@@ -108,7 +108,7 @@ func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 	if h.writable() && fs.ReadOnly() {
 		return fuse.EROFS
 	}
-	if err := fs.open(ctx, h); err != nil {
+	if err := fs.openAsCaller(h, func() error { return fs.open(ctx, h) }); err != nil {
 		return fs.status("open", n, "", err)
 	}
 	fs.openReply(h, out)
@@ -195,6 +195,9 @@ func (fs *FS) openData(n *node, flags uint32) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(path)
+	if fs.cfg.AsCaller {
+		return openExactly(path, flags)
+	}
 	if fs.cfg.NoAtime || flags&unix.O_NOATIME != 0 {
 		// Only an owner, or root, may leave access times alone.
 		if fd, err := sys.Reopen(path, dataFlags(flags)|unix.O_NOATIME); err == nil {
@@ -225,16 +228,21 @@ func (fs *FS) openUpper(n *node) (int, error) {
 	fs.tree.RLock()
 	names := append([]dentry(nil), n.names...)
 	fs.tree.RUnlock()
+	var denied error
 	for _, d := range names {
 		if fd, err := fs.openNamed(d, id); err == nil {
 			return fd, nil
+		} else if fs.cfg.AsCaller && errors.Is(err, unix.EACCES) {
+			denied = err // the caller came by another name
 		} else if errnoOf(err) != unix.ESTALE && errnoOf(err) != unix.ENOENT {
 			return -1, err
 		}
 	}
+	if denied != nil {
+		return -1, denied
+	}
 	if indexed && ref != nil {
-		dir, name := fs.indexAt(ref)
-		if fd, err := openIdentified(dir, name, id); err == nil {
+		if fd, err := fs.openIndexed(ref, id); err == nil {
 			return fd, nil
 		}
 	}
@@ -246,6 +254,17 @@ func (fs *FS) openUpper(n *node) (int, error) {
 	}
 	defer unix.Close(held)
 	return sys.Reopen(held, unix.O_PATH)
+}
+
+// openIndexed opens the copy of the hard-linked lower file r by its name in
+// WORK/index.
+func (fs *FS) openIndexed(r *lowerRef, id fileID) (fd int, err error) {
+	err = fs.asDaemon(func() (err error) {
+		dir, name := fs.indexAt(r)
+		fd, err = openIdentified(dir, name, id)
+		return err
+	})
+	return fd, err
 }
 
 func (fs *FS) openNamed(d dentry, id fileID) (int, error) {
@@ -307,6 +326,9 @@ func (fs *FS) openBelow(ctx context.Context, n *node) (layers.File, error) {
 	}
 	if held < 0 {
 		return nil, unix.ESTALE
+	}
+	if fs.cfg.AsCaller {
+		return heldLower(dup(held), attr), nil // the handle's rights do
 	}
 	return reopenLower(held, attr)
 }

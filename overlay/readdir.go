@@ -25,7 +25,7 @@ type dirHandle struct {
 }
 
 // OpenDir implements fuse.RawFileSystem.
-func (fs *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+func (fs *FS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	n := fs.table.get(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
@@ -33,7 +33,16 @@ func (fs *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fus
 	if !n.isDir() {
 		return fuse.ENOTDIR
 	}
-	out.Fh = fs.handles.add(&dirHandle{n: n})
+	h := &dirHandle{n: n}
+	if fs.cfg.AsCaller {
+		// Whether the directory may be read shows when it is.
+		ctx := begin(cancel, in.Pid)
+		defer ctx.end()
+		if _, err := fs.entries(ctx, h, 0); err != nil {
+			return fs.status("opendir", n, "", err)
+		}
+	}
+	out.Fh = fs.handles.add(h)
 	return fuse.OK
 }
 
@@ -310,7 +319,7 @@ func (fs *FS) readLower(ctx context.Context, n *node, r *lowerRef) ([]layers.Ent
 		return nil, err
 	}
 	defer fs.dirs.release(d)
-	return local.ReadDirAt(ctx, d.fd)
+	return fs.listDir(ctx, d.fd)
 }
 
 func (fs *FS) readUpper(ctx context.Context, n *node) ([]layers.Entry, error) {
@@ -330,5 +339,5 @@ func (fs *FS) readUpper(ctx context.Context, n *node) ([]layers.Entry, error) {
 			return local.ReadDirFd(ctx, fd)
 		}
 	}
-	return local.ReadDirAt(ctx, d.fd)
+	return fs.listDir(ctx, d.fd)
 }

@@ -235,7 +235,7 @@ type objectWriter interface {
 // withData runs f on a writable descriptor of the upper file n or, if n is
 // pending, on its object and a descriptor of its stub.
 func (fs *FS) withData(n *node, f func(obj objectWriter, fd int) error) error {
-	fd, err := fs.openData(n, unix.O_RDWR)
+	fd, err := fs.openToChange(n)
 	if err != nil {
 		return err
 	}
@@ -253,6 +253,17 @@ func (fs *FS) withData(n *node, f func(obj objectWriter, fd int) error) error {
 		defer n.closeObject()
 	}
 	return f(n.obj, fd)
+}
+
+// openToChange opens the upper file of n to change its data.
+func (fs *FS) openToChange(n *node) (int, error) {
+	if !fs.cfg.AsCaller {
+		return fs.openData(n, unix.O_RDWR)
+	}
+	if fd := n.writableFd(); fd >= 0 {
+		return fd, nil
+	}
+	return fs.openData(n, unix.O_WRONLY)
 }
 
 // Fallocate implements fuse.RawFileSystem.

@@ -147,7 +147,7 @@ func (fs *FS) nameGone(n *node, d dentry, f *found, last int) (bury bool) {
 		n.keep(-1) // it came up after it was opened
 	}
 	fs.table.die(n)
-	fs.dropIndex(n, n.kept)
+	_ = fs.asDaemon(func() error { fs.dropIndex(n, n.kept); return nil })
 	return len(n.open) == 0
 }
 
@@ -240,7 +240,7 @@ func (fs *FS) unlinkEverywhere(_ context.Context, dir *node, name string, n *nod
 			return err
 		}
 		if i > 0 {
-			if err := copyup.SyncDir(parts[i].d.fd, copyup.Config{}); err != nil {
+			if err := fs.syncDir(parts[i].d.fd, copyup.Config{}); err != nil {
 				return err
 			}
 		}
@@ -273,6 +273,9 @@ func (fs *FS) partsWith(dir *node, name string) (parts []part, err error) {
 	dir.mu.RLock()
 	upper, lowers := dir.upper, dir.lowers
 	dir.mu.RUnlock()
+	if err := fs.may(dir, unix.W_OK|unix.X_OK); err != nil {
+		return nil, err
+	}
 	add := func(l *layer, d *dirFD, err error) error {
 		if err != nil {
 			return err
@@ -429,7 +432,7 @@ func (fs *FS) rmdirEverywhere(dir *node, name string) error {
 			return err
 		}
 		if i > 0 {
-			if err := copyup.SyncDir(parts[i].d.fd, copyup.Config{}); err != nil {
+			if err := fs.syncDir(parts[i].d.fd, copyup.Config{}); err != nil {
 				return err
 			}
 		}

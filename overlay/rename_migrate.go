@@ -19,11 +19,11 @@ func (fs *FS) dropLowerName(d dentry, n *node, dir int) error {
 	if len(lowers) == 0 {
 		return nil
 	}
-	if err := copyup.SyncDir(dir, fs.copies); err != nil {
+	if err := fs.syncDir(dir, fs.copies); err != nil {
 		return err
 	}
 	path, _ := d.parent.path()
-	err := fs.removeFrom(d, &lowers[0], lowers[0].attr, path.Join(d.name))
+	err := fs.asDaemon(func() error { return fs.removeFrom(d, &lowers[0], lowers[0].attr, path.Join(d.name)) })
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
@@ -151,7 +151,7 @@ func (fs *FS) partIn(ctx context.Context, n *node, l *layer) (*dirFD, error) {
 // unlinkParts removes name from layers under the one that shows, the lowest
 // first, after what shows is durable.
 func (fs *FS) unlinkParts(parts []part, name string, above *dirFD) error {
-	if err := copyup.SyncDir(above.fd, copyup.Config{}); err != nil {
+	if err := fs.syncDir(above.fd, copyup.Config{}); err != nil {
 		return err
 	}
 	for i := len(parts) - 1; i >= 0; i-- {

@@ -234,7 +234,7 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 		DirectMountStrict:    root,
 		DirectMountFlags:     unix.MS_MGC_VAL, // no flags but those in Options: zero would mean nosuid, nodev
 		Options:              []string{"default_permissions"},
-		EnableAcl:            !o.noACL,
+		EnableAcl:            !o.noACL && !o.asCaller, // the kernel would check permissions too
 		EnableLocks:          !o.localLocks,
 		MaxWrite:             1 << 20,
 		MaxBackground:        64,
@@ -256,6 +256,9 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 			mo.Options = append(mo.Options, "ro")
 		}
 	}
+	if o.asCaller {
+		mo.Options = nil
+	}
 	mo.DirectMountFlags |= o.mountBits
 	if o.maxWrite > 0 {
 		mo.MaxWrite = o.maxWrite
@@ -265,7 +268,7 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 	}
 	mo.MaxReadAhead = o.maxReadahead
 	mo.Options = append(mo.Options, st.flags(o.flags)...)
-	return fuse.NewServer(st.fs, st.point, mo)
+	return fuse.NewServer(st.fs.Raw(), st.point, mo)
 }
 
 // endOnSignal unmounts on SIGTERM and SIGINT. A mount that is in use is taken out

@@ -37,6 +37,7 @@ type options struct {
 	flags      []string // suid, nodev, ... as given
 	mountBits  uintptr  // of mount(2)
 	remount    bool
+	asCaller   bool // creds=caller
 	ids        overlay.IDs
 	notes      []string // what the user is to know of an option
 
@@ -116,6 +117,12 @@ var optionTable = map[string]func(o *options, v string) error{
 	"allow_other": func(o *options, _ string) error { t := true; o.allowOther = &t; return nil },
 	// What is always so.
 	"metacopy": onlyOn("metacopy"), "index": onlyOn("index"), "xino": onlyOn("xino"),
+	"creds": func(o *options, v string) error {
+		var s string
+		err := oneOf(&s, "creds", v, "daemon", "caller")
+		o.asCaller = s == "caller"
+		return err
+	},
 	"noatime":        func(o *options, _ string) error { o.noAtime = true; return nil },
 	"remount":        func(o *options, _ string) error { o.remount = true; return nil },
 	"nosymfollow":    func(o *options, _ string) error { o.mountBits |= mountBits["nosymfollow"]; return nil },
@@ -302,8 +309,32 @@ func (o *options) check() error {
 	if o.mode == "migrate" && o.upper == "" {
 		o.mode = "overlay" // nothing is ever changed without an upper
 	}
+	if o.asCaller {
+		if err := o.checkCaller(remote != "" || o.criu != ""); err != nil {
+			return err
+		}
+	}
 	if o.mode == "migrate" && o.volatile {
 		return usageErrorf("volatile and mode=migrate exclude each other, since the lower copy is removed: leave volatile out, or use mode=overlay")
+	}
+	return nil
+}
+
+// checkCaller refuses what does not go with creds=caller.
+func (o *options) checkCaller(elsewhere bool) error {
+	switch {
+	case elsewhere:
+		return usageErrorf("creds=caller is for layers of this host: leave it out")
+	case o.mode != "migrate" && o.upper != "":
+		return usageErrorf("creds=caller is for mode=migrate, or without upperdir: whiteouts are the daemon's")
+	case o.given["default_permissions"]:
+		return usageErrorf("creds=caller and default_permissions exclude each other: leave one out")
+	case o.entry != nil && *o.entry != 0, o.attr != nil && *o.attr != 0, o.negative != nil && *o.negative != 0:
+		return usageErrorf("creds=caller has the kernel keep no names and attributes: leave entry_timeout=, negative_timeout= and attr_timeout= out")
+	case o.ids.Changed():
+		return usageErrorf("creds=caller acts with the ids that there are: leave squash_* and *mapping= out")
+	case !isRoot():
+		return usageErrorf("creds=caller needs root: leave it out")
 	}
 	return nil
 }

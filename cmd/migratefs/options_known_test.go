@@ -12,6 +12,7 @@ import (
 // of mount(8) (util-linux 2.40), overlayfs (Linux 6.18), fuse(4) and mount.fuse3(8)
 // (libfuse 3.17) and fuse-overlayfs(1) 1.14 with what its source accepts.
 var every = map[string]string{
+	"migratefs": "mode= criu= names= creds= log= timeout= hard soft ssh_config= ssh_option= ssh_as=",
 	"mount(8)": `async atime noatime auto noauto context= fscontext= defcontext= rootcontext= defaults dev nodev
 		diratime nodiratime dirsync exec noexec group iversion noiversion mand nomand _netdev nofail relatime norelatime
 		strictatime nostrictatime lazytime nolazytime suid nosuid silent loud owner remount ro rw sync user nouser users
@@ -80,6 +81,9 @@ func TestKnownOptions(t *testing.T) {
 		"bind":                                      "mount --bind",
 		"ro=0":                                      "no value",
 		"relatime=1":                                "no value",
+		"creds=daemon":                              "",
+		"creds=caller":                              "mode=migrate",
+		"creds=x":                                   "daemon or caller",
 		"squash_to_uid=x":                           "number",
 		"uidmapping=0:1000:1:1:110000:65536":        "",
 		"gidmapping=0:1000":                         "ID:SHOWN:COUNT",

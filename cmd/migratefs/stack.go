@@ -328,7 +328,7 @@ func (st *stack) openWork(context.Context, string) error {
 	}
 	st.work = os.NewFile(uintptr(fd), real)
 	var fst unix.Stat_t
-	if err := unix.Fstat(fd, &fst); err != nil || int(fst.Uid) != os.Geteuid() || fst.Mode&0o022 != 0 {
+	if err := unix.Fstat(fd, &fst); err != nil || int(fst.Uid) != os.Geteuid() && !st.o.asCaller || fst.Mode&0o022 != 0 {
 		return mountErrorf("work directory %q must belong to this user and be closed to others: chown and chmod 700 it", path)
 	}
 	if err := unix.Flock(int(st.work.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
@@ -368,6 +368,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		AttrTimeout:   st.o.attr,
 		NegTimeout:    st.o.negative,
 		IDs:           st.o.ids,
+		AsCaller:      st.o.asCaller,
 		Log:           st.log,
 	}
 	if st.o.mode == "migrate" {
@@ -438,7 +439,7 @@ func (st *stack) abandon() {
 	st.unlock()
 	if st.workMade != "" {
 		// Only what New makes can be in it.
-		for _, name := range []string{"index", "links", "stubs", "objects"} {
+		for _, name := range []string{"index", "links", "stubs", "objects", "temps"} {
 			_ = os.RemoveAll(filepath.Join(st.workMade, name))
 		}
 		_ = os.Remove(st.workMade)

@@ -28,13 +28,9 @@ type Cred struct {
 func As(c Cred, f func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	old, err := unix.Getgroups()
+	own, err := current()
 	if err != nil {
 		return err
-	}
-	own := Cred{UID: uint32(unix.Geteuid()), GID: uint32(unix.Getegid())}
-	for _, g := range old {
-		own.Groups = append(own.Groups, uint32(g))
 	}
 	if err := announce("switch"); err != nil {
 		return err
@@ -54,6 +50,25 @@ func As(c Cred, f func() error) error {
 		return err
 	}
 	return f()
+}
+
+// AsSelf runs f with the rights of the process, which the thread may not have: f
+// may be called within As.
+func AsSelf(f func() error) error { return As(self, f) }
+
+// self is who the process is; what it has at its start.
+var self, _ = current()
+
+// current returns the rights of the thread.
+func current() (Cred, error) {
+	uid, _, _ := unix.RawSyscall(unix.SYS_SETFSUID, ^uintptr(0), 0, 0)
+	gid, _, _ := unix.RawSyscall(unix.SYS_SETFSGID, ^uintptr(0), 0, 0)
+	c := Cred{UID: uint32(uid), GID: uint32(gid)}
+	groups, err := unix.Getgroups()
+	for _, g := range groups {
+		c.Groups = append(c.Groups, uint32(g))
+	}
+	return c, err
 }
 
 // become switches groups and gid before uid on the way out of root, and on the

@@ -3,6 +3,7 @@ package sys
 import (
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -115,6 +116,18 @@ func Statx(dirfd int, name string, stx *unix.Statx_t) error {
 		flags |= unix.AT_EMPTY_PATH
 	}
 	return Retry(func() error { return unix.Statx(dirfd, name, flags, statxMask, stx) })
+}
+
+// Access reports whether the thread may do with the file behind the O_PATH
+// descriptor fd what mask says (faccessat2(2), Linux 5.8), by its filesystem ids.
+func Access(fd int, mask uint32) error {
+	empty := [1]byte{}
+	_, _, errno := unix.Syscall6(unix.SYS_FACCESSAT2, uintptr(fd), uintptr(unsafe.Pointer(&empty[0])), uintptr(mask),
+		unix.AT_EACCESS|unix.AT_EMPTY_PATH, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // Readlink returns the target of the symlink name in dirfd, or of the O_PATH
