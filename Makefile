@@ -56,7 +56,7 @@ fuzz: ## fuzz every package that has a fuzz target, FUZZTIME=60 seconds each
 bench: build ## measure beside the peers, into docs/performance.md: ONLY=untar,git MOUNTS=ours-overlay RUNS=3 QUICK=1 (root)
 	@tests/testbed/install.sh --bench
 	go run ./tests/bench -docs docs $(if $(ONLY),-only $(ONLY)) $(if $(MOUNTS),-mounts $(MOUNTS)) $(if $(RUNS),-runs $(RUNS)) \
-		$(if $(QUICK),-quick) $(if $(BASE),-base $(BASE)) $(if $(ORIGINAL),-original $(ORIGINAL))
+		$(if $(QUICK),-quick) $(if $(DETAIL),-detail) $(if $(BASE),-base $(BASE)) $(if $(ORIGINAL),-original $(ORIGINAL))
 
 .PHONY: lint
 lint: $(BIN)/golangci-lint-$(GOLANGCI_LINT) ## gofmt, vet, staticcheck and the import rules; shellcheck, mandoc

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 )
 
@@ -12,8 +13,7 @@ type bed struct {
 	cfg   *config
 	kinds []*kind
 	dir   string
-	ext4  *disk
-	xfs   *disk // nil until a load wants it
+	made  int // trees, so far
 }
 
 func newBed(cfg *config) (b *bed, err error) {
@@ -24,34 +24,20 @@ func newBed(cfg *config) (b *bed, err error) {
 	if b.kinds, err = findKinds(cfg); err != nil {
 		return nil, err
 	}
-	if b.dir, err = os.MkdirTemp(cfg.dir, "bench."); err != nil {
-		return nil, err
-	}
-	b.ext4, err = newDisk(b.dir, "ext4", 24)
+	b.dir, err = os.MkdirTemp(cfg.dir, "bench.")
 	return b, err
 }
 
-func (b *bed) close() error {
-	for _, d := range []*disk{b.ext4, b.xfs} {
-		if d == nil {
-			continue
-		}
-		if err := d.close(); err != nil {
-			return err // and leave what may still be in use
-		}
-	}
-	return os.RemoveAll(b.dir)
-}
+func (b *bed) close() error { return os.RemoveAll(b.dir) }
 
+// disk makes the filesystem for l: each load has a new one, and trees of small
+// files stay until it goes, because ext4 is slow to make files where others were
+// deleted minutes ago.
 func (b *bed) disk(l *load) (*disk, error) {
-	if !l.reflink {
-		return b.ext4, nil
+	if l.reflink {
+		return newDisk(b.dir, "xfs", 12)
 	}
-	var err error
-	if b.xfs == nil {
-		b.xfs, err = newDisk(b.dir, "xfs", 12)
-	}
-	return b.xfs, err
+	return newDisk(b.dir, "ext4", 24)
 }
 
 // figure is one step of one run on one mount.
@@ -66,11 +52,16 @@ type results struct {
 }
 
 // measure runs l on every mount, run by run, each time beginning with another.
-func (b *bed) measure(l *load) (*results, error) {
+func (b *bed) measure(l *load) (_ *results, err error) {
 	d, err := b.disk(l)
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if cerr := d.close(); err == nil {
+			err = cerr
+		}
+	}()
 	res := &results{}
 	for range l.steps {
 		res.figures = append(res.figures, map[*kind][]figure{})
@@ -81,7 +72,6 @@ func (b *bed) measure(l *load) (*results, error) {
 		if err := make1(shared, l.lower); err != nil {
 			return nil, err
 		}
-		defer os.RemoveAll(shared)
 	}
 	for run := range b.cfg.runs {
 		for i := range b.kinds {
@@ -121,14 +111,17 @@ func (b *bed) measure(l *load) (*results, error) {
 
 // once makes the layers and the mount, and hands each step of l to do.
 func (b *bed) once(l *load, k *kind, d *disk, do func(step int, m *mounted, run func() error) error) error {
-	top := filepath.Join(d.dir, k.name)
+	b.made++
+	top := filepath.Join(d.dir, strconv.Itoa(b.made))
 	p := &place{upper: top + "/upper", work: top + "/work", lower: top + "/lower", point: filepath.Join(b.dir, "mnt."+k.name)}
 	for _, dir := range []string{p.upper, p.work, p.lower, p.point} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
-	defer os.RemoveAll(top)
+	if l.big {
+		defer os.RemoveAll(top)
+	}
 	upper := p.upper
 	if k.flat {
 		upper = p.lower

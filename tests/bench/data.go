@@ -29,12 +29,12 @@ func dataLoads(size func(int) int) []*load {
 	}
 	return []*load{
 		{name: "read-lower", readOnly: true, lower: big, steps: reads},
-		{name: "read-upper", upper: big, steps: reads},
-		{name: "write-upper", upper: big, steps: []step{
+		{name: "read-upper", big: true, upper: big, steps: reads},
+		{name: "write-upper", big: true, upper: big, steps: []step{
 			{name: "sequential write", ops: bytes / chunk, writes: true, run: func(e *env) error { return overwrite(e.point+"/big", bytes) }},
 			{name: "random 4 KiB writes", ops: pages, writes: true, run: func(e *env) error { return writePages(e.point+"/big", bytes, pages) }},
 		}},
-		{name: "write-lower", lower: big, steps: []step{
+		{name: "write-lower", big: true, lower: big, steps: []step{
 			{name: "first byte of a big lower file", ops: 1, writes: true, run: func(e *env) error { return firstByte(e.point + "/big") }},
 			{name: "random 4 KiB writes after it", ops: pages, writes: true, run: func(e *env) error { return writePages(e.point+"/big", bytes, pages) }},
 		}},
@@ -48,7 +48,7 @@ func dataLoads(size func(int) int) []*load {
 func reflink(bytes int) *load {
 	seed := ""
 	return &load{
-		name: "reflink", reflink: true, uncounted: true,
+		name: "reflink", reflink: true, big: true, uncounted: true,
 		skip: func(k *kind) bool { return k.name == "mergerfs" || k.name == "go-fuse" },
 		lower: func(dir string) error {
 			if seed == "" {

@@ -8,6 +8,7 @@ type load struct {
 	lower, upper func(dir string) error
 	readOnly     bool // the steps change nothing: one lower serves every mount
 	reflink      bool // on xfs
+	big          bool // few files and many bytes: removed after each run
 	uncounted    bool // no pass for counting
 	skip         func(k *kind) bool
 	steps        []step

@@ -18,6 +18,7 @@ type config struct {
 	mounts    []string
 	quick     bool
 	counts    bool
+	detail    bool
 	docs      string
 	migratefs string
 	base      string
@@ -45,6 +46,7 @@ func parse() *config {
 	flag.IntVar(&c.runs, "runs", 5, "how often each is measured")
 	flag.BoolVar(&c.quick, "quick", false, "a twentieth of the work")
 	flag.BoolVar(&c.counts, "counts", true, "count FUSE requests and system calls too")
+	flag.BoolVar(&c.detail, "detail", false, "name the requests and calls that were counted")
 	flag.StringVar(&c.docs, "docs", "", "`directory` for performance.md and its chart, after a run of everything")
 	flag.StringVar(&c.migratefs, "migratefs", "build/migratefs", "the `binary` to measure")
 	flag.StringVar(&c.base, "base", "", "another build of it, to compare with (BASE-overlay, BASE-migrate)")

@@ -17,23 +17,31 @@ type memoryUse struct {
 }
 
 // memory walks a million files on each mount and lets the kernel forget them.
-func (b *bed) memory() (map[*kind]memoryUse, error) {
+func (b *bed) memory() (_ map[*kind]memoryUse, err error) {
 	files, dirs := 1000000, 1000
 	if b.cfg.quick {
 		files, dirs = 50000, 50
 	}
-	shared := filepath.Join(b.ext4.dir, "shared")
+	l := &load{readOnly: true, steps: []step{{name: "walk", run: func(e *env) error { return walk(e.point) }}}}
+	d, err := b.disk(l)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if cerr := d.close(); err == nil {
+			err = cerr
+		}
+	}()
+	shared := filepath.Join(d.dir, "shared")
 	if err := make1(shared, func(dir string) error { return emptyTree(dir, files, dirs) }); err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(shared)
 	use := map[*kind]memoryUse{}
-	l := &load{readOnly: true, steps: []step{{name: "walk", run: func(e *env) error { return walk(e.point) }}}}
 	for _, k := range b.kinds {
 		if k.args == nil {
 			continue
 		}
-		err := b.once(l, k, b.ext4, func(_ int, m *mounted, run func() error) error {
+		err := b.once(l, k, d, func(_ int, m *mounted, run func() error) error {
 			u := memoryUse{files: files, before: m.rss()}
 			if err := run(); err != nil {
 				return err

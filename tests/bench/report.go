@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"os/exec"
@@ -94,6 +95,12 @@ func (r *report) table(out io.Writer, l *load) {
 			}
 			fmt.Fprintf(w, "%s\t%s\t%.2f\t%s\t%s\t%s\t\n", k.name, ms(row.median(k, wall)), ratio, row.perOp(k), row.requests(k), row.calls(k))
 		}
+		for _, k := range r.kinds {
+			if c, ok := row.count[k]; ok && r.cfg.detail {
+				w.Flush()
+				fmt.Fprintf(out, "    %s: %s / %s\n", k.name, row.most(c.requests), row.most(c.calls))
+			}
+		}
 	}
 }
 
@@ -128,6 +135,17 @@ func (r *row) calls(k *kind) string {
 		return fmt.Sprintf("%.2f", float64(sum(c.calls))/float64(r.step.ops))
 	}
 	return ""
+}
+
+// most lists what there is more than a hundredth of an operation of.
+func (r *row) most(m map[string]int) string {
+	var parts []string
+	for _, name := range slices.SortedFunc(maps.Keys(m), func(a, b string) int { return m[b] - m[a] }) {
+		if n := float64(m[name]) / float64(r.step.ops); n >= 0.01 {
+			parts = append(parts, fmt.Sprintf("%s %.2f", name, n))
+		}
+	}
+	return strings.Join(parts, ", ")
 }
 
 func (r *report) memoryTable(w io.Writer) {
