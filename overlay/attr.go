@@ -79,7 +79,13 @@ func (fs *FS) attr(ctx context.Context, n *node) (layers.Attr, error) {
 		n.mu.RUnlock()
 		return attrOfDead(held, *dead)
 	case n.isRegular() && (upper || dead != nil):
-		fd = n.dupFd()
+		if fd = n.anyFd(); fd >= 0 && !n.indexed && !hasObject(n.pending) {
+			defer n.mu.RUnlock()
+			var stx unix.Statx_t
+			err := sys.Statx(fd, "", &stx)
+			return local.AttrOf(&stx), err
+		}
+		fd = dup(fd)
 	}
 	n.mu.RUnlock()
 	defer closeFd(fd)
@@ -195,11 +201,10 @@ func (fs *FS) attrBelow(ctx context.Context, n *node) (layers.Attr, error) {
 	r := n.lowers[0]
 	dirs := len(n.lowers)
 	n.mu.RUnlock()
-	path, ok := n.pathIn(&r)
-	if !ok {
+	a, named, err := fs.statBelow(ctx, n, &r)
+	if !named {
 		return n.attrHeld()
 	}
-	a, err := r.layer.Stat(ctx, path)
 	if fs.cfg.AsCaller && errors.Is(err, unix.EACCES) && n.isRegular() {
 		if held, herr := n.attrHeld(); herr == nil {
 			a, err = held, nil // who has it open may know
@@ -236,6 +241,24 @@ func (n *node) attrHeld() (layers.Attr, error) {
 		return layers.Attr{}, err
 	}
 	return local.AttrOf(&stx), nil
+}
+
+// statBelow looks at n's place in the lower r. Without a name n has none.
+func (fs *FS) statBelow(ctx context.Context, n *node, r *lowerRef) (a layers.Attr, named bool, err error) {
+	if d, ok := n.dentry(); ok && r.layer.isLocal() {
+		if dir, ok := fs.lowerPlace(d, r); ok {
+			defer fs.dirs.release(dir)
+			var stx unix.Statx_t
+			err := sys.Statx(dir.fd, d.name, &stx)
+			return local.AttrOf(&stx), true, err
+		}
+	}
+	path, ok := n.pathIn(r)
+	if !ok {
+		return layers.Attr{}, false, nil
+	}
+	a, err = r.layer.Stat(ctx, path)
+	return a, true, err
 }
 
 // sameFile reports whether a can be the file that was looked up as b: the same
@@ -293,8 +316,9 @@ func (fs *FS) setAttr(ctx context.Context, n *node, in *fuse.SetAttrIn) error {
 	}
 	if in.Valid&^(fuse.FATTR_SIZE|fuse.FATTR_FH|fuse.FATTR_LOCKOWNER|fuse.FATTR_KILL_SUIDGID) == 0 {
 		if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
+			pending := n.isPending()
 			return fs.asDaemon(func() error {
-				return fs.changeUpper(n, func(fd int) error { return killPriv(fd, n.isPending(), &in.Caller) })
+				return fs.changeUpper(n, func(fd int) error { return killPriv(fd, pending, &in.Caller) })
 			})
 		}
 		return nil

@@ -166,11 +166,11 @@ func (d *descent) marks(ctx context.Context, r *lowerRef, prefix, post string) e
 	return nil
 }
 
-// stat looks at a place. In migrate mode the directory is the one the node was
-// found to be, by descriptor; an overlay lower is addressed by path.
+// stat looks at a place: in a local layer in the directory that the node was found
+// to be, by descriptor; by path where there is none, or a redirect leads elsewhere.
 func (d *descent) stat(ctx context.Context, r *lowerRef) (layers.Attr, error) {
 	fs := d.fs
-	if !r.layer.writable {
+	if !r.layer.isLocal() || d.name[0] == '/' {
 		return r.layer.Stat(ctx, r.path)
 	}
 	dir := d.dir.lowerIn(r.layer)
@@ -179,6 +179,9 @@ func (d *descent) stat(ctx context.Context, r *lowerRef) (layers.Attr, error) {
 	}
 	at, err := fs.lowerDir(d.dir, dir)
 	if errors.Is(err, errMoved) {
+		if !r.layer.writable {
+			return r.layer.Stat(ctx, r.path)
+		}
 		return layers.Attr{}, unix.ENOENT // moved or removed by another host
 	}
 	if err != nil {

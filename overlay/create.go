@@ -90,7 +90,7 @@ func (b *birth) mode(mode, umask uint32) uint32 {
 	if umask&mode == 0 {
 		return mode
 	}
-	if _, err := sys.Getxattr(b.dir.fd, "", "system.posix_acl_default"); err == nil {
+	if _, err := sys.Getxattr(b.dir.fd, ".", "system.posix_acl_default"); err == nil {
 		return mode
 	}
 	return mode &^ umask
@@ -113,6 +113,28 @@ func (fs *FS) born(ctx context.Context, b *birth, out *fuse.EntryOut) (*node, er
 	return n, nil
 }
 
+// bornFile is born for the regular file that was just opened as fd, which tells all
+// there is to know of it unless another host made it before us.
+func (fs *FS) bornFile(ctx context.Context, b *birth, fd int, out *fuse.EntryOut) (*node, error) {
+	var stx unix.Statx_t
+	if err := sys.Statx(fd, "", &stx); err != nil {
+		return nil, err
+	}
+	a := local.AttrOf(&stx)
+	if a.Nlink == 1 && a.Size == 0 && a.IsRegular() {
+		f := &found{attr: a, upper: true, upID: idOf(&a), keys: []identity{identityOf(fs.upper, "", &a)}}
+		n := fs.table.adopt(fs, f, b.n, b.name)
+		fs.fillEntry(out, n, &f.attr)
+		return n, nil
+	}
+	n, err := fs.born(ctx, b, out)
+	if err == nil && n.upperID() != idOf(&a) {
+		fs.Forget(n.id, 1)
+		return nil, unix.ESTALE
+	}
+	return n, err
+}
+
 // Create implements fuse.RawFileSystem.
 func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	ctx := begin(cancel, in.Pid)
@@ -128,13 +150,7 @@ func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 		return fs.statusIn("create", parent, name, err)
 	}
 	h := &handle{flags: in.Flags &^ (unix.O_CREAT | unix.O_EXCL), uid: fs.cfg.IDs.storeUID(in.Uid), fd: fd}
-	if h.n, err = fs.born(ctx, b, &out.EntryOut); err == nil && h.n.upperID() != idOfFd(fd) {
-		err = unix.ESTALE
-	}
-	if err != nil {
-		if h.n != nil {
-			fs.Forget(h.n.id, 1)
-		}
+	if h.n, err = fs.bornFile(ctx, b, fd, &out.EntryOut); err != nil {
 		unix.Close(fd)
 		return fs.statusIn("create", parent, name, err)
 	}
@@ -405,7 +421,7 @@ func (fs *FS) lowersMayHave(ctx context.Context, n *node, name string) bool {
 		if !r.layer.isLocal() {
 			return true
 		}
-		a, err := r.layer.Stat(ctx, r.path.Join(name))
+		a, err := fs.statIn(ctx, n, r, name)
 		if nothing(err) {
 			continue
 		}

@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"container/list"
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
 )
 
 // dirCacheMax bounds the descriptors that are kept of directories in local
@@ -164,6 +166,9 @@ func (fs *FS) upperDir(n *node) (*dirFD, error) {
 
 // lowerDir returns a descriptor of the directory n in the local lower r.
 func (fs *FS) lowerDir(n *node, r *lowerRef) (*dirFD, error) {
+	if d := fs.dirs.get(dirKey{n, r.layer}); d != nil {
+		return d, nil
+	}
 	return fs.retryRenames(func() (*dirFD, error) {
 		path, ok := n.pathIn(r)
 		if !ok {
@@ -171,6 +176,32 @@ func (fs *FS) lowerDir(n *node, r *lowerRef) (*dirFD, error) {
 		}
 		return fs.openDir(n, r.layer, path, r.id())
 	})
+}
+
+// statIn looks at name in n's part r of a local lower.
+func (fs *FS) statIn(ctx context.Context, n *node, r *lowerRef, name string) (layers.Attr, error) {
+	dir, err := fs.lowerDir(n, r)
+	if err != nil {
+		return r.layer.Stat(ctx, r.path.Join(name))
+	}
+	defer fs.dirs.release(dir)
+	var stx unix.Statx_t
+	err = sys.Statx(dir.fd, name, &stx)
+	return local.AttrOf(&stx), err
+}
+
+// lowerPlace returns the directory in which the name d lies in the local lower r,
+// and whether it does: a redirect may lead to another. The caller releases it.
+func (fs *FS) lowerPlace(d dentry, r *lowerRef) (*dirFD, bool) {
+	part := d.parent.lowerIn(r.layer)
+	if part == nil {
+		return nil, false
+	}
+	if in, name := r.path.Split(); !r.layer.writable && (in != part.path || name != d.name) {
+		return nil, false
+	}
+	dir, err := fs.lowerDir(d.parent, part)
+	return dir, err == nil
 }
 
 // retryRenames repeats f, which uses a path, while a rename of an ancestor may

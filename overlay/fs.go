@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -271,6 +272,12 @@ func (fs *FS) Alone() bool { return fs.cfg.Mode == Overlay && fs.attrTimeout == 
 
 // Timeouts returns how long the kernel may cache names and attributes.
 func (fs *FS) Timeouts() (entry, attr time.Duration) { return fs.entryTimeout, fs.attrTimeout }
+
+// LocalOnly reports whether every layer has inodes: what a symlink holds then never
+// changes, because another symlink is another inode and another node.
+func (fs *FS) LocalOnly() bool {
+	return !slices.ContainsFunc(fs.lowers, func(l *layer) bool { return !l.isLocal() })
+}
 
 // String implements fuse.RawFileSystem.
 func (fs *FS) String() string { return "migratefs" }

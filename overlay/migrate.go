@@ -233,7 +233,15 @@ func (fs *FS) change(ctx context.Context, n *node, f func(fd int, shown bool) er
 	return nil
 }
 
+// changeUpper runs f on a descriptor of the upper inode of n: one that is open, as
+// after a write, or else one that is opened for it. f must not lock n.
 func (fs *FS) changeUpper(n *node, f func(fd int) error) error {
+	n.mu.RLock()
+	if fd := n.anyFd(); fd >= 0 && n.upper && !hasObject(n.pending) {
+		defer n.mu.RUnlock()
+		return f(fd)
+	}
+	n.mu.RUnlock()
 	fd, err := fs.openUpper(n)
 	if err != nil {
 		return err

@@ -108,6 +108,13 @@ func (n *node) dentry() (dentry, bool) {
 	return n.names[0], true
 }
 
+// isCalled reports whether name in dir is a name of n that we know.
+func (n *node) isCalled(dir *node, name string) bool {
+	n.fs.tree.RLock()
+	defer n.fs.tree.RUnlock()
+	return slices.Contains(n.names, dentry{dir, name})
+}
+
 // path returns the path of n in the merged tree, which is its path in the upper
 // and, in migrate mode, in every layer. It is false once n has no name.
 func (n *node) path() (layers.Path, bool) {

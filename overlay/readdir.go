@@ -121,7 +121,7 @@ func (fs *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Dir
 	for i := range list.entries {
 		l := &list.entries[i]
 		e := fuse.DirEntry{Name: l.Name, Mode: l.Type, Ino: l.Ino, Off: list.offsets[i]}
-		if e.Name == "." || e.Name == ".." {
+		if e.Name == "." || e.Name == ".." || fs.cached(h.n, l) {
 			if out.AddDirLookupEntry(e) == nil { // no node id: not looked up
 				break
 			}
@@ -164,6 +164,16 @@ func (fs *FS) listedIno(ctx context.Context, dir *node, e *layers.Entry) uint64 
 		return 0
 	}
 	return fs.table.inoFound(f)
+}
+
+// cached reports whether the kernel was told of the entry e of dir before, and for
+// good: then the listing need not tell it again.
+func (fs *FS) cached(dir *node, e *layers.Entry) bool {
+	if fs.entryTimeout < forever || fs.attrTimeout < forever {
+		return false
+	}
+	n := fs.table.showing(e.Ino)
+	return n != nil && n.isCalled(dir, e.Name)
 }
 
 // errNotNow: looking up an entry would cost an exchange with a source.

@@ -143,7 +143,7 @@ func (fs *FS) nameGone(n *node, d dentry, f *found, last int) (bury bool) {
 	a.Nlink, a.Known = 0, a.Known|layers.KnownNlink
 	n.dead = &a
 	n.keep(last)
-	if n.upper && last >= 0 && idOfFd(last) != n.upID {
+	if n.upper && last >= 0 && (!f.upper || hasObject(f.pending)) && idOfFd(last) != n.upID {
 		n.keep(-1) // it came up after it was opened
 	}
 	fs.table.die(n)
@@ -171,12 +171,12 @@ func (fs *FS) whiteOut(ctx context.Context, dir *node, name string, _ *node) err
 		return err
 	}
 	defer fs.dirs.release(d)
+	if !fs.lowersMayHave(ctx, dir, name) {
+		return sys.Unlink(d.fd, name)
+	}
 	has, err := inUpper(d.fd, name)
 	if err != nil {
 		return err
-	}
-	if !fs.lowersMayHave(ctx, dir, name) {
-		return sys.Unlink(d.fd, name)
 	}
 	if !has {
 		return fs.linkWhiteout(d.fd, name)

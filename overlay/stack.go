@@ -98,12 +98,22 @@ func (fs *FS) lookup(ctx context.Context, n *node, name string) (*found, error) 
 		return nil, unix.ENOENT
 	}
 	f, err := fs.lookupOnce(ctx, n, name)
-	if err == unix.ENOENT && fs.cfg.Mode == Migrate {
+	if err == unix.ENOENT && fs.cfg.Mode == Migrate && n.parts() > 1 {
 		// Between our looks at the upper and at the lower a copy may have been
 		// published and its lower removed.
 		f, err = fs.lookupOnce(ctx, n, name)
 	}
 	return f, err
+}
+
+// parts is in how many layers n is.
+func (n *node) parts() int {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.upper {
+		return len(n.lowers) + 1
+	}
+	return len(n.lowers)
 }
 
 func (fs *FS) lookupOnce(ctx context.Context, n *node, name string) (*found, error) {
@@ -158,17 +168,12 @@ func (fs *FS) foundUpper(f *found, dirfd int, name string, parent *node) error {
 
 // upperMarks reads what an upper directory says of what lies below.
 func (fs *FS) upperMarks(f *found, dirfd int, name string) error {
-	fd, err := sys.OpenAt(dirfd, name, unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	v, err := sys.Getxattr(fd, "", fs.cfg.Format.Name(whiteout.Opaque))
+	v, err := sys.Getxattr(dirfd, name, fs.cfg.Format.Name(whiteout.Opaque))
 	if err == nil && string(v) == "y" {
 		f.opaque = true
 		return nil
 	}
-	v, err = sys.Getxattr(fd, "", fs.cfg.Format.Name(whiteout.Redirect))
+	v, err = sys.Getxattr(dirfd, name, fs.cfg.Format.Name(whiteout.Redirect))
 	if err != nil {
 		return ignoreNoXattr(err)
 	}

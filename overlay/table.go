@@ -130,6 +130,13 @@ func (t *table) inoFound(f *found) uint64 {
 	return t.inoOf(f.shownKey())
 }
 
+// showing returns the node that shows the inode number ino.
+func (t *table) showing(ino uint64) *node {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byIno[ino]
+}
+
 // adopt returns the node of what was found at name in parent, a new one if none
 // is known, with one more lookup to its account.
 func (t *table) adopt(fs *FS, f *found, parent *node, name string) *node {

@@ -40,6 +40,9 @@ func (fs *FS) xattrsBelow(ctx context.Context, n *node) (layers.Xattrs, error) {
 func (fs *FS) getXattr(ctx context.Context, n *node, attr string) ([]byte, error) {
 	disk := fs.diskName(attr)
 	if n.isUpper() {
+		if v, err := n.xattrOfHandle(disk); err != unix.EBADF {
+			return v, err
+		}
 		fd, err := fs.openUpper(n)
 		if err != nil {
 			return nil, err
@@ -74,6 +77,17 @@ func (fs *FS) getXattr(ctx context.Context, n *node, attr string) ([]byte, error
 		return nil, unix.ENODATA
 	}
 	return v, nil
+}
+
+// xattrOfHandle reads an xattr through a handle of the upper file: the kernel asks
+// for one at the first write to each file. It is EBADF if there is none.
+func (n *node) xattrOfHandle(disk string) ([]byte, error) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if fd := n.anyFd(); fd >= 0 && fd != n.kept && !hasObject(n.pending) {
+		return sys.Fgetxattr(fd, disk)
+	}
+	return nil, unix.EBADF
 }
 
 // GetXAttr implements fuse.RawFileSystem.

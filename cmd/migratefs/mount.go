@@ -227,6 +227,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 	o := m.opts
 	root := isRoot()
+	entry, _ := st.fs.Timeouts()
 	mo := &fuse.MountOptions{
 		Name:                 "migratefs",
 		FsName:               o.fsName,
@@ -238,11 +239,12 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 		EnableLocks:          !o.localLocks,
 		MaxWrite:             1 << 20,
 		MaxBackground:        64,
-		EnableSymlinkCaching: false,
+		DisableReadDirPlus:   entry == 0, // names that are not kept are asked for again at once
+		EnableSymlinkCaching: st.fs.LocalOnly(),
 		// Else the kernel drops its pages when it learns the mtime of its own write;
 		// a page read anew then while another write is under way stays without it.
 		ExplicitDataCacheControl: st.fs.Alone(),
-		ExtraCapabilities:        fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
+		ExtraCapabilities:        fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
 		Debug:                    m.debug,
 	}
 	if o.noPass || !root {

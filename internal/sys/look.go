@@ -166,6 +166,9 @@ func Pread(fd int, b []byte, off int64) (n int, err error) {
 // Getxattr returns one xattr of name in dirfd itself, or of dirfd if name is
 // empty.
 func Getxattr(dirfd int, name, attr string) (value []byte, err error) {
+	if name != "" && hasGetxattrat() {
+		return growing(func(b []byte) (int, error) { return getxattrat(dirfd, name, attr, b) })
+	}
 	err = withPath(dirfd, name, func(fd int) error {
 		value, err = growing(func(b []byte) (int, error) { return unix.Getxattr(procFd(fd), attr, b) })
 		return err
