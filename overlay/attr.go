@@ -312,7 +312,7 @@ func (fs *FS) setAttr(ctx context.Context, n *node, in *fuse.SetAttrIn) error {
 	}
 	if in.Valid&^(fuse.FATTR_FH|fuse.FATTR_LOCKOWNER) == 0 {
 		// What is left of a chown to nobody else, which drops suid and sgid too.
-		return fs.dropPrivileges(ctx, n)
+		return fs.dropPrivileges(ctx, n, &in.Caller)
 	}
 	if in.Valid&^(fuse.FATTR_SIZE|fuse.FATTR_FH|fuse.FATTR_LOCKOWNER|fuse.FATTR_KILL_SUIDGID) == 0 {
 		if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
@@ -338,6 +338,9 @@ func applyAttr(fd int, n *node, in *fuse.SetAttrIn) error {
 		gid = int(ids.storeGID(v))
 	}
 	if uid >= 0 || gid >= 0 {
+		if err := killPrivOfOther(fd, n, &in.Caller); err != nil {
+			return err
+		}
 		// What is squashed shows one owner whatever the layer has: a chown that the
 		// daemon may not make changes nothing that could be seen.
 		if err := sys.Fchown(fd, uid, gid); err != nil && !(ids.squash() && err == unix.EPERM) {

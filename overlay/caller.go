@@ -158,9 +158,14 @@ func openMask(flags uint32) (mask uint32) {
 // dropPrivileges takes suid and sgid off n as chown(2) does. The kernel asks for it
 // without a word of why: after a chown to nobody else, which is the owner's to do, or
 // before a write, which is for whoever may write.
-func (fs *FS) dropPrivileges(ctx context.Context, n *node) error {
+func (fs *FS) dropPrivileges(ctx context.Context, n *node, c *fuse.Caller) error {
 	drop := func() error {
-		return fs.change(ctx, n, func(fd int, _ bool) error { return sys.Fchown(fd, -1, -1) })
+		return fs.change(ctx, n, func(fd int, _ bool) error {
+			if err := killPrivOfOther(fd, n, c); err != nil {
+				return err
+			}
+			return sys.Fchown(fd, -1, -1)
+		})
 	}
 	err := drop()
 	if fs.cfg.AsCaller && errors.Is(err, unix.EPERM) && fs.may(n, unix.W_OK) == nil {

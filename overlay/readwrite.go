@@ -192,6 +192,15 @@ func killPriv(fd int, pending bool, c *fuse.Caller) error {
 	return ignoreNoXattr(sys.Removexattr(fd, "", "security.capability"))
 }
 
+// killPrivOfOther does for a chown what the kernel does not do when root, the daemon,
+// makes it: who is not in its group takes sgid off a file that none may execute.
+func killPrivOfOther(fd int, n *node, c *fuse.Caller) error {
+	if c.Uid == 0 || !n.isRegular() {
+		return nil
+	}
+	return killPriv(fd, false, c)
+}
+
 func inGroup(c *fuse.Caller, gid uint32) bool {
 	return c.Gid == gid || slices.Contains(sys.GroupsOf(c.Pid, c.Uid, c.Gid), gid)
 }

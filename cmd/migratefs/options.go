@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -433,5 +434,11 @@ func unescape(s string) string {
 	return b.String()
 }
 
-// isRoot reports whether the daemon has root's rights.
+// isRoot reports whether the daemon has root's rights, if only in its namespace.
 func isRoot() bool { return os.Geteuid() == 0 }
+
+// initialUserNS reports whether root is root everywhere, and may have trusted.*.
+func initialUserNS() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	return err != nil || slices.Equal(strings.Fields(string(b)), []string{"0", "0", "4294967295"})
+}

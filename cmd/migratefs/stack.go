@@ -374,7 +374,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 	if st.o.mode == "migrate" {
 		cfg.Mode = overlay.Migrate
 	}
-	if st.o.userXattr || !isRoot() {
+	if st.o.userXattr || !isRoot() || !initialUserNS() {
 		cfg.Format = whiteout.User
 	}
 	if st.upper != "" {
