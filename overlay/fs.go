@@ -105,6 +105,7 @@ type FS struct {
 	flights flights
 
 	deadlocks deadlocks
+	notify    notifier // nil: nobody is served yet
 
 	complaints complaints
 

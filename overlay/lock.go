@@ -41,9 +41,9 @@ type lockOwner struct {
 type lockRequest struct {
 	lockOwner
 	span
-	h   *handle
-	pid uint32 // of the process, shown to who asks who has a lock
-	tid uint32
+	h      *handle
+	pid    uint32 // of the process, shown to who asks who has a lock
+	caller *fuse.Caller
 }
 
 // holder is an owner that holds locks of a file, or waits for one.
@@ -68,6 +68,8 @@ type fileLocks struct {
 	poll    *time.Timer   // for locks that others on the layer have
 	moves   int           // how often the file came up since
 	taken   uint64        // the last holder.since
+
+	contents contents
 }
 
 // GetLk implements fuse.RawFileSystem.
@@ -130,7 +132,7 @@ func lockRequestOf(in *fuse.LkIn, h *handle) (lockRequest, error) {
 		span:      span{in.Lk.Start, in.Lk.End, unlocked},
 		h:         h,
 		pid:       in.Lk.Pid,
-		tid:       in.Pid,
+		caller:    &in.Caller,
 	}
 	switch in.Lk.Typ {
 	case unix.F_RDLCK:
@@ -310,7 +312,7 @@ func (fs *FS) holder(ctx context.Context, l *fileLocks, r *lockRequest) (*holder
 			return h, nil
 		}
 		l.mu.Unlock()
-		fd, write, err := fs.openForLock(ctx, r.h)
+		fd, write, err := fs.openLock(ctx, r)
 		if err != nil {
 			return nil, err
 		}
@@ -350,6 +352,19 @@ func (h *holder) moveTo(fd int, o lockOwner, write bool) error {
 	closeFd(h.fd)
 	h.fd, h.write = fd, write
 	return nil
+}
+
+// openLock is openForLock with the rights that the file was opened with:
+// where those are the caller's, ours may not suffice (root squash).
+func (fs *FS) openLock(ctx context.Context, r *lockRequest) (fd int, write bool, err error) {
+	open := func() error {
+		fd, write, err = fs.openForLock(ctx, r.h)
+		return err
+	}
+	if err = open(); fs.cfg.AsCaller && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)) {
+		err = fs.as(r.caller, open)
+	}
+	return fd, write, err
 }
 
 // openForLock opens the inode that h's file is locked on, for writing if h is
@@ -415,7 +430,7 @@ func (fs *FS) getLock(r *lockRequest, out *fuse.FileLock) error {
 	}
 	if fd < 0 {
 		var err error
-		if fd, _, err = fs.openForLock(context.Background(), &handle{n: r.h.n}); err != nil || fd < 0 {
+		if fd, _, err = fs.openLock(context.Background(), r); err != nil || fd < 0 {
 			return err
 		}
 	}

@@ -36,7 +36,7 @@ func (d *deadlocks) blocked(w *lockWaiter, by []lockOwner) (dead, unsure bool) {
 	w.by = by
 	way := d.way(w, w.r.lockOwner, make(map[lockOwner]bool))
 	for _, v := range way {
-		switch waitsAsProcess(v.r.tid) {
+		switch waitsAsProcess(v.r.caller.Pid) {
 		case no:
 			return false, false
 		case unknown:

@@ -439,6 +439,75 @@ func TestLockTwoHosts(t *testing.T) {
 	}
 }
 
+// told is a server that counts what it is told.
+type told struct{ files map[uint64]int }
+
+func (s *told) InodeNotify(node uint64, _, _ int64) fuse.Status {
+	s.files[node]++
+	return fuse.OK
+}
+
+// TestLockShowsChanges: who gets a lock does not go on with what the kernel kept
+// of a file that another host may have changed.
+func TestLockShowsChanges(t *testing.T) {
+	base := worlds(t)
+	for _, k := range stackings {
+		t.Run(k.name, func(t *testing.T) {
+			w := newWorld(t, base, k)
+			must(t, w.open())
+			defer w.remove()
+			defer w.close()
+			s := &told{map[uint64]int{}}
+			w.fs.notify = s
+			a := w.locker(t, w.fs, "up", unix.O_RDWR, false)
+			want := 0
+			for i := range 3 {
+				must(t, os.WriteFile(w.at("upper/up"), []byte{byte(i)}, 0o644))
+				a.want("lock", a.try(unix.F_RDLCK), 0)
+				if k.mode == Migrate {
+					want++
+				}
+				if s.files[a.n] != want {
+					t.Errorf("told %d times, want %d", s.files[a.n], want)
+				}
+				a.want("unlock", a.try(unix.F_UNLCK), 0)
+			}
+			a.d.end()
+		})
+	}
+}
+
+func TestContentsChanged(t *testing.T) {
+	f, err := os.CreateTemp(t.TempDir(), "")
+	must(t, err)
+	defer f.Close()
+	var c contents
+	now := time.Now()
+	for i, step := range []struct {
+		after time.Duration
+		write bool
+		want  bool
+	}{
+		{0, false, true},               // nothing is known
+		{time.Second, false, true},     // it may have changed within the first tick
+		{3 * time.Second, false, true}, // what was kept since may be of that tick
+		{time.Second, false, false},
+		{time.Second, true, true},
+		{tick, false, true},
+		{tick, false, true},
+		{tick, false, false},
+	} {
+		now = now.Add(step.after)
+		if step.write {
+			_, err := f.WriteString("x")
+			must(t, err)
+		}
+		if got := c.changed(int(f.Fd()), now); got != step.want {
+			t.Errorf("step %d: changed: %v", i, got)
+		}
+	}
+}
+
 // TestLockUnlinked: a file without a name is locked among who has it open.
 func TestLockUnlinked(t *testing.T) {
 	eachLock(t, func(t *testing.T, w *world, flock bool) {

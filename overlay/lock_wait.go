@@ -49,6 +49,7 @@ func (fs *FS) lock(ctx *request, r *lockRequest, wait bool) error {
 		l.restore(r, before)
 		return err
 	}
+	fs.refresh(l, r)
 	return nil
 }
 

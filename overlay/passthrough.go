@@ -44,6 +44,7 @@ const suidgid = unix.S_ISUID | unix.S_ISGID
 
 // Init implements fuse.RawFileSystem: the kernel has said what it can do.
 func (fs *FS) Init(server *fuse.Server) {
+	fs.notify = server
 	if fs.cfg.NoPassthrough || fs.cfg.AsCaller || !fs.super || server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
 		return
 	}

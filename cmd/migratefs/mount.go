@@ -236,7 +236,7 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 		DirectMountFlags:     unix.MS_MGC_VAL, // no flags but those in Options: zero would mean nosuid, nodev
 		Options:              []string{"default_permissions"},
 		EnableAcl:            !o.noACL && !o.asCaller, // the kernel would check permissions too
-		EnableLocks:          !o.localLocks,
+		EnableLocks:          true,
 		MaxWrite:             1 << 20,
 		MaxBackground:        64,
 		DisableReadDirPlus:   entry == 0, // names that are not kept are asked for again at once
@@ -250,6 +250,12 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 	if o.noPass || !root {
 		// With it the mount counts as stacked, and fewer can be put on top.
 		mo.DisabledCapabilities |= fuse.CAP_PASSTHROUGH
+	}
+	if o.localFlock {
+		mo.DisabledCapabilities |= fuse.CAP_FLOCK_LOCKS
+	}
+	if o.localFcntl {
+		mo.DisabledCapabilities |= fuse.CAP_POSIX_LOCKS
 	}
 	if st.fs.ReadOnly() || o.readOnly {
 		if root {

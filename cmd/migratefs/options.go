@@ -28,19 +28,20 @@ type options struct {
 	noRedirect bool
 	volatile   bool
 	noAtime    bool
-	localLocks bool // the kernel keeps locks, for this mount alone
-	noPass     bool
-	fsName     string
-	logFile    string
-	entry      *time.Duration
-	attr       *time.Duration
-	negative   *time.Duration
-	flags      []string // suid, nodev, ... as given
-	mountBits  uintptr  // of mount(2)
-	remount    bool
-	asCaller   bool // creds=caller
-	ids        overlay.IDs
-	notes      []string // what the user is to know of an option
+	// The kernel keeps these locks itself, for this mount alone.
+	localFlock, localFcntl bool
+	noPass                 bool
+	fsName                 string
+	logFile                string
+	entry                  *time.Duration
+	attr                   *time.Duration
+	negative               *time.Duration
+	flags                  []string // suid, nodev, ... as given
+	mountBits              uintptr  // of mount(2)
+	remount                bool
+	asCaller               bool // creds=caller
+	ids                    overlay.IDs
+	notes                  []string // what the user is to know of an option
 
 	maxWrite, maxReadahead, maxBackground int
 
@@ -80,12 +81,14 @@ var optionTable = map[string]func(o *options, v string) error{
 	"fsname":    func(o *options, v string) error { o.fsName = v; return nil },
 	"log":       func(o *options, v string) error { o.logFile = v; return nil },
 	"no_remote_lock": func(o *options, _ string) error {
-		o.localLocks = true
+		o.localFlock, o.localFcntl = true, true
 		return nil
 	},
-	"hard":       func(o *options, _ string) error { o.hard = true; return nil },
-	"soft":       func(o *options, _ string) error { o.hard = false; return nil },
-	"ssh_config": func(o *options, v string) error { o.sshConfig = v; return nil },
+	"no_remote_flock":      func(o *options, _ string) error { o.localFlock = true; return nil },
+	"no_remote_posix_lock": func(o *options, _ string) error { o.localFcntl = true; return nil },
+	"hard":                 func(o *options, _ string) error { o.hard = true; return nil },
+	"soft":                 func(o *options, _ string) error { o.hard = false; return nil },
+	"ssh_config":           func(o *options, v string) error { o.sshConfig = v; return nil },
 	"ssh_command": func(o *options, v string) error {
 		o.sshCommand = v
 		return nil

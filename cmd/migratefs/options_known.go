@@ -101,8 +101,6 @@ var refused = map[string]string{
 	"drop_privileges":      "migratefs needs the rights it was started with; it drops what it does not",
 	"debug":                "give -d",
 	"atomic_o_trunc":       "opening with O_TRUNC is two requests, and the file is only truncated by the second: leave it out",
-	"no_remote_flock":      "give no_remote_lock, which is for both kinds of locks",
-	"no_remote_posix_lock": "give no_remote_lock, which is for both kinds of locks",
 	"congestion_threshold": "it is three quarters of max_background=: give that",
 	"splice_read":          "how data reaches the kernel is not for options: leave it out",
 	"splice_write":         "how data reaches the kernel is not for options: leave it out",

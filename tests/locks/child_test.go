@@ -79,6 +79,8 @@ func perform(mu *sync.Mutex, fds map[string]int, f []string) string {
 		return set(f[2], fd, err)
 	case "close":
 		return errName(unix.Close(fd))
+	case "count":
+		return count(fd, f[2], f[3])
 	case "write":
 		_, err := unix.Pwrite(fd, []byte(f[2]), 0)
 		return errName(err)
@@ -109,6 +111,38 @@ func perform(mu *sync.Mutex, fds map[string]int, f []string) string {
 		return fmt.Sprintf("%s %d %d pid %d", map[int16]string{unix.F_RDLCK: "r", unix.F_WRLCK: "w"}[l.Type], l.Start, l.Len, l.Pid)
 	}
 	return "what?"
+}
+
+// count adds one to the number in the file, under a lock of its own each time.
+func count(fd int, flavour, times string) string {
+	n, _ := strconv.Atoi(times)
+	for range n {
+		err := errors.Join(setLock(fd, flavour, unix.F_WRLCK), addOne(fd), setLock(fd, flavour, unix.F_UNLCK))
+		if err != nil {
+			return err.Error()
+		}
+	}
+	return "OK"
+}
+
+func setLock(fd int, flavour string, typ int16) error {
+	if flavour == "fl" {
+		return unix.Flock(fd, map[int16]int{unix.F_WRLCK: unix.LOCK_EX, unix.F_UNLCK: unix.LOCK_UN}[typ])
+	}
+	return unix.FcntlFlock(uintptr(fd), unix.F_SETLKW, &unix.Flock_t{Type: typ})
+}
+
+func addOne(fd int) error {
+	b := make([]byte, 8)
+	if _, err := unix.Pread(fd, b, 0); err != nil {
+		return err
+	}
+	i, err := strconv.Atoi(string(b))
+	if err != nil {
+		return err
+	}
+	_, err = unix.Pwrite(fd, fmt.Appendf(nil, "%08d", i+1), 0)
+	return err
 }
 
 func lockOf(f []string) unix.Flock_t {

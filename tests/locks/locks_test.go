@@ -191,7 +191,7 @@ func mountOf(t *testing.T, mode string) (m *testbed.Mounted, lower, upper string
 		must(t, os.Mkdir(d, 0o755))
 	}
 	// Names come and go in the layers: nothing is remembered of them.
-	m = testbed.Mount(t, "entry_timeout=0,attr_timeout=0,mode="+mode+",lowerdir="+lower+",upperdir="+upper, filepath.Join(dir, "mnt"))
+	m = testbed.Mount(t, "entry_timeout=0,mode="+mode+",lowerdir="+lower+",upperdir="+upper, filepath.Join(dir, "mnt"))
 	return m, lower, upper
 }
 
@@ -334,30 +334,39 @@ func (c *child) inCalls() (n int) {
 	return n
 }
 
-// TestCounter: processes that lock, add one and unlock lose nothing, through the
-// mount and on the layer at once, while the file comes up.
+// TestCounter: processes that lock, read, write and unlock lose nothing of each
+// other, in migrate mode those neither that do so on the layer. Descriptors stay
+// open: what the kernel keeps of the file has to go.
 func TestCounter(t *testing.T) {
-	const each = 30
-	add := `i=0; while [ $i -lt $2 ]; do flock "$1" sh -c 'n=$(cat "$1"); echo $((n+1)) >"$1"' sh "$1"; i=$((i+1)); done`
+	const each = 100
 	for _, mode := range []string{"overlay", "migrate"} {
-		t.Run(mode, func(t *testing.T) {
-			m, lower, upper := mountOf(t, mode)
-			must(t, os.WriteFile(filepath.Join(lower, "n"), []byte("0\n"), 0o644))
-			// It comes up at once: from then on it is one file for both.
-			must(t, exec.Command("flock", m.Path("n"), "sh", "-c", `echo 0 >"$1"`, "sh", m.Path("n")).Run())
-			var wg sync.WaitGroup
-			for _, path := range []string{m.Path("n"), m.Path("n"), filepath.Join(upper, "n")} {
-				wg.Go(func() {
-					if out, err := exec.Command("sh", "-c", add, "sh", path, fmt.Sprint(each)).CombinedOutput(); err != nil {
-						t.Errorf("%v: %s", err, out)
-					}
-				})
-			}
-			wg.Wait()
-			if b, err := os.ReadFile(m.Path("n")); err != nil || string(b) != fmt.Sprintln(3*each) {
-				t.Errorf("%q, %v, want %d", b, err, 3*each)
-			}
-		})
+		for _, flavour := range []string{"px", "fl"} {
+			t.Run(mode+" "+flavour, func(t *testing.T) {
+				m, lower, upper := mountOf(t, mode)
+				must(t, os.WriteFile(filepath.Join(lower, "n"), []byte("00000000"), 0o644))
+				paths := []string{m.Path("n"), m.Path("n")}
+				if mode == "migrate" {
+					// It comes up first: from then on it is one file for all.
+					testbed.Run(t, testbed.Program(t, "flock"), m.Path("n"), "true")
+					paths = append(paths, filepath.Join(upper, "n"))
+				}
+				var wg sync.WaitGroup
+				for _, path := range paths {
+					c := startChild(t)
+					wg.Go(func() {
+						for _, do := range []string{"open a " + path + " w", fmt.Sprintf("count a %s %d", flavour, each)} {
+							if got := c.answer(c.say(do)); got != "OK" {
+								t.Errorf("%s: %s", do, got)
+							}
+						}
+					})
+				}
+				wg.Wait()
+				if b, err := os.ReadFile(m.Path("n")); err != nil || string(b) != fmt.Sprintf("%08d", each*len(paths)) {
+					t.Errorf("%q, %v, want %d", b, err, each*len(paths))
+				}
+			})
+		}
 	}
 }
 
