@@ -239,13 +239,17 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 		EnableLocks:          true,
 		MaxWrite:             1 << 20,
 		MaxBackground:        64,
-		DisableReadDirPlus:   entry == 0, // names that are not kept are asked for again at once
 		EnableSymlinkCaching: st.fs.LocalOnly(),
 		// Else the kernel drops its pages when it learns the mtime of its own write;
 		// a page read anew then while another write is under way stays without it.
 		ExplicitDataCacheControl: st.fs.Alone(),
 		ExtraCapabilities:        fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
 		Debug:                    m.debug,
+	}
+	if entry == 0 {
+		// Names that are not kept are asked for again at once: their attributes go
+		// with the first part of a listing only.
+		mo.ExtraCapabilities |= fuse.CAP_READDIRPLUS_AUTO
 	}
 	if o.noPass || !root {
 		// With it the mount counts as stacked, and fewer can be put on top.
