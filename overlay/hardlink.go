@@ -141,6 +141,25 @@ func nlinkValue(shown, own uint32) string {
 // has its count in its own attribute.
 func goneName(r *lowerRef) string { return "gone-" + indexName(r) }
 
+// upCounted brings up a hard-linked lower file that is about to lose a name: the
+// kernel's overlayfs does so too, since the count of those that are left is noted
+// on the copy in WORK/index. Where there is no room for one, WORK/links notes it,
+// for us alone.
+func (fs *FS) upCounted(ctx context.Context, n *node) {
+	if fs.cfg.Mode == Migrate || n.isDir() {
+		return
+	}
+	n.mu.RLock()
+	counted := !n.upper && len(n.lowers) > 0 && canIndex(&n.lowers[0]) && n.lowers[0].layer.hasHandles()
+	n.mu.RUnlock()
+	if !counted {
+		return
+	}
+	if err := fs.up(ctx, n, whole); err != nil {
+		fs.log.Debug("not brought up to count its names", "cause", err)
+	}
+}
+
 // linksLeft is the link count to show for a hard-linked lower file that has not
 // come up.
 func (fs *FS) linksLeft(r *lowerRef) uint32 {

@@ -56,6 +56,7 @@ func (fs *FS) unlink(ctx context.Context, dir *node, name string) error {
 			return err
 		}
 	}
+	fs.upCounted(ctx, n)
 	last := fs.hold(dentry{dir, name}, n)
 	n.mu.Lock()
 	remove := fs.whiteOut

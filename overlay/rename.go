@@ -64,6 +64,7 @@ func (fs *FS) rename(ctx context.Context, m *move) error {
 	}
 	m.last = -1
 	if m.dst != nil && !m.exchange() {
+		fs.upCounted(ctx, m.dst)
 		m.last = fs.hold(m.to, m.dst)
 	}
 	defer func() { closeFd(m.last) }()
