@@ -79,7 +79,7 @@ func (d *descent) layer(ctx context.Context, part *lowerRef) error {
 		_, err := d.component(ctx, &lowerRef{layer: part.layer, path: part.path.Join(d.name)}, "", "")
 		return err
 	}
-	if !d.fs.formatted(part.layer) {
+	if !d.fs.formatted(part.layer) && !part.layer.oci {
 		_, err := d.component(ctx, &lowerRef{layer: part.layer, path: layers.Path(d.name[1:])}, "", "")
 		return err
 	}
@@ -107,20 +107,27 @@ func (fs *FS) formatted(l *layer) bool { return fs.cfg.Mode == Overlay && l.isLo
 // component looks at one place, which is on the way to what is looked for if
 // post, what follows it in the name, is not empty.
 func (d *descent) component(ctx context.Context, r *lowerRef, prefix, post string) (there bool, err error) {
+	if _, name := r.path.Split(); r.layer.oci && isOCIName(name) {
+		return false, nil
+	}
 	attr, err := d.stat(ctx, r)
 	switch {
 	case errors.Is(err, unix.ENOTDIR):
 		d.stop = d.fs.cfg.Mode == Overlay // a file, on the way: it hides what is below
 		return false, nil
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENAMETOOLONG):
+		if r.layer.oci {
+			d.stop, err = d.fs.hiddenByOCI(ctx, r)
+			return false, err
+		}
 		return false, nil
 	case err != nil:
 		return false, err
 	}
-	formatted, last, first := d.fs.formatted(r.layer), post == "", len(d.f.keys) == 0
-	if formatted && whiteout.Is(&attr) {
+	last, first, lowest := post == "", len(d.f.keys) == 0, r.layer.index == len(d.fs.lowers)
+	if white, err := d.fs.isWhite(ctx, r, &attr); white || err != nil {
 		d.stop = true
-		return false, nil
+		return false, err
 	}
 	if !attr.IsDir() {
 		d.stop = true
@@ -138,8 +145,16 @@ func (d *descent) component(ctx context.Context, r *lowerRef, prefix, post strin
 		r.attr = &attr
 		d.f.add(r)
 	}
-	if !formatted || r.layer.index == len(d.fs.lowers) {
-		return true, nil // nothing is below
+	if lowest {
+		return true, nil
+	}
+	if r.layer.oci {
+		if d.stop, err = d.fs.opaqueByOCI(ctx, r); d.stop || err != nil {
+			return true, err
+		}
+	}
+	if !d.fs.formatted(r.layer) {
+		return true, nil
 	}
 	return true, d.marks(ctx, r, prefix, post)
 }

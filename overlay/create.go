@@ -55,7 +55,7 @@ func (fs *FS) bear(ctx context.Context, n *node, name string, caller *fuse.Calle
 	if len(name) > layers.NameMax {
 		return nil, unix.ENAMETOOLONG
 	}
-	if n == fs.root && name == Reserved {
+	if fs.reserved(n, name) {
 		return nil, unix.EPERM
 	}
 	if err := n.mayGain(); err != nil {
@@ -421,11 +421,19 @@ func (fs *FS) lowersMayHave(ctx context.Context, n *node, name string) bool {
 		if !r.layer.isLocal() {
 			return true
 		}
+		at := lowerRef{layer: r.layer, path: r.path.Join(name)}
 		a, err := fs.statIn(ctx, n, r, name)
 		if nothing(err) {
+			if hidden, herr := fs.hiddenByOCI(ctx, &at); hidden || herr != nil {
+				return herr != nil
+			}
 			continue
 		}
-		return err != nil || !whiteout.Is(&a)
+		if err != nil {
+			return true
+		}
+		white, err := fs.isWhite(ctx, &at, &a)
+		return err != nil || !white
 	}
 	return false
 }

@@ -48,6 +48,8 @@ type Lower struct {
 	Layer layers.Layer
 	// Changes says that names and contents below may change without us.
 	Changes bool
+	// OCI says that it holds whiteouts as OCI image layers have them.
+	OCI bool
 }
 
 // Config says what is stacked, and how.
@@ -93,6 +95,7 @@ type FS struct {
 	store  *extent.Store
 	copies copyup.Config
 	backer backer // nil: no passthrough
+	oci    bool   // a lower has OCI whiteouts
 	super  bool   // requests can act with their callers' ids
 
 	entryTimeout time.Duration
@@ -122,6 +125,7 @@ type layer struct {
 	passes   bool // the kernel may read and write its files by itself
 	fsid     uint64
 	dev      uint64 // of the root directory
+	oci      bool
 	handles  handles
 	trash    int // migrate: LOWER/.migratefs/trash, -1 until needed
 	marks    int // migrate: LOWER/.migratefs/hl, -1 until needed
@@ -182,7 +186,7 @@ func (fs *FS) stack() {
 		}
 	}
 	for i, low := range fs.cfg.Lowers {
-		l := &layer{Layer: low.Layer, index: i + 1, root: -1, changes: low.Changes, handles: handles{fd: -1}, trash: -1, marks: -1}
+		l := &layer{Layer: low.Layer, index: i + 1, root: -1, changes: low.Changes, oci: low.OCI && fs.cfg.Mode == Overlay, handles: handles{fd: -1}, trash: -1, marks: -1}
 		if d, ok := low.Layer.(interface{ Root() int }); ok {
 			l.root = d.Root()
 			l.writable = fs.cfg.Mode == Migrate
@@ -194,6 +198,7 @@ func (fs *FS) stack() {
 				l.fsid = st.Fsid
 			}
 		}
+		fs.oci = fs.oci || l.oci
 		fs.lowers = append(fs.lowers, l)
 	}
 }

@@ -28,7 +28,7 @@ func (fs *FS) link(ctx context.Context, n, dir *node, name string, out *fuse.Ent
 	if fs.ReadOnly() {
 		return unix.EROFS
 	}
-	if dir == fs.root && name == Reserved {
+	if fs.reserved(dir, name) {
 		return unix.EPERM
 	}
 	if done, err := fs.linkBelow(n, dir, name); err != nil || done {

@@ -243,6 +243,17 @@ func (fs *FS) readDir(ctx context.Context, n *node) ([]layers.Entry, error) {
 		if err != nil {
 			return nil, err
 		}
+		if fs.cfg.Mode == Overlay {
+			hide := func(name string) {
+				if i, known := seen[name]; known {
+					list[i].Name = ""
+					delete(seen, name)
+				}
+			}
+			if es, err = fs.whites(ctx, r, es, hide); err != nil {
+				return nil, err
+			}
+		}
 		list = fs.merge(list, es, seen, n, r.layer)
 	}
 	if upper {
@@ -270,7 +281,7 @@ func (fs *FS) merge(list, es []layers.Entry, seen map[string]int, dir *node, l *
 			continue
 		}
 		i, known := seen[e.Name]
-		if fs.cfg.Mode == Overlay && l.isLocal() && e.Type == unix.S_IFCHR && fs.isWhiteout(dir, l, e.Name) {
+		if fs.cfg.Mode == Overlay && l == fs.upper && e.Type == unix.S_IFCHR && fs.isWhiteout(dir, e.Name) {
 			if known {
 				list[i].Name = ""
 				delete(seen, e.Name)
@@ -291,28 +302,20 @@ func (fs *FS) merge(list, es []layers.Entry, seen map[string]int, dir *node, l *
 	return list
 }
 
-// isWhiteout looks whether the character device name in dir is one: few are not.
-func (fs *FS) isWhiteout(dir *node, l *layer, name string) bool {
-	var a layers.Attr
-	if l == fs.upper {
-		d, err := fs.upperDir(dir)
-		if err != nil {
-			return false
-		}
-		defer fs.dirs.release(d)
-		var stx unix.Statx_t
-		if sys.Statx(d.fd, name, &stx) != nil {
-			return false
-		}
-		a = local.AttrOf(&stx)
-		return whiteout.Is(&a)
-	}
-	r := dir.lowerIn(l)
-	if r == nil {
+// isWhiteout looks whether the character device name in the upper's dir is one:
+// few are not.
+func (fs *FS) isWhiteout(dir *node, name string) bool {
+	d, err := fs.upperDir(dir)
+	if err != nil {
 		return false
 	}
-	a, err := l.Stat(context.Background(), r.path.Join(name))
-	return err == nil && whiteout.Is(&a)
+	defer fs.dirs.release(d)
+	var stx unix.Statx_t
+	if sys.Statx(d.fd, name, &stx) != nil {
+		return false
+	}
+	a := local.AttrOf(&stx)
+	return whiteout.Is(&a)
 }
 
 func (fs *FS) readLower(ctx context.Context, n *node, r *lowerRef) ([]layers.Entry, error) {

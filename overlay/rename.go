@@ -44,7 +44,7 @@ func (fs *FS) rename(ctx context.Context, m *move) error {
 		return unix.EROFS
 	case m.flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0:
 		return unix.EINVAL // RENAME_WHITEOUT too, as the kernel's overlayfs has it
-	case m.to.parent == fs.root && m.to.name == Reserved:
+	case fs.reserved(m.to.parent, m.to.name), m.exchange() && fs.reserved(m.from.parent, m.from.name):
 		return unix.EPERM
 	case len(m.to.name) > layers.NameMax:
 		return unix.ENAMETOOLONG

@@ -13,7 +13,10 @@ import (
 
 // options is what -o says.
 type options struct {
-	lowers  []lowerSpec
+	lowers []lowerSpec
+	// lastLowers is the first of those that the last lowerdir named.
+	lastLowers int
+
 	upper   string
 	work    string
 	mode    string // "", "migrate", "overlay"
@@ -26,6 +29,7 @@ type options struct {
 	noACL      bool
 	userXattr  bool
 	noRedirect bool
+	noFollow   bool
 	volatile   bool
 	noAtime    bool
 	// The kernel keeps these locks itself, for this mount alone.
@@ -60,13 +64,14 @@ type options struct {
 type lowerSpec struct {
 	text   string
 	remote bool
+	oci    bool // whiteout=oci
 }
 
 // optionTable says what each option does with its value. An option without one
 // gets "".
 var optionTable = map[string]func(o *options, v string) error{
-	"lowerdir":  func(o *options, v string) error { return o.addLowers(v) },
-	"lowerdir+": func(o *options, v string) error { return o.addLower(v) },
+	"lowerdir":  func(o *options, v string) error { o.lastLowers = len(o.lowers); return o.addLowers(v) },
+	"lowerdir+": func(o *options, v string) error { o.lastLowers = len(o.lowers); return o.addLower(v) },
 	"upperdir":  once("upperdir", func(o *options) *string { return &o.upper }),
 	"workdir":   once("workdir", func(o *options) *string { return &o.work }),
 	"criu":      once("criu", func(o *options) *string { return &o.criu }),
@@ -108,8 +113,8 @@ var optionTable = map[string]func(o *options, v string) error{
 	"gid": func(o *options, v string) error { return id(&o.gid, "gid", v) },
 	"redirect_dir": func(o *options, v string) error {
 		var s string
-		err := oneOf(&s, "redirect_dir", v, "on", "off")
-		o.noRedirect = s == "off"
+		err := oneOf(&s, "redirect_dir", v, "on", "off", "follow", "nofollow")
+		o.noRedirect, o.noFollow = s != "on", s == "nofollow"
 		return err
 	},
 	"passthrough": func(o *options, v string) error {
@@ -118,6 +123,7 @@ var optionTable = map[string]func(o *options, v string) error{
 		o.noPass = s == "off"
 		return err
 	},
+	"whiteout":    setWhiteout,
 	"allow_other": func(o *options, _ string) error { t := true; o.allowOther = &t; return nil },
 	// What is always so.
 	"metacopy": onlyOn("metacopy"), "index": onlyOn("index"), "xino": onlyOn("xino"),
@@ -180,6 +186,21 @@ func oneOf(dst *string, name, v string, allowed ...string) error {
 		}
 	}
 	return usageErrorf("option %s=%q: give %s", name, v, strings.Join(allowed, " or "))
+}
+
+// setWhiteout is for the lowers of the lowerdir before it.
+func setWhiteout(o *options, v string) error {
+	var s string
+	if err := oneOf(&s, "whiteout", v, "oci", "overlay"); err != nil {
+		return err
+	}
+	if len(o.lowers) == 0 {
+		return usageErrorf("option whiteout=%s is for the lowers named before it, and there are none: give it after lowerdir= or lowerdir+=", v)
+	}
+	for i := o.lastLowers; i < len(o.lowers); i++ {
+		o.lowers[i].oci = s == "oci"
+	}
+	return nil
 }
 
 func setNames(o *options, v string) error {
@@ -282,11 +303,12 @@ func (o *options) set(opt string) error {
 }
 
 func (o *options) check() error {
-	remote := ""
+	remote, oci := "", false
 	for _, l := range o.lowers {
 		if l.remote {
 			remote = l.text
 		}
+		oci = oci || l.oci
 	}
 	switch {
 	case o.remount:
@@ -299,6 +321,8 @@ func (o *options) check() error {
 		return usageErrorf("mode=migrate and criu= exclude each other: use mode=overlay")
 	case o.work != "" && o.upper == "":
 		return usageErrorf("workdir=%s without upperdir: give upperdir too", o.work)
+	case oci && o.mode == "migrate":
+		return usageErrorf("whiteout=oci is for mode=overlay: in migrate mode, names that begin with .wh. are files like others")
 	case o.userXattr && o.mode == "migrate":
 		return usageErrorf("userxattr is for mode=overlay: migrate mode has no extended attributes of its own")
 	case o.readOnly && o.upper == "":
@@ -306,7 +330,7 @@ func (o *options) check() error {
 	}
 	if o.mode == "" {
 		o.mode = "overlay"
-		if remote == "" && o.criu == "" && o.upper != "" && !o.userXattr {
+		if remote == "" && o.criu == "" && o.upper != "" && !o.userXattr && !oci {
 			o.mode = "migrate"
 		}
 	}

@@ -34,6 +34,7 @@ var hints = map[string]string{
 var onlyAs = map[string]struct{ value, why string }{
 	"subtype":    {"migratefs", "the type is always fuse.migratefs"},
 	"verity":     {"off", "digests of the kernel's overlayfs are not checked"},
+	"uuid":       {"auto", "files of lowers are named with the UUIDs of their filesystems, and the mount has none of its own"},
 	"nfs_export": {"off", "a mount cannot be exported yet"},
 	"threaded":   {"1", "one request that waits for a source would stop all others"},
 	"writeback":  {"0", "a write is in the upper when it returns"},

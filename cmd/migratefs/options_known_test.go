@@ -18,7 +18,7 @@ var every = map[string]string{
 		strictatime nostrictatime lazytime nolazytime suid nosuid silent loud owner remount ro rw sync user nouser users
 		x-systemd.automount X-mount.mkdir= nosymfollow symfollow comment= loop offset= sizelimit= encryption=
 		bind rbind move shared rshared slave rslave private rprivate unbindable runbindable`,
-	"overlayfs": `lowerdir= lowerdir+= datadir+= upperdir= workdir= default_permissions redirect_dir= index= xino= metacopy=
+	"overlayfs": `lowerdir= lowerdir+= datadir+= upperdir= workdir= default_permissions redirect_dir= index= xino= metacopy= uuid=
 		nfs_export= userxattr verity= volatile override_creds nooverride_creds`,
 	"fuse": `default_permissions allow_other rootmode= blkdev blksize= max_read= fd= user_id= group_id= fsname= subtype=
 		allow_root auto_unmount kernel_cache auto_cache noauto_cache umask= uid= gid= entry_timeout= negative_timeout=

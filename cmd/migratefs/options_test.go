@@ -14,16 +14,16 @@ func TestLowers(t *testing.T) {
 		in   string
 		want []spec
 	}{
-		{`/a:/b:c`, []spec{{"/a", false}, {"/b", false}, {"c", false}}},
-		{`/a\:b:/c\\d`, []spec{{`/a:b`, false}, {`/c\d`, false}}},
-		{`user@host:/data`, []spec{{"user@host:/data", true}}},
-		{`host:/data:/local`, []spec{{"host:/data", true}, {"/local", false}}},
-		{`/local:u@h:/x:/y`, []spec{{"/local", false}, {"u@h:/x", true}, {"/y", false}}},
-		{`ssh://u@h:2222/x:/y`, []spec{{"ssh://u@h:2222/x", true}, {"/y", false}}},
-		{`ssh://[::1]:22/x`, []spec{{"ssh://[::1]:22/x", true}}},
-		{`./host:/data`, []spec{{"./host", false}, {"/data", false}}},
-		{`a:b`, []spec{{"a", false}, {"b", false}}},
-		{`a\:b:c`, []spec{{"a:b", false}, {"c", false}}},
+		{`/a:/b:c`, []spec{{text: "/a", remote: false}, {text: "/b", remote: false}, {text: "c", remote: false}}},
+		{`/a\:b:/c\\d`, []spec{{text: `/a:b`, remote: false}, {text: `/c\d`, remote: false}}},
+		{`user@host:/data`, []spec{{text: "user@host:/data", remote: true}}},
+		{`host:/data:/local`, []spec{{text: "host:/data", remote: true}, {text: "/local", remote: false}}},
+		{`/local:u@h:/x:/y`, []spec{{text: "/local", remote: false}, {text: "u@h:/x", remote: true}, {text: "/y", remote: false}}},
+		{`ssh://u@h:2222/x:/y`, []spec{{text: "ssh://u@h:2222/x", remote: true}, {text: "/y", remote: false}}},
+		{`ssh://[::1]:22/x`, []spec{{text: "ssh://[::1]:22/x", remote: true}}},
+		{`./host:/data`, []spec{{text: "./host", remote: false}, {text: "/data", remote: false}}},
+		{`a:b`, []spec{{text: "a", remote: false}, {text: "b", remote: false}}},
+		{`a\:b:c`, []spec{{text: "a:b", remote: false}, {text: "c", remote: false}}},
 	} {
 		var o options
 		if err := o.addLowers(c.in); err != nil {
@@ -100,4 +100,41 @@ func FuzzOptions(f *testing.F) {
 			t.Errorf("%q: more than one line: %q", s, err)
 		}
 	})
+}
+
+// whiteout=oci is for the lowers of the lowerdir before it, and for overlay mode.
+func TestWhiteoutOption(t *testing.T) {
+	oci := func(o *options) (s string) {
+		for _, l := range o.lowers {
+			if l.oci {
+				s += l.text + " "
+			}
+		}
+		return s
+	}
+	for value, want := range map[string]string{
+		"upperdir=/u,lowerdir=/a:/b,whiteout=oci":                     "/a /b ",
+		"upperdir=/u,lowerdir+=/a,lowerdir+=/b,whiteout=oci":          "/b ",
+		"upperdir=/u,lowerdir+=/a,whiteout=oci,lowerdir+=/b":          "/a ",
+		"lowerdir=/a:/b,whiteout=oci,lowerdir+=h:/c,whiteout=overlay": "/a /b ",
+		"upperdir=/u,lowerdir=/a,whiteout=overlay":                    "",
+	} {
+		o, err := parseOptions([]string{value})
+		if err != nil || oci(o) != want || want != "" && o.mode != "overlay" {
+			t.Errorf("%s: lowers %q in mode %s, %v; want %q", value, oci(o), o.mode, err, want)
+		}
+	}
+	for _, value := range []string{
+		"whiteout=oci,lowerdir=/a", "lowerdir=/a,upperdir=/u,whiteout=oci,mode=migrate", "lowerdir=/a,whiteout=aufs", "lowerdir=/a,redirect_dir=always",
+	} {
+		if _, err := parseOptions([]string{value}); err == nil {
+			t.Errorf("%s: accepted", value)
+		}
+	}
+	for value, want := range map[string][2]bool{"on": {}, "off": {true}, "follow": {true}, "nofollow": {true, true}} {
+		o, err := parseOptions([]string{"lowerdir=/a,redirect_dir=" + value})
+		if err != nil || o.noRedirect != want[0] || o.noFollow != want[1] {
+			t.Errorf("redirect_dir=%s: %v", value, err)
+		}
+	}
 }

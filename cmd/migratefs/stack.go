@@ -222,7 +222,7 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 				return err
 			}
 		}
-		st.lowers = append(st.lowers, overlay.Lower{Layer: l, Changes: changes})
+		st.lowers = append(st.lowers, overlay.Lower{Layer: l, Changes: changes, OCI: spec.oci})
 	}
 	if cp != nil && !seeded {
 		l, err := st.seed(ctx, cp, nil)
@@ -364,6 +364,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		NoAtime:       st.o.noAtime,
 		NoPassthrough: st.o.noPass,
 		NoRedirect:    st.o.noRedirect,
+		NoFollow:      st.o.noFollow,
 		EntryTimeout:  st.o.entry,
 		AttrTimeout:   st.o.attr,
 		NegTimeout:    st.o.negative,

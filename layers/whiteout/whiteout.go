@@ -28,15 +28,23 @@ const (
 
 // Xattrs after the prefix.
 const (
-	Opaque   = "opaque"   // "y": a directory that hides what lies below
+	Opaque   = "opaque"   // "y": a directory that hides what lies below; "x": one with whiteouts that are files
 	Redirect = "redirect" // a directory's, or metacopy file's, path below
 	Metacopy = "metacopy" // a regular file whose data lies below
 	Origin   = "origin"   // file handle of the lower file
+	Whiteout = "whiteout" // of an empty file in a directory with opaque "x": a whiteout
 	Impure   = "impure"   // "y": a directory that may hold files with an origin
 	Upper    = "upper"    // of the index directory: file handle of the upper
 	Nlink    = "nlink"    // "L+n" or "U+n": link count relative to lower or upper
 	Object   = "migratefs.object"
 	escape   = "overlay."
+)
+
+// Whiteouts as OCI image layers have them
+// (https://github.com/opencontainers/image-spec/blob/main/layer.md).
+const (
+	OCIPrefix = ".wh."         // before a name: it is gone
+	OCIOpaque = ".wh..wh..opq" // in a directory: it hides what lies below
 )
 
 // Name returns the full name of an overlay xattr.

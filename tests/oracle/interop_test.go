@@ -43,6 +43,7 @@ type interop struct {
 	layers  []string // scripts that make the lowers, highest first
 	turns   []string
 	options string // of both mounts, besides the directories
+	loose   bool   // times and numbers are not compared
 }
 
 var interops = []interop{
@@ -89,6 +90,34 @@ var interops = []interop{
 			"exchange a/low2 b/sub",
 			"mkdir n\nexchange n a\nmkdir a/only",
 			"mv n c/n\nexchange c b\nrm b/n/low2/f",
+		},
+	},
+	{
+		name: "whiteouts that are files",
+		layers: []string{
+			"mkdir d/e\nfwhite d/a\nfwhite d/e/f\nopaquex d\nopaquex d/e\nmkdir n\nwrite d/here top\nmkdir d/k",
+			"mkdir d/k\nwrite d/a mid\nwrite d/b mid\nfwhite d/k/g\nopaquex d/k\nfwhite d/c\nopaquex d\nmkdir n\nwrite n/not mid",
+			"mkdir d/e\nwrite d/e/f low\nwrite d/c low\nmkdir d/k\nwrite d/k/g low\nwrite d/k/h low\nmkdir n\nwrite n/not low",
+		},
+		turns: []string{
+			"write d/a new\nmkdir d/c\nmv d/k k",
+			"rm d/a\nwrite k/g new\nmkdir d/e/f\nrm n/not",
+			"rmdir d/c\nmkdir d/a\nwrite d/a/x y\nmv d/e e\nrm k/h",
+			"rm k/g\nrm d/here\nrm d/b\nrm d/a/x\nrmdir d/a", // the kernel does not remove an empty d that has whiteouts of this form
+		},
+	},
+	{
+		name:    "user xattrs",
+		options: "userxattr",
+		layers: []string{
+			"mkdir d\nuwhite d/a\nuopaque d x\nmkdir o\nuopaque o y\nwrite o/f top\nwhite w",
+			"mkdir d\nwrite d/a low\nwrite d/b low\nmkdir o\nwrite o/g low\nwrite w low\nmkdir m\nwrite m/f low",
+		},
+		turns: []string{
+			"write d/a new\nrm d/b\nmkdir o/g\nfails EXDEV mv m m2\nappend m/f x",
+			"rm d/a\nmkdir d/b\nwrite w x\nrm m/f",
+			"rmdir d/b\nrmdir m\nmkdir m\nrm o/f",
+			"mv m m2\nrmdir o/g\nrmdir o\nrm w",
 		},
 	},
 	{
@@ -175,7 +204,7 @@ func (x *interopRun) withOurs(script string) *testbed.Tree {
 	m := testbed.Mount(x.t, "mode=overlay,"+x.options(), x.path("ours"))
 	defer m.Unmount()
 	perform(x.t, m.Dir, script)
-	return testbed.Snapshot(x.t, m.Dir, interopAspects)
+	return testbed.Snapshot(x.t, m.Dir, x.aspects())
 }
 
 func (x *interopRun) withKernel(script string) *testbed.Tree {
@@ -188,10 +217,18 @@ func (x *interopRun) withKernel(script string) *testbed.Tree {
 	}
 	defer func() { must(x.t, unix.Unmount(x.path("kernel"), 0)) }()
 	perform(x.t, x.path("kernel"), script)
-	return testbed.Snapshot(x.t, x.path("kernel"), interopAspects)
+	return testbed.Snapshot(x.t, x.path("kernel"), x.aspects())
 }
 
-const interopAspects = testbed.Usual | testbed.Mtime | testbed.Numbers
+func (x *interopRun) aspects() testbed.Aspect {
+	if x.c.loose {
+		return testbed.Usual
+	}
+	if strings.Contains(x.c.options, "userxattr") {
+		return testbed.Usual | testbed.Mtime // no origin: the kernel reads it as root only
+	}
+	return testbed.Usual | testbed.Mtime | testbed.Numbers
+}
 
 // compare looks at the upper with both, twice: neither may change anything by
 // looking.
@@ -214,6 +251,9 @@ func perform(t *testing.T, root, script string) {
 	t.Helper()
 	for line := range strings.Lines(script) {
 		f := strings.Fields(line)
+		if len(f) == 0 {
+			continue
+		}
 		want := error(nil)
 		if f[0] == "fails" {
 			want, f = errnoNamed(f[1]), f[2:]
@@ -241,6 +281,8 @@ func performOne(root string, f []string) error {
 		return bare(os.MkdirAll(at(1), 0o755))
 	case "write":
 		return bare(os.WriteFile(at(1), []byte(f[2]), 0o644))
+	case "empty":
+		return bare(os.WriteFile(at(1), nil, 0o600))
 	case "append":
 		w, err := os.OpenFile(at(1), os.O_WRONLY|os.O_APPEND, 0)
 		if err != nil {
@@ -267,6 +309,14 @@ func performOne(root string, f []string) error {
 		return bare(unix.Mknod(at(1), unix.S_IFCHR, 0))
 	case "opaque":
 		return bare(unix.Setxattr(at(1), format("opaque"), []byte("y"), 0))
+	case "fwhite":
+		return errors.Join(os.WriteFile(at(1), nil, 0o644), unix.Setxattr(at(1), format("whiteout"), []byte("y"), 0))
+	case "opaquex":
+		return bare(unix.Setxattr(at(1), format("opaque"), []byte("x"), 0))
+	case "uwhite":
+		return errors.Join(os.WriteFile(at(1), nil, 0o644), unix.Setxattr(at(1), "user.overlay.whiteout", []byte("y"), 0))
+	case "uopaque":
+		return bare(unix.Setxattr(at(1), "user.overlay.opaque", []byte(f[2]), 0))
 	case "redirect":
 		return bare(unix.Setxattr(at(1), format("redirect"), []byte(f[2]), 0))
 	}
@@ -279,4 +329,55 @@ func bare(err error) error {
 		return pe.Err
 	}
 	return err
+}
+
+// TestOCIWhiteouts: lowers that are OCI image layers show what the kernel shows of
+// the same layers with its own whiteouts, before and after they are worked on.
+func TestOCIWhiteouts(t *testing.T) {
+	testbed.NeedFUSE(t)
+	unix.Umask(0o022)
+	layers := []string{
+		"mkdir d\nwhite d/a\nwhite e\nmkdir o\nopaque o\nwrite o/own top\nmkdir both\nopaque both\nwrite both/f top",
+		"mkdir d\nwrite d/a mid\nwrite d/b mid\nwhite d/c\nwrite e mid\nmkdir o\nwrite o/hidden mid\nwhite gone\nmkdir both\nwrite both/g mid",
+		"mkdir d/sub\nwrite d/a low\nwrite d/c low\nwrite d/k low\nmkdir o\nwrite o/low low\nmkdir gone/dir\nwrite e low\nmkdir both/h",
+	}
+	work := []string{
+		"",
+		"write d/a new\nrm d/b\nmkdir gone\nmkdir e\nmv o o2",
+		"write o new\nmv d/sub both/sub\nrm d/k\nmkdir d/c\nmkdir d/k\nrmdir e\nmv both gone/both",
+	}
+	kernel, ours := newInterop(t, interop{layers: layers, loose: true}), newInterop(t, interop{layers: make([]string, len(layers)), loose: true})
+	for i, script := range layers {
+		dir := ours.path("l" + strconv.Itoa(i))
+		perform(t, dir, asOCI(script))
+		if i == 0 { // what is beside its whiteout is of the same layer, and stays
+			must(t, os.Rename(filepath.Join(dir, "both", ".wh..wh..opq"), filepath.Join(dir, ".wh.both")))
+			must(t, os.WriteFile(filepath.Join(dir, "d", ".wh..wh.aufs"), nil, 0o600))
+		}
+		settle(t, dir)
+	}
+	ours.c.options = "whiteout=oci"
+	for _, script := range work {
+		a, b := kernel.withKernel(script), ours.withOurs(script+"\nfails EPERM write d/.wh.x y\nfails EPERM mkdir .wh.y\nfails ENOENT chmod .wh.e\nfails EPERM mv d .wh.gone")
+		for _, tree := range []*testbed.Tree{a, b} {
+			if !tree.Has("o/own") && script == "" {
+				t.Error("the layers show nothing")
+			}
+		}
+		testbed.Same(t, "the kernel's view of the layers", a, "ours of OCI's", b)
+	}
+}
+
+func asOCI(script string) (oci string) {
+	for line := range strings.Lines(script) {
+		f := strings.Fields(line)
+		switch dir, name := filepath.Split(f[1]); f[0] {
+		case "white":
+			line = "empty " + dir + ".wh." + name + "\n"
+		case "opaque":
+			line = "empty " + f[1] + "/.wh..wh..opq\n"
+		}
+		oci += line
+	}
+	return oci
 }
