@@ -55,7 +55,9 @@
 //	    over a whiteout              WORK/tmp-*, then renamed (directories: exchanged); the
 //	                                 whiteout stands until then
 //	unlink, rmdir, overlay mode      a whiteout linked, or renamed over the name; a directory
-//	                                 with whiteouts in it is exchanged, then cleared in WORK
+//	                                 with whiteouts in it is exchanged, then cleared in WORK. A
+//	                                 hard-linked lower file comes up first, which holds the
+//	                                 count of names left
 //	unlink, rmdir, migrate mode      the lowest layer first, each directory synced before the
 //	                                 next higher: the newest copy goes last
 //	rename, overlay mode             both ends in the upper, redirect or opaque set before the

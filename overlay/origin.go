@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"bytes"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 
@@ -15,20 +14,11 @@ import (
 )
 
 // In overlay mode an upper copy names the lower file it was made of by a file
-// handle, in the form of the kernel's overlayfs (struct ovl_fb in
-// fs/overlayfs/overlayfs.h): overlay.origin. It gives the copy the st_ino that the
+// handle, in the form of the kernel's overlayfs (whiteout.Handle):
+// overlay.origin. It gives the copy the st_ino that the
 // lower file has, after a remount too, and a hard-linked file its name in
 // WORK/index. A directory that such a copy is in, or was moved to, is marked
 // overlay.impure first; in others there is none to look for.
-
-// The header of an overlayfs file handle: version, magic, length, flags, type,
-// UUID of the filesystem; the handle follows.
-const (
-	handleMagic  = 0xfb
-	handleHeader = 21
-	// Flags: the byte order of the handle, and that the file is the upper's.
-	handleBigEndian, handleAnyEndian, handleUpper = 1, 2, 4
-)
 
 // handles are the file handles of one layer's filesystem.
 type handles struct {
@@ -119,8 +109,8 @@ func (fs *FS) markIndex() error {
 	if !fs.upper.hasHandles() || len(fs.lowers) == 0 {
 		return errNoMarks
 	}
-	mark := func(fd int, x string, of *layer, flags byte) error {
-		handle, err := of.handleOf(of.handles.fd, flags)
+	mark := func(fd int, x string, of *layer) error {
+		handle, err := of.handleOf(of.handles.fd, of == fs.upper)
 		if err != nil {
 			return err
 		}
@@ -134,45 +124,24 @@ func (fs *FS) markIndex() error {
 		}
 		return err
 	}
-	err := mark(fs.index, whiteout.Upper, fs.upper, handleUpper)
+	err := mark(fs.index, whiteout.Upper, fs.upper)
 	if err == nil && fs.lowers[0].hasHandles() {
-		err = mark(fs.upper.root, whiteout.Origin, fs.lowers[0], 0)
+		err = mark(fs.upper.root, whiteout.Origin, fs.lowers[0])
 	}
 	return err
 }
 
 // handleOf returns the overlayfs file handle of fd, a file in l.
-func (l *layer) handleOf(fd int, flags byte) ([]byte, error) {
+func (l *layer) handleOf(fd int, upper bool) ([]byte, error) {
 	typ, h, err := sys.Handle(fd)
 	if err != nil {
 		return nil, err
 	}
-	if len(h)+handleHeader > 255 || typ <= 0 || typ > 254 {
+	b, ok := whiteout.Handle{UUID: l.handles.uuid, Type: typ, Bytes: h, Upper: upper}.Encode()
+	if !ok {
 		return nil, unix.EOVERFLOW
 	}
-	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
-		flags |= handleBigEndian
-	}
-	b := append([]byte{0, handleMagic, byte(handleHeader + len(h)), flags, byte(typ)}, l.handles.uuid[:]...)
-	return append(b, h...), nil
-}
-
-// parseHandle takes an overlayfs file handle apart. ok is false for what a newer
-// kernel or another kind of machine wrote: its file is not known.
-func parseHandle(b []byte) (uuid [16]byte, typ int32, h []byte, ok bool) {
-	if len(b) < handleHeader || b[0] != 0 || b[1] != handleMagic || int(b[2]) != len(b) || len(b) == handleHeader {
-		return uuid, 0, nil, false
-	}
-	ours := byte(0)
-	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
-		ours = handleBigEndian
-	}
-	flags := b[3]
-	if flags&^(handleBigEndian|handleAnyEndian|handleUpper) != 0 || flags&handleAnyEndian == 0 && flags&handleBigEndian != ours {
-		return uuid, 0, nil, false
-	}
-	copy(uuid[:], b[5:handleHeader])
-	return uuid, int32(b[4]), b[handleHeader:], true
+	return b, nil
 }
 
 // originOf is the overlay.origin of a copy of the lower file r: nil where its
@@ -186,7 +155,7 @@ func (fs *FS) originOf(r *lowerRef) []byte {
 		return nil
 	}
 	defer unix.Close(fd)
-	b, err := r.layer.handleOf(fd, 0)
+	b, err := r.layer.handleOf(fd, false)
 	if err != nil {
 		return nil
 	}
@@ -213,15 +182,15 @@ func (fs *FS) setOrigin(x layers.Xattrs, r *lowerRef) layers.Xattrs {
 // lowerByHandle returns the lower file that an origin leads to: it gives its
 // number, and is never read.
 func (fs *FS) lowerByHandle(origin []byte) (*layer, layers.Attr, bool) {
-	uuid, typ, h, ok := parseHandle(origin)
+	h, ok := whiteout.ParseHandle(origin)
 	if !ok {
 		return nil, layers.Attr{}, false
 	}
 	for _, l := range fs.lowers {
-		if !l.hasHandles() || l.handles.uuid != uuid {
+		if !l.hasHandles() || l.handles.uuid != h.UUID {
 			continue
 		}
-		fd, err := sys.OpenHandle(l.handles.fd, typ, h)
+		fd, err := sys.OpenHandle(l.handles.fd, h.Type, h.Bytes)
 		if err != nil {
 			continue
 		}
