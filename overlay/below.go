@@ -117,7 +117,8 @@ func (d *descent) component(ctx context.Context, r *lowerRef, prefix, post strin
 		return false, nil
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENAMETOOLONG):
 		if r.layer.oci {
-			d.stop, err = d.fs.hiddenByOCI(ctx, r)
+			hidden, err := d.fs.hiddenByOCI(ctx, r)
+			d.stop = d.stop || hidden
 			return false, err
 		}
 		return false, nil
@@ -149,7 +150,8 @@ func (d *descent) component(ctx context.Context, r *lowerRef, prefix, post strin
 		return true, nil
 	}
 	if r.layer.oci {
-		if d.stop, err = d.fs.opaqueByOCI(ctx, r); d.stop || err != nil {
+		if opaque, err := d.fs.opaqueByOCI(ctx, r); opaque || err != nil {
+			d.stop = true
 			return true, err
 		}
 	}
