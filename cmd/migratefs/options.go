@@ -337,6 +337,9 @@ func (o *options) check() error {
 	if o.mode == "migrate" && o.upper == "" {
 		o.mode = "overlay" // nothing is ever changed without an upper
 	}
+	if o.mountBits != 0 && !isRoot() {
+		return usageErrorf("nosymfollow needs root: leave it out")
+	}
 	if o.asCaller {
 		if err := o.checkCaller(remote != "" || o.criu != ""); err != nil {
 			return err
