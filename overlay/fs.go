@@ -97,6 +97,7 @@ type FS struct {
 	backer backer // nil: no passthrough
 	oci    bool   // a lower has OCI whiteouts
 	super  bool   // requests can act with their callers' ids
+	xattrs bool   // the kernel says what a setxattr asks for besides (FUSE_SETXATTR_EXT)
 
 	entryTimeout time.Duration
 	attrTimeout  time.Duration

@@ -45,6 +45,7 @@ const suidgid = unix.S_ISUID | unix.S_ISGID
 // Init implements fuse.RawFileSystem: the kernel has said what it can do.
 func (fs *FS) Init(server *fuse.Server) {
 	fs.notify = server
+	fs.xattrs = server.KernelSettings().Flags64()&fuse.CAP_SETXATTR_EXT != 0
 	if fs.cfg.NoPassthrough || fs.cfg.AsCaller || !fs.super || server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
 		return
 	}
@@ -175,16 +176,22 @@ func (h *handle) isServed() bool {
 }
 
 // attrTimeout is how long the kernel may believe attributes of n with this mode.
-// A file in passthrough changes without us, and the kernel's FUSE does not see all
-// of it: not what is stored through a mapping, which outlives the descriptor, and
-// not that a write took suid or sgid off.
+// Not at all that a program has suid or sgid: the kernel's FUSE does not see that a
+// direct write took them off, nor one in passthrough. What is stored through a
+// mapping in passthrough, which outlives the descriptor, it does not see either.
 func (n *node) attrTimeout(mode uint32) time.Duration {
-	if !n.isRegular() || n.fs.backer == nil {
+	if !n.isRegular() {
+		return n.fs.attrTimeout
+	}
+	if mode&suidgid != 0 {
+		return 0
+	}
+	if n.fs.backer == nil {
 		return n.fs.attrTimeout
 	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if n.mapped || n.io == ioPassthrough && mode&suidgid != 0 {
+	if n.mapped {
 		return 0
 	}
 	return n.fs.attrTimeout

@@ -243,8 +243,9 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 		// Else the kernel drops its pages when it learns the mtime of its own write;
 		// a page read anew then while another write is under way stays without it.
 		ExplicitDataCacheControl: st.fs.Alone(),
-		ExtraCapabilities:        fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
-		Debug:                    m.debug,
+		ExtraCapabilities: fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP |
+			fuse.CAP_SETXATTR_EXT | fuse.CAP_NO_EXPORT_SUPPORT,
+		Debug: m.debug,
 	}
 	if entry == 0 {
 		// Names that are not kept are asked for again at once: their attributes go

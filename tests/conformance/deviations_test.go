@@ -19,6 +19,7 @@ type deviate struct {
 var deviations = []deviate{
 	{"", "fallocate", "collapse", "ENOTSUP, 100000 bytes f7757818aca9", "FUSE carries no such request"},
 	{"", "fallocate", "insert", "ENOTSUP, 100000 bytes f7757818aca9", "FUSE carries no such request"},
+	{"", "handles", "name_to_handle_at", "ENOTSUP", "one would be good for as long as the kernel remembers the file, and stale then"},
 	{"", "rename-whiteout", "RENAME_WHITEOUT", "EINVAL", whiteouts},
 	{"", "rename-whiteout", "new", `["f"]`, whiteouts},
 	{"overlay", "nodes", "a whiteout", "EPERM", whiteouts},
