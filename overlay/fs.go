@@ -108,6 +108,8 @@ type FS struct {
 	handles handleTable
 	flights flights
 
+	giveBack *time.Timer // see memory.go
+
 	deadlocks deadlocks
 	notify    notifier // nil: nobody is served yet
 
@@ -151,6 +153,7 @@ func New(ctx context.Context, cfg Config) (*FS, error) {
 	if cfg.Format == whiteout.User {
 		fs.cfg.NoRedirect, fs.cfg.NoFollow = true, true // as the kernel's overlayfs
 	}
+	fs.giveBack = newGiveBack()
 	fs.dirs.init()
 	fs.table.init()
 	fs.stack()
@@ -305,6 +308,7 @@ func (fs *FS) Close() error {
 // closeOwn is Close but for the layers, which a New that fails leaves to its
 // caller.
 func (fs *FS) closeOwn() (err error) {
+	fs.giveBack.Stop()
 	fs.dirs.closeAll()
 	if fs.store != nil {
 		err = fs.store.Close()

@@ -13,6 +13,7 @@ type table struct {
 	byID  map[uint64]*node
 	byKey map[fileKey]known
 	byIno map[uint64]*node // st_ino as shown, so that no two nodes share one
+	peak  int              // most nodes since the maps were made
 	dev   uint64           // the device whose inode numbers are shown as they are
 	// stable has the filesystem ids of the layers' other devices, whose numbers are
 	// not the same after a reboot.
@@ -190,6 +191,7 @@ func (t *table) create(fs *FS, f *found) *node {
 	}
 	t.byIno[n.ino] = n
 	t.byID[n.id] = n
+	t.peak = max(t.peak, len(t.byID))
 	return n
 }
 
@@ -235,24 +237,25 @@ func (t *table) ref(n *node) {
 	n.lookups++
 }
 
-// forget takes back lookups and reports whether n is gone.
-func (t *table) forget(id, lookups uint64) *node {
+// forget takes back lookups and returns the node if it is gone, and whether most
+// others went before it.
+func (t *table) forget(id, lookups uint64) (n *node, shrunk bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n := t.byID[id]
+	n = t.byID[id]
 	if n == nil {
-		return nil
+		return nil, false
 	}
 	n.lookups -= min(lookups, n.lookups)
 	if n.lookups > 0 {
-		return nil
+		return nil, false
 	}
 	delete(t.byID, id)
 	if t.byIno[n.ino] == n {
 		delete(t.byIno, n.ino)
 	}
 	t.unbind(n)
-	return n
+	return n, t.shrinkLocked()
 }
 
 // stableHash mixes a key into 64 bits, the same in every run (FNV-1a), so that a
@@ -276,9 +279,12 @@ func stableHash(k fileKey) uint64 {
 
 // Forget implements fuse.RawFileSystem.
 func (fs *FS) Forget(id, lookups uint64) {
-	n := fs.table.forget(id, lookups)
+	n, shrunk := fs.table.forget(id, lookups)
 	if n == nil {
 		return
+	}
+	if shrunk {
+		fs.giveBack.Reset(giveBackAfter)
 	}
 	n.mu.Lock()
 	n.closeObject()

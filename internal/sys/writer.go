@@ -27,7 +27,7 @@ func AsWriter(uid uint32, f func() error) error {
 	less := old
 	less[0].Effective &^= 1 << unix.CAP_FSETID
 	err := capability(unix.SYS_CAPSET, &less)
-	if err == nil {
+	if err == nil && uid != self.UID {
 		err = setfsid(unix.SYS_SETFSUID, uid)
 	}
 	if err == nil {
@@ -35,8 +35,10 @@ func AsWriter(uid uint32, f func() error) error {
 	}
 	// On the way back to zero setfsuid(2) gives filesystem capabilities back, so the
 	// set as it was comes last.
-	if rerr := setfsid(unix.SYS_SETFSUID, uint32(unix.Geteuid())); rerr != nil {
-		return rerr
+	if uid != self.UID {
+		if rerr := setfsid(unix.SYS_SETFSUID, self.UID); rerr != nil {
+			return rerr
+		}
 	}
 	if rerr := capability(unix.SYS_CAPSET, &old); rerr != nil {
 		return rerr
