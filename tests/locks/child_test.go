@@ -52,11 +52,13 @@ func serve() {
 // perform: "open a PATH r|w", "dup a b", "close a", "lock a px|ofd|fl r|w|u START
 // LEN [wait]", "get a px|ofd r|w START LEN", "write a TEXT".
 func perform(mu *sync.Mutex, fds map[string]int, f []string) string {
-	mu.Lock()
-	fd, ok := fds[f[1]]
-	mu.Unlock()
-	if !ok {
-		fd = -1
+	fd := -1
+	if len(f) > 1 {
+		mu.Lock()
+		if open, ok := fds[f[1]]; ok {
+			fd = open
+		}
+		mu.Unlock()
 	}
 	set := func(name string, fd int, err error) string {
 		if err == nil {
@@ -67,6 +69,14 @@ func perform(mu *sync.Mutex, fds map[string]int, f []string) string {
 		return errName(err)
 	}
 	switch f[0] {
+	case "forget": // all descriptors
+		mu.Lock()
+		defer mu.Unlock()
+		for name, fd := range fds {
+			_ = unix.Close(fd)
+			delete(fds, name)
+		}
+		return "OK"
 	case "open":
 		flags := unix.O_RDONLY
 		if f[3] == "w" {
@@ -78,6 +88,9 @@ func perform(mu *sync.Mutex, fds map[string]int, f []string) string {
 		fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 		return set(f[2], fd, err)
 	case "close":
+		mu.Lock()
+		delete(fds, f[1])
+		mu.Unlock()
 		return errName(unix.Close(fd))
 	case "count":
 		return count(fd, f[2], f[3])

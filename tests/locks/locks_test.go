@@ -103,10 +103,18 @@ var scripts = map[string][]step{
 }
 
 // play runs a script on path; layer returns the path of the file in its layer.
-func play(t *testing.T, script []step, path string, layer func() string) {
+// The processes come from p, and go back there if they are as good as new.
+func play(t *testing.T, p *pool, script []step, path string, layer func() string) {
 	t.Helper()
 	children := map[string]*child{}
 	waiting := map[string]int{}
+	defer func() {
+		for _, c := range children {
+			if len(waiting) == 0 && c.answer(c.say("forget")) == "OK" {
+				p.idle = append(p.idle, c)
+			}
+		}
+	}()
 	for i, s := range script {
 		if t.Failed() {
 			return
@@ -118,16 +126,19 @@ func play(t *testing.T, script []step, path string, layer func() string) {
 		}
 		c := children[who]
 		if c == nil {
-			c = startChild(t)
+			c = p.get(t)
 			children[who] = c
 		}
 		got := ""
 		switch what {
 		case "kill":
 			c.KillTree()
+			delete(children, who)
+			delete(waiting, who)
 			continue
 		case "await":
 			got = c.answer(waiting[who])
+			delete(waiting, who)
 		default:
 			what = strings.NewReplacer("FILE", path, "LAYER", layer()).Replace(what)
 			n := c.say(what)
@@ -149,14 +160,34 @@ func play(t *testing.T, script []step, path string, layer func() string) {
 	}
 }
 
+// pool holds processes for one script after the other.
+type pool struct {
+	t    *testing.T // which they end with
+	idle []*child
+}
+
+func (p *pool) get(t *testing.T) *child {
+	t.Helper()
+	last := len(p.idle) - 1
+	if last < 0 {
+		p.idle = append(p.idle, startChild(p.t))
+		last = 0
+	}
+	c := p.idle[last]
+	p.idle = p.idle[:last]
+	c.t = t
+	return c
+}
+
 // TestScripts runs the scripts on a plain directory and on mounts of both modes.
 func TestScripts(t *testing.T) {
 	plain := testbed.TempDir(t)
+	p := &pool{t: t}
 	for name, script := range scripts {
 		t.Run("plain/"+name, func(t *testing.T) {
 			path := filepath.Join(plain, strings.ReplaceAll(name, " ", "_"))
 			must(t, os.WriteFile(path, []byte("content"), 0o644))
-			play(t, script, path, func() string { return path })
+			play(t, p, script, path, func() string { return path })
 		})
 	}
 	for _, mode := range []string{"overlay", "migrate"} {
@@ -167,7 +198,7 @@ func TestScripts(t *testing.T) {
 					t.Run(filepath.Base(where)+"/"+name, func(t *testing.T) {
 						file := filepath.Base(where) + "_" + strings.ReplaceAll(name, " ", "_")
 						must(t, os.WriteFile(filepath.Join(where, file), []byte("content"), 0o644))
-						play(t, script, m.Path(file), func() string {
+						play(t, p, script, m.Path(file), func() string {
 							for _, l := range []string{upper, lower} {
 								if _, err := os.Lstat(filepath.Join(l, file)); err == nil {
 									return filepath.Join(l, file)
@@ -384,5 +415,6 @@ func TestLocalOnly(t *testing.T) {
 		{"A lock a px w 0 0", "OK"}, {"B lock b px w 0 0", "EAGAIN"}, {"X lock x px w 0 0", "OK"},
 		{"A lock a fl w", "OK"}, {"B lock b fl w", "EAGAIN"}, {"X lock x fl w", "OK"},
 	}
-	play(t, script, m.Path("f"), func() string { return filepath.Join(dir, "upper", "f") })
+	p := &pool{t: t}
+	play(t, p, script, m.Path("f"), func() string { return filepath.Join(dir, "upper", "f") })
 }
