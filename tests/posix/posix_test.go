@@ -30,7 +30,7 @@ var worn = []string{"file", "file.txt", "link", "dir", "ttt", "hardlink", "file1
 // mount, in one that lies deep in a lower, and in one of a lower from which the
 // names it makes have just been removed.
 func TestPosix(t *testing.T) {
-	for _, mode := range []string{"overlay", "migrate"} {
+	for _, mode := range []string{"overlay", "migrate", "migrate,creds=caller"} {
 		t.Run(mode, func(t *testing.T) {
 			dir := testbed.TempDir(t)
 			names := slices.Sorted(maps.Keys(posixtest.All))
