@@ -190,12 +190,6 @@ func (fs *FS) openAsCaller(h *handle, open func() error) error {
 	return err
 }
 
-// openExactly opens the file behind the O_PATH descriptor path with the caller's
-// rights and no more access than asked for.
-func openExactly(path int, flags uint32) (int, error) {
-	return sys.Reopen(path, int(flags)&unix.O_ACCMODE|dataFlags(flags)&^unix.O_ACCMODE)
-}
-
 // writableFd returns a duplicate of a descriptor of n's upper file that was opened
 // for writing, -1 if there is none.
 func (n *node) writableFd() int {

@@ -195,18 +195,19 @@ func (fs *FS) openData(n *node, flags uint32) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(path)
-	if fs.cfg.AsCaller {
-		return openExactly(path, flags)
+	how := dataFlags(flags)
+	if fs.cfg.AsCaller { // who may not be let do more than asked for
+		how = how&^unix.O_ACCMODE | int(flags)&unix.O_ACCMODE
 	}
 	if fs.cfg.NoAtime || flags&unix.O_NOATIME != 0 {
 		// Only an owner, or root, may leave access times alone.
-		if fd, err := sys.Reopen(path, dataFlags(flags)|unix.O_NOATIME); err == nil {
+		if fd, err := sys.Reopen(path, how|unix.O_NOATIME); err == nil {
 			return fd, nil
 		}
 	}
-	fd, err := sys.Reopen(path, dataFlags(flags))
+	fd, err := sys.Reopen(path, how)
 	if err == unix.EPERM && flags&unix.O_APPEND != 0 {
-		return sys.Reopen(path, dataFlags(flags)|unix.O_APPEND) // chattr +a
+		return sys.Reopen(path, how|unix.O_APPEND) // chattr +a
 	}
 	return fd, err
 }

@@ -23,6 +23,7 @@ var deviations = []deviate{
 	{"", "rename-whiteout", "RENAME_WHITEOUT", "EINVAL", whiteouts},
 	{"", "rename-whiteout", "new", `["f"]`, whiteouts},
 	{"overlay", "nodes", "a whiteout", "EPERM", whiteouts},
+	{"caller", "nodes", "mknod of a stranger", "EPERM", "the kernel asks for CAP_MKNOD before it asks us"},
 	{"migrate,lower migrate,two", "deep", "rename in the middle", "EXDEV", mvCopies},
 	{"migrate,two", "rename", "EXCHANGE with a directory", "EXDEV", mvCopies},
 	{"migrate,two", "rename", "after EXCHANGE",

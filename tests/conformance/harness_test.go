@@ -162,6 +162,7 @@ var kinds = []*kind{
 	{name: "migrate,upper", mode: "migrate", fill: "upper"},
 	{name: "migrate,lower", mode: "migrate", fill: "lower"},
 	{name: "migrate,two", mode: "migrate", fill: "two"},
+	{name: "caller,migrate,lower", mode: "migrate,creds=caller", fill: "lower"},
 }
 
 // stand is the directories of one kind. In worn layers, names that the cases

@@ -269,7 +269,9 @@ func renameDirs(c *at) {
 
 // severalLayers reports whether directories may lie in several layers, and are not
 // renamed therefore.
-func (c *at) severalLayers() bool { return c.kind.mode == "migrate" && c.kind.fill != "upper" }
+func (c *at) severalLayers() bool {
+	return strings.HasPrefix(c.kind.mode, "migrate") && c.kind.fill != "upper"
+}
 
 func mv(from, to string) error {
 	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
