@@ -21,6 +21,7 @@ type Source struct {
 	Xattrs layers.Xattrs // ACLs included
 	File   layers.File   // a regular file's data; nil copies none
 	Size   int64         // how much of File is copied: Attr.Size, or less for a truncate
+	Bare   bool          // the copy gets its size and no data: Xattrs mark it as a metacopy
 	Target string        // a symlink's
 	Flags  uint32        // inode flags (FS_*_FL); of them come along what KeptFlags says
 }
@@ -79,10 +80,15 @@ func (c *Copy) fill(ctx context.Context, src Source, cfg Config) error {
 	if err := ownerFirst(c.Fd, &src.Attr, cfg); err != nil {
 		return err
 	}
-	if src.File != nil && src.Size > 0 {
-		if err := copyData(ctx, c.Fd, src.File, src.Size); err != nil {
-			return err
-		}
+	var err error
+	switch {
+	case src.Bare:
+		err = sys.Truncate(c.Fd, src.Size)
+	case src.File != nil && src.Size > 0:
+		err = copyData(ctx, c.Fd, src.File, src.Size)
+	}
+	if err != nil {
+		return err
 	}
 	if err := metadata(c.Fd, &src, cfg); err != nil {
 		return err

@@ -19,6 +19,17 @@
 // next mount. Nothing in the lower is touched here. An error at any step leaves
 // the lower as it was, removes what was made, and is returned as it came.
 //
+// A metacopy (Source.Bare) goes the same way: step 3 sets the size alone, and step
+// 4 the mark that says where the data is. Complete gives it its data later, where
+// it stands:
+//
+//	i    data, into the inode that is marked      the mark stands: the data below counts. A failure
+//	                                              takes the data out again
+//	ii   capabilities, mode and times put back    as i
+//	iii  fsync                                    as i
+//	iv   the mark removed, by the caller          the file is whole
+//	v    fsync, by the caller                     an fdatasync from now on is enough for what is written
+//
 // Directories, symlinks and device nodes have no nameless form (Node): they are
 // made under a temporary name in the work directory, get their metadata there,
 // and are renamed into place, never over another.

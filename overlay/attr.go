@@ -79,7 +79,7 @@ func (fs *FS) attr(ctx context.Context, n *node) (layers.Attr, error) {
 		n.mu.RUnlock()
 		return attrOfDead(held, *dead)
 	case n.isRegular() && (upper || dead != nil):
-		if fd = n.anyFd(); fd >= 0 && !n.indexed && !hasObject(n.pending) {
+		if fd = n.anyFd(); fd >= 0 && !n.indexed && !hasObject(n.pending) && n.data == nil {
 			defer n.mu.RUnlock()
 			var stx unix.Statx_t
 			err := sys.Statx(fd, "", &stx)
@@ -178,6 +178,9 @@ func (fs *FS) attrOfHandle(n *node, fd int) (layers.Attr, error) {
 	n.mu.RLock()
 	pending, obj := n.pending, n.obj
 	indexed, unnamed := n.indexed, n.dead != nil
+	if n.data != nil {
+		a.Blocks = n.data.attr.Blocks
+	}
 	n.mu.RUnlock()
 	switch {
 	case hasObject(pending):
@@ -199,7 +202,7 @@ func (fs *FS) attrBelow(ctx context.Context, n *node) (layers.Attr, error) {
 		return layers.Attr{}, unix.ESTALE
 	}
 	r := n.lowers[0]
-	dirs := len(n.lowers)
+	dirs, data := len(n.lowers), n.data
 	n.mu.RUnlock()
 	a, named, err := fs.statBelow(ctx, n, &r)
 	if !named {
@@ -215,6 +218,9 @@ func (fs *FS) attrBelow(ctx context.Context, n *node) (layers.Attr, error) {
 	}
 	if !sameFile(&a, r.attr) {
 		return layers.Attr{}, layers.ErrStale
+	}
+	if data != nil {
+		a.Blocks = data.attr.Blocks
 	}
 	switch {
 	case n.isDir() && dirs > 1:

@@ -29,6 +29,9 @@ type descent struct {
 	where []lowerRef // the directory's parts, or roots, that are left
 	stop  bool       // nothing in the layers below counts
 	moved bool       // a redirect was met
+
+	through bool      // metacopies are gone through, to
+	data    *lowerRef // what holds the data
 }
 
 // foundLowers looks for name in the lowers of a directory and adds what merges.
@@ -129,6 +132,9 @@ func (d *descent) component(ctx context.Context, r *lowerRef, prefix, post strin
 	if white, err := d.fs.isWhite(ctx, r, &attr); white || err != nil {
 		d.stop = true
 		return false, err
+	}
+	if last && d.through {
+		return d.file(r, &attr, prefix)
 	}
 	if !attr.IsDir() {
 		d.stop = true

@@ -30,13 +30,14 @@ func (fs *FS) up(ctx context.Context, n *node, size int64) error {
 	return err
 }
 
-// upCut is up, bringing up at most size bytes of a file's data (whole: all). cut
-// says that it left some out: the file has size bytes now, and the present time.
+// upCut is up, bringing up at most size bytes of a file's data (whole: all; bare:
+// none is needed). cut says that it left some out: the file has size bytes now, and
+// the present time.
 func (fs *FS) upCut(ctx context.Context, n *node, size int64) (cut bool, err error) {
 	if fs.upper == nil {
 		return false, unix.EROFS
 	}
-	if n.isUpper() {
+	if n.isUp(size) {
 		return false, nil
 	}
 	ctx = untilKilled(ctx)
@@ -55,8 +56,11 @@ func (fs *FS) upFile(ctx context.Context, n *node, size int64) (cut bool, err er
 		return false, err
 	}
 	defer fs.flights.leave(n)
-	if n.isUpper() {
+	if n.isUp(size) {
 		return false, nil
+	}
+	if n.isUpper() {
+		return fs.complete(ctx, n, size)
 	}
 	if cut, err = fs.upLocked(ctx, n, size); err != nil {
 		return false, err
@@ -105,7 +109,10 @@ func (fs *FS) upLocked(ctx context.Context, n *node, size int64) (cut bool, err 
 		if err := mayComeUp(&src.Attr, size); err != nil {
 			return false, err
 		}
-		if size >= 0 {
+		switch {
+		case size == bare && fs.leavesData(n):
+			fs.asBare(&src)
+		case size >= 0:
 			src.Size = min(size, src.Size)
 		}
 		err = fs.upWith(ctx, n, src)
@@ -126,7 +133,7 @@ func (fs *FS) upWith(ctx context.Context, n *node, src copyup.Source) error {
 			return err
 		}
 		defer f.Close()
-		src.File = f
+		src.File = f // of a metacopy not read: what it points to is there
 	}
 	if !n.isRegular() {
 		return fs.bringUpNode(ctx, n, src)
@@ -252,6 +259,11 @@ func (fs *FS) bringUp(ctx context.Context, n *node, src copyup.Source, before fu
 		return err
 	}
 	fs.isIndexed(n, c.Fd)
+	if src.Bare {
+		n.leaveData(&src)
+	} else {
+		n.data = nil
+	}
 	fs.switchOver(n, c.Fd, id)
 	endMove(true)
 	if src.Attr.AppendOnly {
@@ -307,6 +319,8 @@ func (fs *FS) placeFor(ctx context.Context, n *node) (*target, copyup.Place, err
 func (fs *FS) publish(ctx context.Context, n *node, c *copyup.Copy, src *copyup.Source, before func(*copyup.Copy) error, t *target) error {
 	d, ok := n.dentry()
 	switch {
+	case src.Bare && (!ok || n.dead != nil):
+		return errChanged // for its handles, or for names by the index, it comes up whole
 	case n.dead != nil:
 		c.Nameless()
 		return nil
@@ -429,6 +443,9 @@ func (fs *FS) switchOver(n *node, fd int, id extent.ID) {
 			nfd = -1
 		}
 		n.keep(nfd)
+	}
+	if n.data != nil {
+		return // handles have the data below
 	}
 	for _, h := range n.open {
 		nfd, err := sys.Reopen(fd, dataFlags(h.flags))

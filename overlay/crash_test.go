@@ -271,7 +271,59 @@ var operations = []operation{
 	{name: "chmod of a pending file", only: isRemote, first: pend,
 		do:     func(d *driver) unix.Errno { return d.chmod("low", 0o600) },
 		effect: onFile("low", func(f *file) { f.mode = 0o600 })},
+
+	// Metacopies: files of which only metadata came up.
+	{name: "append to a metacopy", only: hasMetacopy, first: leaveData,
+		do:     func(d *driver) unix.Errno { return d.write("low", "+more", 9) },
+		effect: func(v sight, _ stacking) { v.write("low", v["low"].content+"+more") }},
+	{name: "write to a metacopy that was moved", only: hasMetacopy,
+		first:  func(d *driver) { d.rename("dir/sub/c", "dir/c", 0) },
+		do:     func(d *driver) unix.Errno { return d.write("dir/c", "LOWER", 0) },
+		effect: onFile("dir/c", contentOf("LOWER dir/sub/c"))},
+	{name: "write to a metacopy that is open", only: hasMetacopy, first: leaveData,
+		do: func(d *driver) unix.Errno {
+			fh, errno := d.keep("low")
+			if errno != 0 {
+				return errno
+			}
+			if errno := d.write("low", "WRIT", 0); errno != 0 {
+				return errno
+			}
+			if b, errno := d.readHandle(fh); errno != 0 || string(b) != "WRITr low" {
+				panic(fmt.Sprintf("the old descriptor sees %q, %v", b, errno))
+			}
+			return 0
+		}, effect: onFile("low", contentOf("WRITr low"))},
+	{name: "truncate a metacopy", only: hasMetacopy, first: leaveData,
+		do:     func(d *driver) unix.Errno { return d.truncate("low", 3) },
+		effect: onFile("low", contentOf("low"))},
+	{name: "truncate a metacopy to nothing", only: hasMetacopy, first: leaveData, torn: hasMetacopy,
+		do:     func(d *driver) unix.Errno { return d.truncate("low", 0) },
+		effect: onFile("low", contentOf(""))},
+	{name: "setcap on a metacopy", only: hasMetacopy, first: leaveData,
+		do: func(d *driver) unix.Errno { return d.setxattr("low", "security.capability", aCapability) },
+		effect: onFile("low", func(f *file) {
+			f.xattrs = fmt.Sprintf("security.capability=%q ", aCapability) + f.xattrs
+		})},
+	{name: "write to a hard-linked metacopy", only: hasMetacopy, first: func(d *driver) { d.chmod("hard1", 0o600) },
+		do:     func(d *driver) unix.Errno { return d.write("hard2", "LINK", 0) },
+		effect: onHard(contentOf("LINKed"))},
+	moves("low", "new").where(hasMetacopy).after("that is a metacopy", leaveData),
+	moves("dir/c", "low").where(hasMetacopy).after("that is a metacopy and was moved", func(d *driver) { d.rename("dir/sub/c", "dir/c", 0) }),
+	moves("hard2", "new hard").where(hasMetacopy).after("that is a metacopy", func(d *driver) { d.chmod("hard1", 0o600) }),
+	exchanges("low", "other").where(hasMetacopy).after("that is a metacopy", leaveData),
+	unlinks("low").where(hasMetacopy).after("that is a metacopy", leaveData),
+	{name: "link of a metacopy", only: hasMetacopy, first: leaveData,
+		do: func(d *driver) unix.Errno { return d.link("low", "dir/new") }, effect: linked("low", "dir/new")},
 }
+
+// hasMetacopy reports whether what changes no data moves none.
+func hasMetacopy(k stacking) bool { return k.mode == Overlay && !k.remote }
+
+func leaveData(d *driver) { d.chmod("low", 0o600) }
+
+// aCapability is cap_net_raw=ep, as linux/capability.h has it.
+const aCapability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
 func isRemote(k stacking) bool { return k.remote }
 

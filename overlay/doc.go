@@ -35,6 +35,8 @@
 //     descriptor sees what is written through a new one.
 //   - How the kernel reaches a file's data (node.io) is decided at its first open
 //     and stays until the last is closed. In passthrough it is the upper file.
+//   - The upper inode of a metacopy holds no data, or a part of it: nothing reads it,
+//     nor writes to it but the copy-up that completes it (node.dataInUpper).
 //   - Who has looked a file up may open it after its last name went: a descriptor
 //     is kept until the kernel forgets it (node.kept).
 //   - What a client has locked is locked on the inode that shows, where it lies in
@@ -71,6 +73,11 @@
 //	first change of a remote file    the object durably pending; WORK/stubs/ID; the stub linked.
 //	                                 Between: an object without a stub, or a stub with no other
 //	                                 name, which are swept
+//	chmod, chown, utimes, setxattr,  a metacopy where the format has them: WORK/index/ID as below, the
+//	rename, link of a lower file     name. A redirect to the data is on it before another name is
+//	first write to a metacopy        its data, synced, into the inode that is marked; the mark. Until
+//	                                 it is gone the data below counts
+//	truncate of a metacopy to 0      the size: one without bytes is empty; the mark
 //	change of a pending file         the time, then the object (package extent)
 //	last name of a pending file      the name; then the object, then WORK/stubs/ID: swept
 //	copy-up in a directory           overlay mode: the directory is marked overlay.impure first

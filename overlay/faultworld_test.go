@@ -183,7 +183,7 @@ func (w *world) open() error {
 	w.work, err = os.Open(w.at("work"))
 	must(w.t, err)
 	cfg := Config{
-		Mode: w.kind.mode, Upper: upper, Work: w.work, Format: whiteout.Trusted,
+		Mode: w.kind.mode, Upper: upper, Work: w.work, Format: whiteout.Trusted, Metacopy: true,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 	for i := range w.kind.lowers {

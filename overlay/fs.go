@@ -67,6 +67,7 @@ type Config struct {
 	NoPassthrough bool // the kernel reads and writes upper files through us
 	NoRedirect    bool // renaming a directory that lies below is EXDEV
 	NoFollow      bool // a directory that was moved is EPERM where its redirect leads anywhere
+	Metacopy      bool // what changes no data moves none, where the format allows it
 	EntryTimeout  *time.Duration
 	AttrTimeout   *time.Duration
 	NegTimeout    *time.Duration // of names that are not there; nil: EntryTimeout

@@ -51,14 +51,14 @@ func canIndex(r *lowerRef) bool {
 
 // foundIndexed turns a lower file that came up under another name into the upper
 // file it now is.
-func (fs *FS) foundIndexed(f *found) error {
+func (fs *FS) foundIndexed(ctx context.Context, f *found, parent *node, called string) error {
 	if fs.upper == nil || len(f.lowers) == 0 || !canIndex(&f.lowers[0]) {
 		return nil
 	}
-	return fs.asDaemon(func() error { return fs.lookIndex(f) })
+	return fs.asDaemon(func() error { return fs.lookIndex(ctx, f, parent, called) })
 }
 
-func (fs *FS) lookIndex(f *found) error {
+func (fs *FS) lookIndex(ctx context.Context, f *found, parent *node, called string) error {
 	dir, name := fs.indexAt(&f.lowers[0])
 	var stx unix.Statx_t
 	err := sys.Statx(dir, name, &stx)
@@ -75,6 +75,12 @@ func (fs *FS) lookIndex(f *found) error {
 	}
 	f.attr, f.upper, f.upID, f.indexed = a, true, idOf(&a), true
 	f.keys = append([]identity{identityOf(fs.upper, "", &a)}, f.keys...)
+	f.data = nil
+	if fs.cfg.Mode == Overlay && mayBeMarked(&a) {
+		if err := fs.foundMark(ctx, f, parent, called, dir, name); err != nil {
+			return err
+		}
+	}
 	f.attr.Nlink, _ = fs.linksShown(&a, dir, name)
 	return nil
 }

@@ -37,7 +37,7 @@ func (fs *FS) link(ctx context.Context, n, dir *node, name string, out *fuse.Ent
 		}
 		return fs.linked(ctx, n, dir, name, out)
 	}
-	if err := fs.up(ctx, n, whole); err != nil {
+	if err := fs.upToMove(ctx, n); err != nil {
 		return err
 	}
 	b, err := fs.bear(ctx, dir, name, nil)

@@ -203,7 +203,7 @@ func (fs *FS) change(ctx context.Context, n *node, f func(fd int, shown bool) er
 		if err := n.mayChange(); err != nil {
 			return err
 		}
-		if err := fs.up(ctx, n, whole); err != nil {
+		if err := fs.up(ctx, n, bare); err != nil {
 			return err
 		}
 		return fs.changeUpper(n, func(fd int) error { return f(fd, true) })
@@ -295,10 +295,13 @@ func (fs *FS) changeNamed(n *node, r *lowerRef, f func(fd int) error) error {
 // dupLowerFd is dupFd for n's lower file, with the attributes it had when it was
 // looked up. The caller holds n.mu.
 func (n *node) dupLowerFd() (fd int, attr layers.Attr) {
-	for _, h := range n.open {
-		if d, ok := h.lower.(layers.Descriptor); ok {
-			return dup(d.Fd()), h.lower.Attr()
+	if n.data == nil {
+		if fd, attr := n.dupDataFd(); fd >= 0 {
+			return fd, attr
 		}
+	}
+	if n.upper {
+		return -1, attr // what is kept is the upper's
 	}
 	if len(n.lowers) > 0 {
 		attr = *n.lowers[0].attr

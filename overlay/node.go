@@ -83,6 +83,7 @@ type node struct {
 	origin  bool         // an upper copy that says what it is a copy of
 	impure  atomic.Int32 // of an upper directory: unasked, pure, impure
 	pending extent.ID    // a stub in the upper; the data is in this object
+	data    *dataBelow   // of a metacopy, in the upper or a lower: where its data is
 	dead    *layers.Attr // after the last name went
 	kept    int          // then an O_PATH descriptor of the file, or -1: the kernel may open it still
 	open    map[uint64]*handle

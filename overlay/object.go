@@ -344,33 +344,6 @@ func (fs *FS) makePending(ctx context.Context, n *node) error {
 	return err
 }
 
-// foundStub looks whether an upper file without data is a stub, or a metacopy
-// that a kernel wrote, and if so where its data is.
-func (fs *FS) foundStub(ctx context.Context, f *found, n *node, name string) error {
-	if fs.cfg.Mode != Overlay {
-		return nil
-	}
-	d, err := fs.upperDir(n)
-	if err != nil {
-		return err
-	}
-	defer fs.dirs.release(d)
-	_, err = sys.Getxattr(d.fd, name, fs.cfg.Format.Name(whiteout.Metacopy))
-	if err != nil {
-		return ignoreNoXattr(err)
-	}
-	v, err := sys.Getxattr(d.fd, name, fs.cfg.Format.Name(whiteout.Object))
-	if err == nil {
-		if f.pending, err = extent.ParseID(string(v)); err != nil {
-			return err
-		}
-		return fs.pendingAttr(&f.attr, f.pending, nil)
-	}
-	// The data of a kernel's metacopy file lies below; to serve the upper inode
-	// itself would show zeros.
-	return fmt.Errorf("%q is a metacopy file of the kernel's overlayfs, which cannot be served yet: mount it there with metacopy=on and touch its data: %w", name, layers.ErrCorrupt)
-}
-
 // pendingAttr shows the size of the object instead of the stub's.
 func (fs *FS) pendingAttr(a *layers.Attr, id extent.ID, obj *extent.Object) error {
 	if obj == nil {

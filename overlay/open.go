@@ -124,11 +124,11 @@ func (fs *FS) open(ctx context.Context, h *handle) error {
 	}
 	for {
 		n.mu.RLock()
-		upper, pending := n.upper, hasObject(n.pending)
+		here, pending := n.dataInUpper(), hasObject(n.pending)
 		n.mu.RUnlock()
 		var err error
 		switch {
-		case upper && !pending:
+		case here:
 			h.fd, err = fs.openData(n, h.flags)
 		case pending || n.isRemote():
 			return fs.openObject(ctx, h)
@@ -142,18 +142,19 @@ func (fs *FS) open(ctx context.Context, h *handle) error {
 		if err != nil {
 			return err
 		}
-		if n.admit(h, upper) {
+		if n.admit(h, here) {
 			return nil
 		}
 		h.close() // it came up meanwhile
 	}
 }
 
-// admit makes h one of n's handles, unless n came up since the caller looked.
-func (n *node) admit(h *handle, upper bool) bool {
+// admit makes h one of n's handles, unless n's data came up since the caller
+// looked and it was not here.
+func (n *node) admit(h *handle, here bool) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.upper != upper {
+	if n.dataInUpper() != here {
 		return false
 	}
 	n.admitLocked(h)
@@ -299,6 +300,11 @@ func openIdentified(dirfd int, name string, id fileID) (int, error) {
 // the file open leads to that file still.
 func (fs *FS) openBelow(ctx context.Context, n *node) (layers.File, error) {
 	n.mu.RLock()
+	if n.data != nil {
+		data := n.data
+		n.mu.RUnlock()
+		return fs.openMeta(ctx, n, data)
+	}
 	if len(n.lowers) == 0 {
 		n.mu.RUnlock()
 		return nil, unix.ESTALE
@@ -313,7 +319,7 @@ func (fs *FS) openBelow(ctx context.Context, n *node) (layers.File, error) {
 		if err == nil {
 			a := f.Attr()
 			if sameFile(&a, r.attr) {
-				return f, nil
+				return fs.dataIn(ctx, n, &r, f)
 			}
 			f.Close()
 			err = layers.ErrStale

@@ -103,20 +103,19 @@ func (n *node) passFd(h *handle) int {
 	switch {
 	case n.fs.backer == nil:
 	case n.upper:
-		if n.fs.upper.passes && n.isWhole() {
+		if n.fs.upper.passes && n.dataInUpper() {
 			return h.fd
 		}
-	case len(n.lowers) > 0 && n.lowers[0].layer.passes && n.lowers[0].attr.Dev == n.lowers[0].layer.dev:
+	case len(n.lowers) > 0:
+		if r := n.dataRef(); !r.layer.passes || r.attr.Dev != r.layer.dev {
+			return -1
+		}
 		if d, ok := h.lower.(layers.Descriptor); ok {
 			return d.Fd()
 		}
 	}
 	return -1
 }
-
-// isWhole reports whether the upper file of n has all its data. The caller holds
-// n.mu.
-func (n *node) isWhole() bool { return !hasObject(n.pending) }
 
 // register makes the file behind fd a backing file. The kernel writes with the
 // rights of the thread that registers it: those of who opened the file first, so

@@ -19,14 +19,15 @@ type view struct {
 	lower   layers.File
 	object  bool // remote or pending
 	pending bool
-	upper   bool
+	upper   bool // and not a metacopy, whose data is still in lower
+	meta    bool // a metacopy in the upper
 }
 
 func (h *handle) view() view {
 	n := h.n
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	return view{fd: h.fd, lower: h.lower, object: n.src != nil, pending: hasObject(n.pending), upper: n.upper}
+	return view{fd: h.fd, lower: h.lower, object: n.src != nil, pending: hasObject(n.pending), upper: n.upper && n.data == nil, meta: n.upper && n.data != nil}
 }
 
 // upperView is view for a handle of an upper file. A descriptor that could not be
@@ -402,6 +403,8 @@ func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	}
 	v := h.view()
 	switch {
+	case v.meta:
+		return fs.status("fsync", h.n, "", fs.syncInode(h.n))
 	case v.fd < 0 && v.upper:
 		return fuse.EIO // its copy could not be opened: others may have written to it
 	case v.fd < 0:

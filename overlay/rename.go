@@ -246,7 +246,7 @@ func (fs *FS) bringEnds(ctx context.Context, m *move) error {
 	if fs.lacksRedirect(m.src) || m.exchange() && fs.lacksRedirect(m.dst) {
 		return unix.EXDEV
 	}
-	if err := fs.up(ctx, m.src, whole); err != nil {
+	if err := fs.upToMove(ctx, m.src); err != nil {
 		return err
 	}
 	if err := fs.up(ctx, m.to.parent, whole); err != nil {
@@ -260,7 +260,7 @@ func (fs *FS) bringEnds(ctx context.Context, m *move) error {
 	if !m.exchange() {
 		return nil
 	}
-	if err := fs.up(ctx, m.dst, whole); err != nil {
+	if err := fs.upToMove(ctx, m.dst); err != nil {
 		return err
 	}
 	if m.dst.isDir() {

@@ -27,6 +27,7 @@ type found struct {
 	redirect string
 	lowers   []lowerRef // a directory: all that merge; a file: the one with the data
 	pending  extent.ID
+	data     *dataBelow // of a metacopy
 }
 
 // upgrade tells n what a look at the layers found. A node that has an upper
@@ -42,12 +43,15 @@ func (n *node) upgrade(f *found) {
 	}
 	if f.upper && !n.upper {
 		n.upper, n.upID, n.indexed, n.pending = true, f.upID, f.indexed, f.pending
-		n.lowers = f.lowers
+		n.lowers, n.data = f.lowers, f.data
 		n.origin = n.origin || f.origin
 		return
 	}
 	if f.upper == n.upper && (n.isDir() || n.lowers == nil) {
 		n.lowers = f.lowers
+		if !n.upper {
+			n.data = f.data
+		}
 	}
 }
 
@@ -98,6 +102,11 @@ func (fs *FS) lookup(ctx context.Context, n *node, name string) (*found, error) 
 		return nil, unix.ENOENT
 	}
 	f, err := fs.lookupOnce(ctx, n, name)
+	for range 3 {
+		if errors.Is(err, errLookAgain) {
+			f, err = fs.lookupOnce(ctx, n, name)
+		}
+	}
 	if err == unix.ENOENT && fs.cfg.Mode == Migrate && n.parts() > 1 {
 		// Between our looks at the upper and at the lower a copy may have been
 		// published and its lower removed.
@@ -197,13 +206,22 @@ func (fs *FS) finish(ctx context.Context, f *found, n *node, name string) (*foun
 		return f, fs.foundOrigin(f, n, name)
 	}
 	if !f.upper {
-		if err := fs.foundIndexed(f); err != nil {
+		if err := fs.foundLowerMark(ctx, f, n, name); err != nil {
+			return nil, err
+		}
+		if err := fs.foundIndexed(ctx, f, n, name); err != nil {
 			return nil, err
 		}
 		return f, fs.foundOrigin(f, n, name)
 	}
-	if fs.cfg.Mode == Overlay && f.attr.IsRegular() && f.attr.Blocks*512 < f.attr.Size || f.attr.IsRegular() && f.attr.Size == 0 {
-		if err := fs.foundStub(ctx, f, n, name); err != nil {
+	if fs.cfg.Mode == Overlay && mayBeMarked(&f.attr) {
+		d, err := fs.upperDir(n)
+		if err != nil {
+			return nil, err
+		}
+		err = fs.foundMark(ctx, f, n, name, d.fd, name)
+		fs.dirs.release(d)
+		if err != nil {
 			return nil, err
 		}
 	}

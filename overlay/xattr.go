@@ -234,6 +234,12 @@ func (fs *FS) changeXattr(ctx context.Context, n *node, disk string, f func(fd i
 	if fs.ReadOnly() {
 		return unix.EROFS
 	}
+	if fs.cfg.Mode == Overlay && disk == "security.capability" {
+		// A write takes it away, and so would the one that completes a metacopy.
+		if err := fs.up(ctx, n, whole); err != nil {
+			return err
+		}
+	}
 	acl := strings.HasPrefix(disk, "system.")
 	return fs.change(ctx, n, func(fd int, shown bool) error {
 		if !shown && !acl {

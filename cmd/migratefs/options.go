@@ -30,6 +30,7 @@ type options struct {
 	userXattr  bool
 	noRedirect bool
 	noFollow   bool
+	noMetacopy bool // changes of metadata bring files up whole
 	volatile   bool
 	noAtime    bool
 	// The kernel keeps these locks itself, for this mount alone.
@@ -126,7 +127,7 @@ var optionTable = map[string]func(o *options, v string) error{
 	"whiteout":    setWhiteout,
 	"allow_other": func(o *options, _ string) error { t := true; o.allowOther = &t; return nil },
 	// What is always so.
-	"metacopy": onlyOn("metacopy"), "index": onlyOn("index"), "xino": onlyOn("xino"),
+	"metacopy": setMetacopy, "index": onlyOn("index"), "xino": onlyOn("xino"),
 	"creds": func(o *options, v string) error {
 		var s string
 		err := oneOf(&s, "creds", v, "daemon", "caller")
@@ -162,6 +163,22 @@ func onlyOn(name string) func(*options, string) error {
 		}
 		return usageErrorf("option %s=%s: only %s=on is supported", name, v, name)
 	}
+}
+
+func setMetacopy(o *options, v string) error {
+	var s string
+	if v == "" || v == "auto" {
+		v = "on"
+	}
+	err := oneOf(&s, "metacopy", v, "on", "off")
+	o.noMetacopy = s == "off"
+	return err
+}
+
+// metacopy reports whether what changes no data moves none. As in the kernel's
+// overlayfs that needs redirects, and xattrs that users cannot make.
+func (o *options) metacopy() bool {
+	return o.mode == "overlay" && !o.noMetacopy && !o.noRedirect && !o.userXattr
 }
 
 func once(name string, field func(*options) *string) func(*options, string) error {
@@ -323,6 +340,10 @@ func (o *options) check() error {
 		return usageErrorf("workdir=%s without upperdir: give upperdir too", o.work)
 	case oci && o.mode == "migrate":
 		return usageErrorf("whiteout=oci is for mode=overlay: in migrate mode, names that begin with .wh. are files like others")
+	case o.given["metacopy"] && !o.noMetacopy && o.noRedirect:
+		return usageErrorf("metacopy=on needs redirect_dir=on: leave one of them out")
+	case o.given["metacopy"] && !o.noMetacopy && o.userXattr:
+		return usageErrorf("metacopy=on and userxattr exclude each other: leave one of them out")
 	case o.userXattr && o.mode == "migrate":
 		return usageErrorf("userxattr is for mode=overlay: migrate mode has no extended attributes of its own")
 	case o.readOnly && o.upper == "":

@@ -365,6 +365,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		NoPassthrough: st.o.noPass,
 		NoRedirect:    st.o.noRedirect,
 		NoFollow:      st.o.noFollow,
+		Metacopy:      st.o.metacopy() && isRoot(),
 		EntryTimeout:  st.o.entry,
 		AttrTimeout:   st.o.attr,
 		NegTimeout:    st.o.negative,

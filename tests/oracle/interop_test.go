@@ -208,7 +208,7 @@ func (x *interopRun) withOurs(script string) *testbed.Tree {
 }
 
 func (x *interopRun) withKernel(script string) *testbed.Tree {
-	opts := x.options() + ",redirect_dir=on,metacopy=off,index=on,xino=on"
+	opts := x.options() + ",redirect_dir=on,metacopy=on,index=on,xino=on"
 	if strings.Contains(x.c.options, "userxattr") {
 		opts = x.options()
 	}
@@ -291,6 +291,27 @@ func performOne(root string, f []string) error {
 		defer w.Close()
 		_, err = w.WriteString(f[2])
 		return bare(err)
+	case "file": // of so many bytes
+		return bare(os.WriteFile(at(1), contentOf(f[1], number(f[2])), 0o644))
+	case "cut":
+		return bare(unix.Truncate(at(1), int64(number(f[2]))))
+	case "xattr":
+		return bare(unix.Setxattr(at(1), "user.one", []byte("value"), 0))
+	case "acl":
+		return bare(unix.Setxattr(at(1), "system.posix_acl_access", aclOf(4), 0))
+	case "metacopy": // of so many bytes, and with a redirect
+		if err := os.WriteFile(at(1), nil, 0o640); err != nil {
+			return bare(err)
+		}
+		if err := unix.Setxattr(at(1), format("metacopy"), nil, 0); err != nil {
+			return err
+		}
+		if len(f) > 3 {
+			if err := unix.Setxattr(at(1), format("redirect"), []byte(f[3]), 0); err != nil {
+				return err
+			}
+		}
+		return bare(unix.Truncate(at(1), int64(number(f[2]))))
 	case "mv":
 		return bare(unix.Rename(at(1), at(2)))
 	case "exchange":
@@ -321,6 +342,23 @@ func performOne(root string, f []string) error {
 		return bare(unix.Setxattr(at(1), format("redirect"), []byte(f[2]), 0))
 	}
 	panic("no operation " + f[0])
+}
+
+// contentOf is content that tells where it comes from and at which offset.
+func contentOf(name string, size int) []byte {
+	var b []byte
+	for len(b) < size {
+		b = fmt.Appendf(b, "%s at %d\n", name, len(b))
+	}
+	return b[:size]
+}
+
+func number(s string) int {
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		panic(err)
+	}
+	return n
 }
 
 // bare takes the path from an error.

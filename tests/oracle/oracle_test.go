@@ -292,7 +292,7 @@ func (w *world) checkLowers() string {
 	}
 	at := w.path("kcopy", "check")
 	must(w.t, os.Mkdir(at, 0o755))
-	opts := "redirect_dir=on,metacopy=off,index=on,xino=on,lowerdir=" + strings.Join(dirs, ":") +
+	opts := "redirect_dir=on,metacopy=on,index=on,xino=on,lowerdir=" + strings.Join(dirs, ":") +
 		",upperdir=" + w.path("upper") + ",workdir=" + w.path(".upper.migratefs")
 	if err := unix.Mount("overlay", at, "overlay", 0, opts); err != nil {
 		return fmt.Sprintf("the kernel cannot mount what ours left: %v", err)

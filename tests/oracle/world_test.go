@@ -75,7 +75,7 @@ func (w *world) wear(seed uint64) {
 	for _, d := range []string{"wear", "wearwork"} {
 		must(w.t, os.Mkdir(w.path(d), 0o777))
 	}
-	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=on,metacopy=off,index=off,xino=on",
+	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=on,metacopy=on,index=off,xino=on",
 		w.path("lowest"), w.path("worn"), w.path("wearwork"))
 	if err := unix.Mount("overlay", w.path("wear"), "overlay", 0, opts); err != nil {
 		w.t.Fatalf("overlayfs %s: %v", opts, err)
@@ -97,7 +97,7 @@ func (w *world) mountKernel() {
 		}
 		lower += w.path("kcopy", l)
 	}
-	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=on,metacopy=off,index=on,xino=on",
+	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=on,metacopy=on,index=on,xino=on",
 		lower, w.path("kupper"), w.path("kwork"))
 	if err := unix.Mount("overlay", w.path("kernel"), "overlay", 0, opts); err != nil {
 		w.t.Fatalf("overlayfs %s: %v", opts, err)
