@@ -35,6 +35,7 @@ type dirKey struct {
 // dirFD is an O_PATH descriptor of a directory in one layer.
 type dirFD struct {
 	fd   int
+	id   fileID
 	key  dirKey
 	refs int // protected by dirCache.mu; the cache's own included
 	elem *list.Element
@@ -53,18 +54,21 @@ func (c *dirCache) get(k dirKey) *dirFD {
 	return d
 }
 
-func (c *dirCache) put(k dirKey, fd int) *dirFD {
+func (c *dirCache) put(k dirKey, fd int, id fileID) *dirFD {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if d := c.m[k]; d != nil { // somebody was faster
-		unix.Close(fd)
-		d.refs++
-		return d
+	if d := c.m[k]; d != nil {
+		if d.id == id { // somebody was faster
+			unix.Close(fd)
+			d.refs++
+			return d
+		}
+		c.evictLocked(d) // another directory took its place underneath
 	}
 	for len(c.m) >= dirCacheMax {
 		c.evictLocked(c.lru.Front().Value.(*dirFD))
 	}
-	d := &dirFD{fd: fd, key: k, refs: 2}
+	d := &dirFD{fd: fd, id: id, key: k, refs: 2}
 	d.elem = c.lru.PushBack(d)
 	c.m[k] = d
 	return d
@@ -112,7 +116,10 @@ func (c *dirCache) closeAll() {
 func (fs *FS) openDir(n *node, l *layer, path layers.Path, id fileID) (*dirFD, error) {
 	k := dirKey{n, l}
 	if d := fs.dirs.get(k); d != nil {
-		return d, nil
+		if d.id == id {
+			return d, nil
+		}
+		fs.dirs.release(d)
 	}
 	fd, err := sys.OpenBeneath(l.root, string(path), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -130,7 +137,7 @@ func (fs *FS) openDir(n *node, l *layer, path layers.Path, id fileID) (*dirFD, e
 	if fs.cfg.AsCaller {
 		return &dirFD{fd: fd, key: k, refs: 1}, nil // others may not get here
 	}
-	return fs.dirs.put(k, fd), nil
+	return fs.dirs.put(k, fd, id), nil
 }
 
 // errMoved: what was looked up is not where it was; another host, or somebody
@@ -167,7 +174,10 @@ func (fs *FS) upperDir(n *node) (*dirFD, error) {
 // lowerDir returns a descriptor of the directory n in the local lower r.
 func (fs *FS) lowerDir(n *node, r *lowerRef) (*dirFD, error) {
 	if d := fs.dirs.get(dirKey{n, r.layer}); d != nil {
-		return d, nil
+		if d.id == r.id() {
+			return d, nil
+		}
+		fs.dirs.release(d)
 	}
 	return fs.retryRenames(func() (*dirFD, error) {
 		path, ok := n.pathIn(r)

@@ -47,7 +47,9 @@ func (n *node) upgrade(f *found) {
 		n.origin = n.origin || f.origin
 		return
 	}
-	if f.upper == n.upper && (n.isDir() || n.lowers == nil) {
+	// A local lower's file is found by its inode, maybe under a new path.
+	moved := !f.upper && len(f.lowers) > 0 && f.lowers[0].layer.isLocal()
+	if f.upper == n.upper && (n.isDir() || n.lowers == nil || moved) {
 		n.lowers = f.lowers
 		if !n.upper {
 			n.data = f.data

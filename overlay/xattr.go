@@ -57,13 +57,9 @@ func (fs *FS) getXattr(ctx context.Context, n *node, attr string) ([]byte, error
 	}
 	n.mu.RUnlock()
 	if r.layer != nil && r.layer.isLocal() {
-		path, ok := n.pathIn(&r)
-		if !ok {
-			return nil, unix.ENODATA
-		}
-		fd, err := sys.OpenBeneath(r.layer.root, string(path), unix.O_PATH|unix.O_NOFOLLOW, 0)
+		fd, err := fs.openShown(n)
 		if err != nil {
-			return nil, gone(err)
+			return nil, err
 		}
 		defer unix.Close(fd)
 		return sys.Getxattr(fd, "", disk)
@@ -88,6 +84,13 @@ func (n *node) xattrOfHandle(disk string) ([]byte, error) {
 		return sys.Fgetxattr(fd, disk)
 	}
 	return nil, unix.EBADF
+}
+
+// isUnnamed reports whether n has lost its last name, and was of this host.
+func (n *node) isUnnamed() bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.dead != nil && len(n.lowers) > 0 && n.lowers[0].layer.isLocal()
 }
 
 // GetXAttr implements fuse.RawFileSystem.
@@ -134,8 +137,8 @@ func (fs *FS) ListXAttr(cancel <-chan struct{}, in *fuse.InHeader, dest []byte) 
 
 func (fs *FS) listXattrs(ctx context.Context, n *node) ([]string, error) {
 	var names []string
-	if n.isUpper() {
-		fd, err := fs.openUpper(n)
+	if n.isUpper() || n.isUnnamed() {
+		fd, err := fs.openShown(n)
 		if err != nil {
 			return nil, err
 		}

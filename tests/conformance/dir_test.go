@@ -15,7 +15,7 @@ import (
 func init() {
 	cases = append(cases,
 		testcase{name: "list", tree: listTree, run: listing},
-		testcase{name: "large-directory", tree: manyFiles, run: largeDirectory},
+		testcase{name: "large-directory", tree: manyFiles, beyondSFTP: true, run: largeDirectory},
 		testcase{name: "offsets", tree: hundred, run: offsets},
 		testcase{name: "list-while-removing", tree: hundred, run: listWhileRemoving},
 	)
