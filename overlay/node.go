@@ -89,6 +89,7 @@ type node struct {
 	open    map[uint64]*handle
 	io      ioMode         // of all of open; see passthrough.go
 	backing int32          // what the kernel calls the upper file, while io is ioPassthrough
+	shown   atomic.Uint32  // suid and sgid as the kernel was last told
 	mapped  bool           // may be mapped in passthrough, shared and writable, since the kernel knows n
 	obj     *extent.Object // while open, of a remote or pending file
 	src     *source        // where obj's missing extents come from

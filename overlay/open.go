@@ -111,6 +111,10 @@ func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 	if err := fs.openAsCaller(h, func() error { return fs.open(ctx, h) }); err != nil {
 		return fs.status("open", n, "", err)
 	}
+	if err := n.mayExec(h); err != nil {
+		fs.Release(nil, &fuse.ReleaseIn{Fh: h.id})
+		return fs.status("open", n, "", err)
+	}
 	fs.openReply(h, out)
 	return fuse.OK
 }

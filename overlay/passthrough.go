@@ -174,14 +174,15 @@ func (h *handle) isServed() bool {
 	return h.flags&unix.O_DIRECT != 0 || h.writable() && h.flags&unix.O_APPEND != 0
 }
 
-// attrTimeout is how long the kernel may believe attributes of n with this mode.
-// Not at all that a program has suid or sgid: the kernel's FUSE does not see that a
+// attrTimeout notes that the kernel is told this mode of n, and returns how long it
+// may believe it and the other attributes. Not at all that a program has suid or sgid: the kernel's FUSE does not see that a
 // direct write took them off, nor one in passthrough. What is stored through a
 // mapping in passthrough, which outlives the descriptor, it does not see either.
 func (n *node) attrTimeout(mode uint32) time.Duration {
 	if !n.isRegular() {
 		return n.fs.attrTimeout
 	}
+	n.shown.Store(mode & suidgid)
 	if mode&suidgid != 0 {
 		return 0
 	}
@@ -194,4 +195,31 @@ func (n *node) attrTimeout(mode uint32) time.Duration {
 		return 0
 	}
 	return n.fs.attrTimeout
+}
+
+// mayExec refuses an execve(2) that would give suid or sgid to what a stranger has
+// written in passthrough since the kernel was told the mode: between its look at
+// the mode and its own refusal of writers there is this open. It looks again after
+// ESTALE. A stranger who has the file open to write could be faster than that.
+func (n *node) mayExec(h *handle) error {
+	shown := n.shown.Load()
+	if h.flags&fmodeExec == 0 || shown == 0 || h.fd < 0 {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(h.fd, &st); err != nil {
+		return err
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for _, o := range n.open {
+		stranger := o.uid != 0 && (o.uid != st.Uid || shown&unix.S_ISGID != 0)
+		if n.io == ioPassthrough && o.writable() && stranger {
+			return unix.ETXTBSY
+		}
+	}
+	if shown&^st.Mode != 0 {
+		return layers.ErrStale
+	}
+	return nil
 }

@@ -51,40 +51,54 @@ func (h *handle) upperView() (view, error) {
 	return h.view(), nil
 }
 
-// Read implements fuse.RawFileSystem.
+// Read implements fuse.RawFileSystem. What is on this host is read without an
+// allocation.
 func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	ctx := begin(cancel, in.Pid)
-	defer ctx.end()
 	h := fs.handle(in.Fh)
 	if h == nil {
 		return nil, fuse.EBADF
 	}
 	off := int64(in.Offset)
 	v := h.view()
-	var n int
 	var err error
-	switch {
+	if !v.object && v.fd < 0 && (v.upper || v.lower == nil) {
+		v, err = h.upperView()
+	}
+	var r fuse.ReadResult
+	switch d, ok := v.lower.(layers.Descriptor); {
+	case err != nil:
 	case v.object:
-		n, err = h.n.readObject(ctx, buf, off)
+		r, err = readWaiting(cancel, in, buf, func(ctx context.Context) (int, error) { return h.n.readObject(ctx, buf, off) })
 	case v.fd >= 0:
-		return fuse.ReadResultFd(uintptr(v.fd), off, len(buf)), fuse.OK
-	case v.upper || v.lower == nil:
-		if v, err = h.upperView(); err == nil {
-			return fuse.ReadResultFd(uintptr(v.fd), off, len(buf)), fuse.OK
-		}
+		r, err = readFile(v.fd, buf, off)
+	case ok:
+		r, err = readFile(d.Fd(), buf, off)
+	case v.lower == nil:
+		err = unix.EBADF
 	default:
-		if d, ok := v.lower.(layers.Descriptor); ok {
-			return fuse.ReadResultFd(uintptr(d.Fd()), off, len(buf)), fuse.OK
-		}
-		n, err = v.lower.ReadAt(ctx, buf, off)
-		if errors.Is(err, io.EOF) {
-			err = nil
-		}
+		r, err = readWaiting(cancel, in, buf, func(ctx context.Context) (int, error) {
+			n, err := v.lower.ReadAt(ctx, buf, off)
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return n, err
+		})
 	}
 	if err != nil {
 		return nil, fs.status("read", h.n, "", err)
 	}
-	return fuse.ReadResultData(buf[:n]), fuse.OK
+	return r, fuse.OK
+}
+
+// readWaiting answers a read with what f reads into buf, which can be interrupted.
+func readWaiting(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte, f func(context.Context) (int, error)) (fuse.ReadResult, error) {
+	ctx := begin(cancel, in.Pid)
+	defer ctx.end()
+	n, err := f(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return readInto(buf[:n]), nil
 }
 
 // Write implements fuse.RawFileSystem.
