@@ -43,8 +43,15 @@ func (fs *FS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 		}
 	}
 	out.Fh = fs.handles.add(h)
+	if fs.namesKept() {
+		out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE // until it changes a name
+	}
 	return fuse.OK
 }
+
+// namesKept reports whether names change through this mount only: what the kernel
+// was told of them it may keep.
+func (fs *FS) namesKept() bool { return fs.Alone() && fs.entryTimeout == forever }
 
 // ReleaseDir implements fuse.RawFileSystem.
 func (fs *FS) ReleaseDir(in *fuse.ReleaseIn) { fs.handles.remove(in.Fh) }
@@ -169,7 +176,7 @@ func (fs *FS) listedIno(ctx context.Context, dir *node, e *layers.Entry) uint64 
 // cached reports whether the kernel was told of the entry e of dir before, and for
 // good: then the listing need not tell it again.
 func (fs *FS) cached(dir *node, e *layers.Entry) bool {
-	if fs.entryTimeout < forever || fs.attrTimeout < forever {
+	if !fs.namesKept() {
 		return false
 	}
 	n := fs.table.showing(e.Ino)
