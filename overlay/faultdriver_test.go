@@ -154,6 +154,14 @@ func (d *driver) utimes(path string, sec uint64) unix.Errno {
 	return d.setAttr(path, fuse.SetAttrInCommon{Valid: fuse.FATTR_MTIME | fuse.FATTR_ATIME, Mtime: sec, Atime: sec})
 }
 
+// chattr sets inode flags; what is below comes up for it in overlay mode.
+func (d *driver) chattr(path string, flags byte) unix.Errno {
+	return d.on(path, func(h fuse.InHeader) fuse.Status {
+		const set = unix.FS_IOC_SETFLAGS
+		return d.fs.Ioctl(nil, &fuse.IoctlIn{InHeader: h, Cmd: set, InSize: 4}, []byte{flags, 0, 0, 0}, &fuse.IoctlOut{}, nil)
+	})
+}
+
 func (d *driver) setxattr(path, name, value string) unix.Errno {
 	return d.on(path, func(h fuse.InHeader) fuse.Status {
 		return d.fs.SetXAttr(nil, &fuse.SetXAttrIn{InHeader: h}, name, []byte(value))
