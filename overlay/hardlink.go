@@ -161,7 +161,7 @@ func (fs *FS) upCounted(ctx context.Context, n *node) {
 	if !counted {
 		return
 	}
-	if err := fs.up(ctx, n, whole); err != nil {
+	if err := fs.up(ctx, n, bare); err != nil {
 		fs.log.Debug("not brought up to count its names", "cause", err)
 	}
 }
