@@ -44,6 +44,7 @@ func fillAttr(out *fuse.Attr, n *node, a *layers.Attr) {
 }
 
 func (fs *FS) fillEntry(out *fuse.EntryOut, n *node, a *layers.Attr) {
+	n.told.Store(true)
 	out.NodeId = n.id
 	out.Generation = 1 // node ids are never reused
 	out.SetEntryTimeout(fs.entryTimeout)

@@ -95,6 +95,10 @@ type node struct {
 	src     *source        // where obj's missing extents come from
 	retired []readable     // what obj and src were, for reads under way
 
+	// told says that the kernel has had the attributes since the last open: reading
+	// makes it doubt the access time.
+	told atomic.Bool
+
 	locks atomic.Pointer[fileLocks] // nil until somebody locks; set with mu held
 }
 

@@ -104,6 +104,7 @@ func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	n.told.Store(false)
 	h := &handle{n: n, flags: in.Flags, uid: fs.cfg.IDs.storeUID(in.Uid), fd: -1}
 	if h.writable() && fs.ReadOnly() {
 		return fuse.EROFS

@@ -173,14 +173,14 @@ func (fs *FS) listedIno(ctx context.Context, dir *node, e *layers.Entry) uint64 
 	return fs.table.inoFound(f)
 }
 
-// cached reports whether the kernel was told of the entry e of dir before, and for
-// good: then the listing need not tell it again.
+// cached reports whether the kernel was told of the entry e of dir before, for good,
+// and has not opened the file since: then the listing need not tell it again.
 func (fs *FS) cached(dir *node, e *layers.Entry) bool {
 	if !fs.namesKept() {
 		return false
 	}
 	n := fs.table.showing(e.Ino)
-	return n != nil && n.isCalled(dir, e.Name)
+	return n != nil && n.told.Load() && n.isCalled(dir, e.Name)
 }
 
 // errNotNow: looking up an entry would cost an exchange with a source.
