@@ -31,6 +31,7 @@ var errnoTable = []struct {
 	{layers.ErrNotRegular, unix.EINVAL},
 	{copyup.ErrReplaced, unix.ESTALE},
 	{os.ErrClosed, unix.EBADF},
+	{unix.ELOOP, unix.ESTALE}, // a symlink stands underneath where a directory was: look anew
 }
 
 func errnoOf(err error) unix.Errno {
