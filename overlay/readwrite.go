@@ -113,6 +113,7 @@ func (fs *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 	if err != nil && n == 0 {
 		return 0, fs.status("write", h.n, "", err)
 	}
+	fs.wroteDirectly(h.n, in, n)
 	return uint32(n), fuse.OK
 }
 
@@ -135,7 +136,23 @@ func (fs *FS) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (u
 			break
 		}
 	}
+	fs.wroteDirectly(h.n, in, total)
 	return uint32(total), fuse.OK
+}
+
+// wroteDirectly takes out of the page cache what others have read into it while a
+// direct write of size bytes was under way: where we tell the kernel what to keep,
+// it does so itself only for writes that it waits for, not for io_submit(2).
+func (fs *FS) wroteDirectly(n *node, in *fuse.WriteIn, size int) {
+	if in.Flags&unix.O_DIRECT == 0 || size == 0 || fs.notify == nil || !fs.Alone() {
+		return
+	}
+	n.mu.RLock()
+	served := n.io != ioPassthrough
+	n.mu.RUnlock()
+	if served {
+		fs.notify.InodeNotify(n.id, int64(in.Offset), int64(size))
+	}
 }
 
 // write writes b, a part of what in has. Whether it is an append is in the request:

@@ -1,10 +1,14 @@
 package traps
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,6 +55,42 @@ func TestDirectDescriptorIsMapped(t *testing.T) {
 	})
 }
 
+func aioContext(t *testing.T) (ctx uint64) {
+	t.Helper()
+	if _, _, errno := unix.Syscall(unix.SYS_IO_SETUP, 1, uintptr(unsafe.Pointer(&ctx)), 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	t.Cleanup(func() { _, _, _ = unix.Syscall(unix.SYS_IO_DESTROY, uintptr(ctx), 0, 0) })
+	return ctx
+}
+
+// submit writes b at the begin of fd and waits for its end.
+func submit(t *testing.T, ctx uint64, fd int, b []byte) {
+	t.Helper()
+	type iocb struct { // linux/aio_abi.h
+		data         uint64
+		key, flags   uint32
+		opcode, prio uint16
+		fd           uint32
+		buf, n       uint64
+		off          int64
+		_            [2]uint64
+	}
+	type event struct{ data, obj, res, res2 int64 }
+	const pwrite = 1
+	cb := &iocb{opcode: pwrite, fd: uint32(fd), buf: uint64(uintptr(unsafe.Pointer(&b[0]))), n: uint64(len(b))}
+	if _, _, errno := unix.Syscall(unix.SYS_IO_SUBMIT, uintptr(ctx), 1, uintptr(unsafe.Pointer(&cb))); errno != 0 {
+		t.Fatal(errno)
+	}
+	var ev event
+	if _, _, errno := unix.Syscall6(unix.SYS_IO_GETEVENTS, uintptr(ctx), 1, 1, uintptr(unsafe.Pointer(&ev)), 0, 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	if ev.res != int64(len(b)) {
+		t.Fatalf("the write returned %d", ev.res)
+	}
+}
+
 // aligned returns memory that O_DIRECT takes.
 func aligned(t *testing.T, n int) []byte {
 	t.Helper()
@@ -58,4 +98,45 @@ func aligned(t *testing.T, n int) []byte {
 	must(t, err)
 	t.Cleanup(func() { must(t, syscall.Munmap(b)) })
 	return b
+}
+
+// TestDirectWritesAreSeen writes directly, by io_submit(2), while others read through the page cache:
+// who reads after a write has ended sees it, whatever a reader has put into the
+// cache while it was under way.
+func TestDirectWritesAreSeen(t *testing.T) {
+	const size = 512 << 10
+	for _, options := range []string{"overlay", "migrate", "overlay,passthrough=off", "migrate,passthrough=off"} {
+		t.Run(options, func(t *testing.T) {
+			s := layers(t)
+			put(t, filepath.Join(s.lower, "f"), strings.Repeat("\x00", size), 0o644)
+			s.mount(t, options)
+			fd, err := unix.Open(s.Path("f"), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+			must(t, err)
+			defer unix.Close(fd)
+			aio := aioContext(t)
+			end := time.Now().Add(time.Second)
+			var readers sync.WaitGroup
+			for range 2 {
+				readers.Go(func() {
+					for time.Now().Before(end) {
+						if _, err := os.ReadFile(s.Path("f")); err != nil {
+							t.Error(err)
+							return
+						}
+					}
+				})
+			}
+			block := aligned(t, size)
+			for k := byte(1); time.Now().Before(end) && !t.Failed(); k++ {
+				for i := range block {
+					block[i] = k
+				}
+				submit(t, aio, fd, block)
+				if got := content(t, s.Path("f")); got != string(block) {
+					t.Errorf("after write %d: %d of %d bytes are older", k, size-strings.Count(got, string([]byte{k})), size)
+				}
+			}
+			readers.Wait()
+		})
+	}
 }
