@@ -104,6 +104,9 @@ func (fs *FS) attr(ctx context.Context, n *node) (layers.Attr, error) {
 	if !ok {
 		return layers.Attr{}, unix.ESTALE
 	}
+	if a, ok := fs.attrNamed(n, d); ok {
+		return a, nil
+	}
 	f, err := fs.lookup(ctx, d.parent, d.name)
 	if err != nil {
 		return layers.Attr{}, gone(err)
@@ -112,6 +115,28 @@ func (fs *FS) attr(ctx context.Context, n *node) (layers.Attr, error) {
 		return fs.attrByInode(n)
 	}
 	return f.attr, nil
+}
+
+// attrNamed returns the attributes of the upper file n, called d, if those of its
+// inode are all there is to know of it.
+func (fs *FS) attrNamed(n *node, d dentry) (a layers.Attr, ok bool) {
+	n.mu.RLock()
+	id, plain := n.upID, !n.indexed && !hasObject(n.pending) && n.data == nil && len(n.lowers) == 0
+	n.mu.RUnlock()
+	if !plain {
+		return a, false
+	}
+	dir, err := fs.upperDir(d.parent)
+	if err != nil {
+		return a, false
+	}
+	defer fs.dirs.release(dir)
+	var stx unix.Statx_t
+	if sys.Statx(dir.fd, d.name, &stx) != nil {
+		return a, false
+	}
+	a = local.AttrOf(&stx)
+	return a, a.Nlink == 1 && idOf(&a) == id
 }
 
 // attrOfDead returns the attributes of a lower file that has lost its last name:

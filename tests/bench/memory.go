@@ -52,7 +52,7 @@ func (b *bed) memory() (_ map[*kind]memoryUse, err error) {
 			}
 			time.Sleep(3 * time.Second)
 			u.dropped = m.rss()
-			time.Sleep(12 * time.Second)
+			time.Sleep(7 * time.Second)
 			u.later = m.rss()
 			use[k] = u
 			return nil

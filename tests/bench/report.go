@@ -150,7 +150,7 @@ func (r *row) most(m map[string]int) string {
 
 func (r *report) memoryTable(w io.Writer) {
 	const mib = 1 << 20
-	fmt.Fprintf(w, "\n| mount | before, MiB | after, MiB | bytes a file | 3 s after drop_caches, MiB | 15 s after, MiB |\n|---|--:|--:|--:|--:|--:|\n")
+	fmt.Fprintf(w, "\n| mount | before, MiB | after, MiB | bytes a file | 3 s after drop_caches, MiB | 10 s after, MiB |\n|---|--:|--:|--:|--:|--:|\n")
 	for _, k := range r.kinds {
 		if u, ok := r.memory[k]; ok {
 			fmt.Fprintf(w, "| %s | %d | %d | %d | %d | %d |\n", k.name, u.before/mib, u.after/mib, (u.after-u.before)/int64(u.files), u.dropped/mib, u.later/mib)
