@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"os"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -14,9 +15,14 @@ import (
 // the file ends within the read: most small files do.
 const spliceMin = 64 << 10
 
+// pageSize is what a splice has to begin at: go-fuse makes its pipe large enough for
+// the bytes, not for one more page that they lie on, and takes what does not fit for
+// the end of the file.
+var pageSize = int64(os.Getpagesize())
+
 // readFile answers a read of the local file fd.
 func readFile(fd int, buf []byte, off int64) (fuse.ReadResult, error) {
-	if len(buf) >= spliceMin {
+	if len(buf) >= spliceMin && off%pageSize == 0 {
 		r := inFiles.Get().(*inFile)
 		r.fd, r.off, r.size = fd, off, len(buf)
 		return r, nil

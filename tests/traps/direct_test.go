@@ -55,6 +55,31 @@ func TestDirectDescriptorIsMapped(t *testing.T) {
 	})
 }
 
+// TestDirectReadsAreWhole reads at offsets within a page: what FUSE asks for otherwise
+// begins at one.
+func TestDirectReadsAreWhole(t *testing.T) {
+	const size = 1 << 20
+	old := make([]byte, size)
+	for i := range old {
+		old[i] = byte(i>>9) + byte(i>>17)
+	}
+	inBothModes(t, func(t *testing.T, lower string) {
+		put(t, filepath.Join(lower, "f"), string(old), 0o644)
+	}, func(t *testing.T, s *stack) {
+		fd, err := unix.Open(s.Path("f"), unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+		must(t, err)
+		defer unix.Close(fd)
+		buf := aligned(t, size)
+		for n := 512; n <= 300<<10; n += 3 * 512 {
+			off := 4096*(n%7) + 512*(n/512%8)
+			got, err := unix.Pread(fd, buf[:n], int64(off))
+			if err != nil || got != n || string(buf[:n]) != string(old[off:off+n]) {
+				t.Fatalf("%d bytes at %d: %d, %v", n, off, got, err)
+			}
+		}
+	})
+}
+
 func aioContext(t *testing.T) (ctx uint64) {
 	t.Helper()
 	if _, _, errno := unix.Syscall(unix.SYS_IO_SETUP, 1, uintptr(unsafe.Pointer(&ctx)), 0); errno != 0 {
