@@ -76,7 +76,7 @@ func (fs *FS) lookIndex(ctx context.Context, f *found, parent *node, called stri
 	f.attr, f.upper, f.upID, f.indexed = a, true, idOf(&a), true
 	f.keys = append([]identity{identityOf(fs.upper, "", &a)}, f.keys...)
 	f.data = nil
-	if fs.cfg.Mode == Overlay && mayBeMarked(&a) {
+	if fs.cfg.Mode == Overlay && a.IsRegular() {
 		if err := fs.foundMark(ctx, f, parent, called, dir, name); err != nil {
 			return err
 		}

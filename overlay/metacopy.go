@@ -50,12 +50,6 @@ func (n *node) dataRef() *lowerRef {
 	return &n.lowers[0]
 }
 
-// mayBeMarked reports whether a file with the attributes a may be a metacopy: it
-// has no blocks but those that xattrs can take.
-func mayBeMarked(a *layers.Attr) bool {
-	return a.IsRegular() && (a.Blocks*512 < a.Size || a.Size < 1<<20)
-}
-
 func notServed(name, why string) error {
 	return fmt.Errorf("%q is a metacopy %s: %w", name, why, layers.ErrCorrupt)
 }

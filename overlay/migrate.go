@@ -206,6 +206,12 @@ func (fs *FS) change(ctx context.Context, n *node, f func(fd int, shown bool) er
 		if err := fs.up(ctx, n, bare); err != nil {
 			return err
 		}
+		if !n.isUp(whole) { // who completes it puts back what that changes
+			if err := fs.flights.enter(ctx, n); err != nil {
+				return err
+			}
+			defer fs.flights.leave(n)
+		}
 		return fs.changeUpper(n, func(fd int) error { return f(fd, true) })
 	}
 	if err := fs.flights.enter(ctx, n); err != nil {

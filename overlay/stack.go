@@ -50,8 +50,9 @@ func (n *node) upgrade(f *found) {
 	// A local lower's file is found by its inode, maybe under a new path.
 	moved := !f.upper && len(f.lowers) > 0 && f.lowers[0].layer.isLocal()
 	if f.upper == n.upper && (n.isDir() || n.lowers == nil || moved) {
+		same := len(n.lowers) > 0 && len(f.lowers) > 0 && sameFile(n.lowers[0].attr, f.lowers[0].attr)
 		n.lowers = f.lowers
-		if !n.upper {
+		if !n.upper && (f.data != nil || !same) { // of one with blocks an open tells, not a look
 			n.data = f.data
 		}
 	}
@@ -216,7 +217,7 @@ func (fs *FS) finish(ctx context.Context, f *found, n *node, name string) (*foun
 		}
 		return f, fs.foundOrigin(f, n, name)
 	}
-	if fs.cfg.Mode == Overlay && mayBeMarked(&f.attr) {
+	if fs.cfg.Mode == Overlay && f.attr.IsRegular() {
 		d, err := fs.upperDir(n)
 		if err != nil {
 			return nil, err
