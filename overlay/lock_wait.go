@@ -91,6 +91,9 @@ func (fs *FS) acquire(ctx *request, l *fileLocks, r *lockRequest, wait bool) ([]
 	}
 	before := h.held.within(&r.span)
 	err = l.take(h, r)
+	if !wait && err == errHeld {
+		err = fs.takeSoon(l, h, r)
+	}
 	if !wait || err != errHeld && err != unix.EAGAIN {
 		l.retire(r.lockOwner, h)
 		l.pump()
@@ -115,6 +118,40 @@ func (fs *FS) acquire(ctx *request, l *fileLocks, r *lockRequest, wait bool) ([]
 		l.mu.Unlock()
 	}
 	return w.before, w.err
+}
+
+// releaseGrace is how long somebody who does not wait for a lock does so
+// nevertheless, while who has it may just have closed its file.
+const releaseGrace = 20 * time.Millisecond
+
+// takeSoon takes r, which others have, if one of them has closed a descriptor just
+// now: close(2) returns before the kernel tells us that the open file is gone, and a
+// lock that went with it is free for all that a program can know. The caller holds
+// l.mu, which is let go of meanwhile.
+func (fs *FS) takeSoon(l *fileLocks, h *holder, r *lockRequest) error {
+	h.waits++ // it stays
+	defer func() { h.waits-- }()
+	for end := time.Now().Add(releaseGrace); fs.closing(l, r) && time.Now().Before(end); {
+		l.mu.Unlock()
+		time.Sleep(time.Millisecond)
+		l.mu.Lock()
+		if err := l.take(h, r); err != errHeld {
+			return err
+		}
+	}
+	return errHeld
+}
+
+// closing reports whether a descriptor of an open file by which somebody keeps r
+// from its owner was closed just now. The caller holds l.mu.
+func (fs *FS) closing(l *fileLocks, r *lockRequest) bool {
+	for _, o := range l.conflicts(r) {
+		h := fs.handle(l.holders[o].fh)
+		if h == nil || time.Since(time.Unix(0, h.flushed.Load())) < 5*releaseGrace {
+			return true
+		}
+	}
+	return false
 }
 
 // end takes w out of the queue, unless it has its answer already. The caller

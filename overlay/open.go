@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,8 @@ type handle struct {
 	n     *node
 	flags uint32 // as the caller opened it
 	uid   uint32 // of the caller, in the layers
+
+	flushed atomic.Int64 // when a descriptor of it was last closed, where the file has locks: Unix time, ns
 
 	// Protected by n.mu, and only ever set: a copy-up gives every handle a
 	// descriptor of the upper file, so that it sees what is written after it.

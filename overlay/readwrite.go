@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -414,7 +415,10 @@ func (fs *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if h == nil {
 		return fuse.EBADF
 	}
-	h.n.unlockAtFlush(in.LockOwner)
+	if h.n.locks.Load() != nil {
+		h.flushed.Store(time.Now().UnixNano())
+		h.n.unlockAtFlush(in.LockOwner)
+	}
 	v := h.view()
 	if !h.writable() || v.fd < 0 {
 		return fuse.OK
