@@ -343,7 +343,11 @@ func (fs *FS) setAttr(ctx context.Context, n *node, in *fuse.SetAttrIn) error {
 		}
 	}
 	if in.Valid&^(fuse.FATTR_FH|fuse.FATTR_LOCKOWNER) == 0 {
-		// What is left of a chown to nobody else, which drops suid and sgid too.
+		// What is left of a chown to nobody else, which drops suid and sgid too, or
+		// what comes before a write to what had capabilities.
+		if n.isRootsWrite(&in.Caller) {
+			return nil
+		}
 		return fs.dropPrivileges(ctx, n, &in.Caller)
 	}
 	if in.Valid&^(fuse.FATTR_SIZE|fuse.FATTR_FH|fuse.FATTR_LOCKOWNER|fuse.FATTR_KILL_SUIDGID) == 0 {

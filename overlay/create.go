@@ -242,7 +242,14 @@ func (fs *FS) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *
 		if err := sys.Mknod(dirfd, at, mode, uint64(in.Rdev)); err != nil {
 			return err
 		}
-		return fs.own(dirfd, at, b.caller)
+		if err := fs.own(dirfd, at, b.caller); err != nil || mode&suidgid == 0 {
+			return err
+		}
+		var stx unix.Statx_t // the chown took suid and sgid off
+		if err := sys.Statx(dirfd, at, &stx); err != nil {
+			return err
+		}
+		return sys.Chmod(dirfd, at, uint32(stx.Mode)&0o777|mode&0o7000)
 	}
 	return fs.make("mknod", cancel, parent, name, &in.Caller, out, func(b *birth, dirfd int, at string) error {
 		if isDevice(in.Mode) && dirfd == b.dir.fd && fs.switches(b.caller) {

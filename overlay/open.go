@@ -26,6 +26,8 @@ type handle struct {
 	// descriptor of the upper file, so that it sees what is written after it.
 	fd    int         // in the upper, or -1
 	lower layers.File // of a local lower, or nil
+
+	uncapped uint32 // the thread that last removed n's capabilities; protected by n.mu
 }
 
 func (h *handle) writable() bool { return h.flags&unix.O_ACCMODE != unix.O_RDONLY }

@@ -248,6 +248,33 @@ func (h *handle) killPrivOf(c *fuse.Caller) error {
 	return killPriv(v.fd, v.pending, c)
 }
 
+// uncapped notes that the thread pid has removed n's capabilities, which is what the
+// kernel does before a write.
+func (n *node) uncapped(pid uint32) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, h := range n.open {
+		h.uncapped = pid
+	}
+}
+
+// isRootsWrite reports whether the kernel drops n's privileges for a write of root's,
+// which takes capabilities alone, rather than for a chown. Both times it removes the
+// capabilities, then asks for a change of nothing. So a chown to nobody else of a
+// program that has capabilities, suid, and a writer is taken for a write.
+func (n *node) isRootsWrite(c *fuse.Caller) (is bool) {
+	if c.Uid != 0 {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, h := range n.open {
+		is = is || h.writable() && h.uncapped == c.Pid
+		h.uncapped = 0
+	}
+	return is && c.Pid != 0
+}
+
 // truncate sets the size of n. What it cuts off is not copied first.
 func (fs *FS) truncate(ctx context.Context, n *node, size int64) error {
 	if !n.isRegular() {

@@ -227,6 +227,9 @@ func (fs *FS) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, attr string
 		}
 		return err
 	})
+	if err == nil && disk == "security.capability" {
+		n.uncapped(in.Pid)
+	}
 	return fs.status("removexattr", n, "", err)
 }
 

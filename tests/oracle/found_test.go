@@ -44,6 +44,8 @@ func TestFound(t *testing.T) {
 		{"the same of three names, removed one by one", []op{
 			{kind: "open", path: "a/e", flags: unix.O_RDWR}, {kind: "unlink", path: "a/e"}, {kind: "pwrite", n: 9, data: 9}, {kind: "read", path: "b/g"},
 			{kind: "unlink", path: "b/g"}, {kind: "fstat"}, {kind: "pwrite", n: 19, data: 8}, {kind: "read", path: "c/g"}, {kind: "unlink", path: "c/g"}, {kind: "fstat"}}},
+		{"devices of a user with suid and sgid", []op{
+			{kind: "mknod", path: "a/a", uid: 1000, mode: 0o6755}, {kind: "stat", path: "a/a"}, {kind: "chown", path: "a/a", off: 1}, {kind: "stat", path: "a/a"}}},
 	} {
 		for _, mode := range []string{"overlay", "migrate"} {
 			t.Run(mode+" "+c.name, func(t *testing.T) {

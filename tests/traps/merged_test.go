@@ -40,9 +40,10 @@ func TestMergedAttributesDecide(t *testing.T) {
 // fallocate and copy_file_range by a stranger take suid and sgid, root's do not,
 // and chown and chmod drop them, as on ext4.
 func TestSuidAsOnExt4(t *testing.T) {
-	const script = `f=$1; set_() { chown 1000:2000 $f; chmod $1 $f; }
-		show() { stat -c "$1 %a %u:%g" $f; }
-		for m in 6777 2767 4766 6666; do
+	const script = `f=$1; cap="setfattr -n security.capability -v 0x0100000200200000000000000000000000000000"
+		set_() { chown 1000:2000 $f; chmod ${1%+} $f; [ "$1" = "${1%+}" ] || $cap $f; }
+		show() { stat -c "$1 %a %u:%g" $f; getfattr -n security.capability $f 2>/dev/null | grep -o "^sec[^=]*" && setfattr -x security.capability $f; }
+		for m in 6777 2767 4766 6666 6777+; do
 			for who in 0 1000 1002; do
 				u="setpriv --reuid $who --regid $who --clear-groups"
 				set_ $m; $u fallocate -l 100 $f; show "fallocate $who"
@@ -53,6 +54,7 @@ func TestSuidAsOnExt4(t *testing.T) {
 				set_ $m; $u chown 1000 $f 2>/dev/null; show "chown $who"
 				set_ $m; $u chgrp $who $f 2>/dev/null; show "chgrp $who"
 				set_ $m; $u chmod 6755 $f 2>/dev/null; show "chmod $who"
+				[ $who = 1002 ] || { set_ $m; $u perl -e 'chown -1, -1, @ARGV' $f; show "chown to nobody $who"; }
 			done
 		done`
 	fill := func(t *testing.T, dir string) {
