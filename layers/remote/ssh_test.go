@@ -99,7 +99,7 @@ func TestSSHKilledUnderRead(t *testing.T) {
 func TestServerStopped(t *testing.T) {
 	s, dir, data := serve(t, 1<<20)
 	cfg := s.layer(dir)
-	cfg.Timeout = 3 * time.Second
+	cfg.Timeout = 8 * time.Second
 	l := open(t, cfg)
 	f, err := l.Open(soon(t), "f", nil)
 	if err != nil {
