@@ -98,7 +98,9 @@ type FS struct {
 	backer backer // nil: no passthrough
 	oci    bool   // a lower has OCI whiteouts
 	super  bool   // requests can act with their callers' ids
-	xattrs bool   // the kernel says what a setxattr asks for besides (FUSE_SETXATTR_EXT)
+	// closeTells: close(2) of an upper file can fail, as it does with a quota on NFS.
+	closeTells bool
+	xattrs     bool // the kernel says what a setxattr asks for besides (FUSE_SETXATTR_EXT)
 
 	entryTimeout time.Duration
 	attrTimeout  time.Duration
@@ -189,6 +191,7 @@ func (fs *FS) stack() {
 		if unix.Fstat(fs.upper.root, &st) == nil {
 			fs.upper.dev = st.Dev
 		}
+		fs.closeTells = !fs.upper.onDisk()
 	}
 	for i, low := range fs.cfg.Lowers {
 		l := &layer{Layer: low.Layer, index: i + 1, root: -1, changes: low.Changes, oci: low.OCI && fs.cfg.Mode == Overlay, handles: handles{fd: -1}, trash: -1, marks: -1}

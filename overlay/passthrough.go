@@ -65,11 +65,18 @@ func (fs *FS) Init(server *fuse.Server) {
 // identity in place of the caller's, and a stacked one it refuses.
 func canPass(l *layer, noAtime bool) bool {
 	var st unix.Statfs_t
-	if !l.isLocal() || unix.Fstatfs(l.root, &st) != nil {
+	if !l.onDisk() || unix.Fstatfs(l.root, &st) != nil {
 		return false
 	}
-	if noAtime && st.Flags&unix.ST_NOATIME == 0 {
-		return false // the kernel would set the access time
+	return !noAtime || st.Flags&unix.ST_NOATIME != 0 // the kernel would set the access time
+}
+
+// onDisk reports whether l lies on a disk, or in the memory, of this host, by the
+// filesystems that are known to do so.
+func (l *layer) onDisk() bool {
+	var st unix.Statfs_t
+	if !l.isLocal() || unix.Fstatfs(l.root, &st) != nil {
+		return false
 	}
 	switch st.Type {
 	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.TMPFS_MAGIC:

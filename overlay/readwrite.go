@@ -447,7 +447,7 @@ func (fs *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 		h.n.unlockAtFlush(in.LockOwner)
 	}
 	v := h.view()
-	if !h.writable() || v.fd < 0 {
+	if !h.writable() || v.fd < 0 || !fs.closeTells {
 		return fuse.OK
 	}
 	fd, err := unix.FcntlInt(uintptr(v.fd), unix.F_DUPFD_CLOEXEC, 0)
