@@ -273,6 +273,9 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 	}
 	if o.asCaller {
 		mo.Options = nil
+		// The kernel opens devices, FIFOs and sockets without asking us, and so
+		// without anybody's looking at their mode.
+		mo.DirectMountFlags |= unix.MS_NODEV
 	}
 	mo.DirectMountFlags |= o.mountBits
 	if o.maxWrite > 0 {
