@@ -296,7 +296,7 @@ const minProcs = 8
 // processors. One that waits in read(2) for a request counts as running for 10 ms,
 // as long as another is idle. Where none is, the runtime's monitor takes its turn
 // away after 20 us, wakes up for that each time, and the next request begins by
-// getting it back: on two processors a third of the daemon's time went there.
+// getting it back: on two processors up to a third of the daemon's time went there.
 func useProcessors() {
 	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < minProcs {
 		runtime.GOMAXPROCS(minProcs)
