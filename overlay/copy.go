@@ -347,7 +347,8 @@ func (fs *FS) publish(ctx context.Context, n *node, c *copyup.Copy, src *copyup.
 	if err := fs.setImpure(d.parent, t.dir.fd); err != nil {
 		return err
 	}
-	if err := c.PublishAs(d.name); err != nil {
+	err := fs.knownAs(n, c.Fd, "", func() error { return c.PublishAs(d.name) })
+	if err != nil {
 		if errors.Is(err, unix.EEXIST) {
 			return layers.ErrStale // somebody else's file
 		}
@@ -355,6 +356,22 @@ func (fs *FS) publish(ctx context.Context, n *node, c *copyup.Copy, src *copyup.
 	}
 	_ = copyup.RestoreTimes(t.dir.fd, &t.parent)
 	return nil
+}
+
+// knownAs runs publish, which gives the copy that is name in dirfd a name in the
+// tree. Who finds it there finds n: it is known by its inode before.
+func (fs *FS) knownAs(n *node, dirfd int, name string, publish func() error) error {
+	var stx unix.Statx_t
+	if err := sys.Statx(dirfd, name, &stx); err != nil {
+		return err
+	}
+	k := identityOf(fs.upper, "", ptr(local.AttrOf(&stx)))
+	fs.table.also(n, k)
+	err := publish()
+	if err != nil {
+		fs.table.not(n, k)
+	}
+	return err
 }
 
 // unchanged compares the lower file with what was copied. The caller holds n.mu.

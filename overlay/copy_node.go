@@ -55,7 +55,9 @@ func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, inde
 	if err := fs.setImpure(d.parent, t.dir.fd); err != nil {
 		return err
 	}
-	err := fs.indexNode(n, at.Work, temp, index, func() error { return copyup.PublishNode(temp, at, n.isDir()) })
+	err := fs.indexNode(n, at.Work, temp, index, func() error {
+		return fs.knownAs(n, at.Work, temp, func() error { return copyup.PublishNode(temp, at, n.isDir()) })
+	})
 	if err != nil {
 		return err
 	}

@@ -1,10 +1,14 @@
 package overlay
 
 import (
+	"context"
+	"os"
 	"testing"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
 )
 
@@ -71,5 +75,53 @@ func TestNamesKeepDirectories(t *testing.T) {
 	fs.Forget(f.id, 2)
 	if len(fs.table.byID) != 1 || len(fs.table.byKey) != 0 {
 		t.Errorf("after all was forgotten: %d nodes, %d keys", len(fs.table.byID), len(fs.table.byKey))
+	}
+}
+
+// TestLookedUpAsItComesUp looks a name up as soon as the copy has it: that is the
+// file that came up, and no second one with pages and locks of its own.
+func TestLookedUpAsItComesUp(t *testing.T) {
+	base := worlds(t)
+	for _, k := range stackings {
+		for name, change := range map[string]func(d *driver) unix.Errno{
+			"low":  func(d *driver) unix.Errno { return d.write("low", "W", 0) },
+			"fifo": func(d *driver) unix.Errno { return d.link("fifo", "fifo2") },
+			"dir":  func(d *driver) unix.Errno { return d.create("dir/new", "") },
+		} {
+			if k.remote && name == "fifo" || k.mode == Migrate && name != "low" {
+				continue // linked, or made, where it is
+			}
+			w := newWorld(t, base, k)
+			must(t, w.open())
+			d := &driver{fs: w.fs}
+			n, _, errno := d.lookup(fuse.FUSE_ROOT_ID, name)
+			if errno != 0 {
+				t.Fatal(errno)
+			}
+			looks := 0
+			sys.SetHook(func(sys.Change) error {
+				if _, err := os.Lstat(w.at("upper", name)); err != nil || looks > 0 {
+					return nil
+				}
+				looks++
+				f, err := w.fs.lookup(context.Background(), w.fs.root, name)
+				if err != nil {
+					t.Errorf("%s: %s: %v", k.name, name, err)
+					return nil
+				}
+				if m := w.fs.table.node(w.fs, f); m != n {
+					t.Errorf("%s: %s is another file when its copy is found", k.name, name)
+				}
+				d.seen = append(d.seen, n.id)
+				return nil
+			})
+			errno = change(d)
+			sys.SetHook(nil)
+			if errno != 0 || looks == 0 {
+				t.Errorf("%s: %s: %v, looked up %d times", k.name, name, errno, looks)
+			}
+			d.end()
+			w.remove()
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/migratefs/migratefs/layers"
@@ -211,6 +212,16 @@ func (t *table) also(n *node, k identity) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.bind(n, k)
+}
+
+// not takes back what also made known.
+func (t *table) not(n *node, k identity) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byKey[k.fileKey].n == n {
+		delete(t.byKey, k.fileKey)
+	}
+	n.keys = slices.DeleteFunc(n.keys, func(have fileKey) bool { return have == k.fileKey })
 }
 
 // die makes sure that the inode numbers of n, which has no name any more, lead
