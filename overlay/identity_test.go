@@ -78,6 +78,39 @@ func TestNamesKeepDirectories(t *testing.T) {
 	}
 }
 
+// TestDirectoriesChangePlaces: b in a becomes a in b, and of that is first seen what
+// a descriptor of b shows. No directory is above itself, and nothing is kept.
+func TestDirectoriesChangePlaces(t *testing.T) {
+	var fs FS
+	fs.table.init()
+	fs.table.next = 3
+	fs.root = &node{fs: &fs, id: 1, typ: unix.S_IFDIR}
+	fs.table.setRoot(fs.root)
+	look := func(parent *node, name string, ino uint64) *node {
+		k := identity{fileKey: fileKey{dev: 1, ino: ino}}
+		return fs.table.adopt(&fs, &found{attr: layers.Attr{Mode: unix.S_IFDIR}, keys: []identity{k}}, parent, name)
+	}
+	a := look(fs.root, "a", 10)
+	b := look(a, "b", 11)
+	c := look(b, "c", 12)
+	look(b, "a", 10)
+	if p, ok := a.path(); ok {
+		t.Errorf("a is %q, below what nobody knows the place of", p)
+	}
+	look(fs.root, "b", 11)
+	for n, want := range map[*node]string{a: "b/a", b: "b", c: "b/c"} {
+		if p, _ := n.path(); string(p) != want {
+			t.Errorf("%q, want %q", p, want)
+		}
+	}
+	fs.Forget(c.id, 1)
+	fs.Forget(a.id, 2)
+	fs.Forget(b.id, 2)
+	if len(fs.table.byID) != 1 {
+		t.Errorf("after all was forgotten: %d nodes", len(fs.table.byID))
+	}
+}
+
 // TestLookedUpAsItComesUp looks a name up as soon as the copy has it: that is the
 // file that came up, and no second one with pages and locks of its own.
 func TestLookedUpAsItComesUp(t *testing.T) {

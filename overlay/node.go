@@ -166,7 +166,7 @@ func (n *node) pathIn(r *lowerRef) (layers.Path, bool) {
 // directory's node, as a lookup does: a file with several names may outlive what
 // the kernel knows of the directories they lie in.
 func (fs *FS) addName(n, parent *node, name string) {
-	if parent == nil {
+	if parent == nil || parent == n {
 		return
 	}
 	d := dentry{parent, name}
@@ -182,7 +182,8 @@ func (fs *FS) addName(n, parent *node, name string) {
 	case i >= 0:
 		n.names[0], n.names[i] = n.names[i], n.names[0]
 	case n.isDir(): // it has one name: it was moved underneath
-		moved, n.names = n.names, []dentry{d}
+		moved = append(fs.cutLocked(n, parent), n.names...)
+		n.names = []dentry{d}
 		fs.table.ref(parent)
 	default:
 		n.names = append([]dentry{d}, n.names...)
@@ -190,6 +191,20 @@ func (fs *FS) addName(n, parent *node, name string) {
 	}
 	fs.tree.Unlock()
 	fs.leave(moved)
+}
+
+// cutLocked takes its name from the directory through which parent would be below
+// n, which is about to be named in parent: it has moved out of n underneath, and
+// nobody has looked up yet to where. The caller holds FS.tree, and afterwards calls
+// leave with what is returned.
+func (fs *FS) cutLocked(n, parent *node) (gone []dentry) {
+	for m := parent; len(m.names) > 0; m = m.names[0].parent {
+		if m.names[0].parent == n {
+			gone, m.names = m.names, nil
+			return gone
+		}
+	}
+	return nil
 }
 
 func (fs *FS) dropName(n, parent *node, name string) (left int) {
@@ -212,14 +227,18 @@ func (fs *FS) dropName(n, parent *node, name string) (left int) {
 // afterwards, without it, calls leave with what is returned.
 func (fs *FS) renameNameLocked(n *node, from, to dentry) []dentry {
 	fs.table.ref(to.parent)
+	var left []dentry
+	if n.isDir() {
+		left = fs.cutLocked(n, to.parent)
+	}
 	for i, d := range n.names {
 		if d == from {
 			n.names[i] = to
-			return []dentry{from}
+			return append(left, from)
 		}
 	}
 	n.names = append(n.names, to)
-	return nil
+	return left
 }
 
 // leave lets go of the directories of names that are none any more. The caller
