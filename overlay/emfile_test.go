@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -96,5 +97,49 @@ func exhaust(t *testing.T, free int) (release func()) {
 		for _, fd := range taken[free:] {
 			unix.Close(fd)
 		}
+	}
+}
+
+// TestHandleWithoutCopy: a handle that could not get a descriptor of the copy when
+// the file came up gets one later, and never looks at what lies below.
+func TestHandleWithoutCopy(t *testing.T) {
+	w := newWorld(t, worlds(t), stackings[0])
+	defer w.remove()
+	must(t, w.open())
+	d := &driver{fs: w.fs}
+	defer d.end()
+	fh, errno := d.keep("low")
+	if errno == 0 {
+		errno = d.write("low", "far", 1<<20)
+	}
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	without := func() {
+		h := d.fs.handle(fh)
+		unix.Close(h.fd)
+		h.fd = -1
+	}
+	without()
+	var out fuse.LseekOut
+	st := d.fs.Lseek(nil, &fuse.LseekIn{Fh: fh, Offset: 1 << 16, Whence: unix.SEEK_DATA}, &out)
+	if st != fuse.OK || out.Offset == 0 || out.Offset > 1<<20 {
+		t.Errorf("data at %d (%v), of a file that has some at 1 MiB", out.Offset, st)
+	}
+	without()
+	if errno := d.create("copy", ""); errno != 0 {
+		t.Fatal(errno)
+	}
+	errno = d.on("copy", func(h fuse.InHeader) fuse.Status {
+		var to fuse.OpenOut
+		if st := d.fs.Open(nil, &fuse.OpenIn{InHeader: h, Flags: unix.O_RDWR}, &to); st != 0 {
+			return st
+		}
+		d.open = append(d.open, to.Fh)
+		_, st := d.fs.CopyFileRange(nil, &fuse.CopyFileRangeIn{InHeader: h, FhIn: fh, OffIn: 1 << 20, FhOut: to.Fh, Len: 3})
+		return st
+	})
+	if got := string(d.content(t, "copy")); errno != 0 || got != "far" {
+		t.Errorf("copied %q (%v)", got, errno)
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
 )
 
 // In passthrough the kernel reads, writes and maps a file of the upper itself; we
@@ -93,9 +94,12 @@ func (n *node) enterMode(h *handle) {
 	if fd < 0 {
 		return
 	}
-	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil || n.upper && st.Mode&suidgid != 0 {
+	var stx unix.Statx_t
+	if sys.Statx(fd, "", &stx) != nil || n.upper && stx.Mode&suidgid != 0 {
 		return // the kernel would take these bits off when root writes as well
+	}
+	if local.AttrOf(&stx).AppendOnly {
+		return // the kernel would let it be mapped to write
 	}
 	id, err := n.fs.register(fd, h.uid)
 	if err != nil {

@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
 )
 
@@ -49,5 +51,60 @@ func TestMayExec(t *testing.T) {
 		if err := n.mayExec(h); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
+	}
+}
+
+// takesAll is a kernel that takes every backing file.
+type takesAll struct{ backer }
+
+func (takesAll) RegisterBackingFd(*fuse.BackingMap) (int32, unix.Errno) { return 7, 0 }
+func (takesAll) UnregisterBackingFd(int32) unix.Errno                   { return 0 }
+func (takesAll) InodeNotify(uint64, int64, int64) fuse.Status           { return fuse.OK }
+
+// TestMappedAppendOnly: what can only be appended to is not changed by way of a
+// mapping, which the kernel grants because it does not know.
+func TestMappedAppendOnly(t *testing.T) {
+	w := newWorld(t, worlds(t), stackings[0])
+	defer w.remove()
+	flags := func(flags uint32) {
+		f, err := os.Open(w.at("upper", "up"))
+		must(t, err)
+		defer f.Close()
+		must(t, sys.SetFlags(int(f.Fd()), flags))
+	}
+	flags(sys.FlagAppend)
+	defer flags(0)
+	must(t, w.open())
+	w.fs.backer, w.fs.upper.passes = takesAll{}, true
+	d := &driver{fs: w.fs}
+	defer d.end()
+	open := func(name string) (fh uint64, passed bool) {
+		var out fuse.OpenOut
+		errno := d.on(name, func(h fuse.InHeader) fuse.Status {
+			return d.fs.Open(nil, &fuse.OpenIn{InHeader: h, Flags: unix.O_RDWR | unix.O_APPEND}, &out)
+		})
+		if errno != 0 {
+			t.Fatalf("%s: %v", name, errno)
+		}
+		d.open = append(d.open, out.Fh)
+		return out.Fh, out.OpenFlags&fuse.FOPEN_PASSTHROUGH != 0
+	}
+	must(t, os.Chmod(w.at("upper", "both"), 0o640))
+	if _, passed := open("both"); !passed {
+		t.Error("a plain file is not passed through")
+	}
+	fh, passed := open("up")
+	if passed {
+		t.Error("the kernel may map it to write")
+	}
+	page := []byte("page")
+	if _, st := d.fs.Write(nil, &fuse.WriteIn{Fh: fh, WriteFlags: fuse.WRITE_CACHE, Flags: unix.O_RDWR | unix.O_APPEND}, page); st != fuse.EPERM {
+		t.Errorf("a page of a mapping: %v", st)
+	}
+	if _, st := d.fs.Write(nil, &fuse.WriteIn{Fh: fh, Flags: unix.O_RDWR | unix.O_APPEND}, []byte("+")); st != fuse.OK {
+		t.Errorf("an append: %v", st)
+	}
+	if got := string(d.content(t, "up")); got != "upper up+" {
+		t.Errorf("%q", got)
 	}
 }

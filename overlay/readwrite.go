@@ -178,6 +178,8 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, in *fus
 		}
 	}
 	switch {
+	case flags&fuse.WRITE_CACHE != 0 && appends(v.fd):
+		return 0, unix.EPERM
 	case !v.pending && end:
 		return sys.Append(v.fd, b)
 	case !v.pending:
@@ -199,6 +201,13 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, in *fus
 		return 0, err
 	}
 	return n.obj.WriteAt(b, off)
+}
+
+// appends reports whether fd can only be appended to: of a file that can only be
+// appended to. A page of a mapping would land at its end.
+func appends(fd int) bool {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	return err == nil && flags&unix.O_APPEND != 0
 }
 
 // killPriv takes away what a stranger's write or truncate must not leave on the
@@ -241,9 +250,12 @@ func inGroup(c *fuse.Caller, gid uint32) bool {
 // killPrivOf is killPriv for the calls with which the kernel does not say that
 // the caller is a stranger: all are, but root.
 func (h *handle) killPrivOf(c *fuse.Caller) error {
-	v := h.view()
-	if c.Uid == 0 || v.fd < 0 {
+	if c.Uid == 0 {
 		return nil
+	}
+	v, err := h.upperView()
+	if err != nil {
+		return err
 	}
 	return killPriv(v.fd, v.pending, c)
 }
@@ -373,10 +385,10 @@ func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fus
 	if h == nil {
 		return fuse.EBADF
 	}
-	v := h.view()
+	v, err := h.upperView()
 	var off int64
-	var err error
 	switch d, ok := v.lower.(layers.Descriptor); {
+	case err != nil:
 	case v.object:
 		off, err = fs.seekObject(h.n, int64(in.Offset), int(in.Whence))
 	case v.fd >= 0:
@@ -420,7 +432,14 @@ func (fs *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (u
 	if err := fs.up(ctx, dst.n, whole); err != nil {
 		return 0, fs.status("copy_file_range", dst.n, "", err)
 	}
-	from, to := src.view(), dst.view()
+	from, err := src.upperView()
+	if err != nil {
+		return 0, fs.status("copy_file_range", src.n, "", err)
+	}
+	to, err := dst.upperView()
+	if err != nil {
+		return 0, fs.status("copy_file_range", dst.n, "", err)
+	}
 	in0 := from.fd
 	if d, ok := from.lower.(layers.Descriptor); ok && in0 < 0 {
 		in0 = d.Fd()
