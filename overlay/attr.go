@@ -348,6 +348,9 @@ func (fs *FS) setAttr(ctx context.Context, n *node, in *fuse.SetAttrIn) error {
 		if n.isRootsWrite(&in.Caller) {
 			return nil
 		}
+		if err := fs.mayDrop(ctx, n, &in.Caller); err != nil {
+			return err
+		}
 		return fs.dropPrivileges(ctx, n, &in.Caller)
 	}
 	if in.Valid&^(fuse.FATTR_SIZE|fuse.FATTR_FH|fuse.FATTR_LOCKOWNER|fuse.FATTR_KILL_SUIDGID) == 0 {

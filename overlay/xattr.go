@@ -220,6 +220,11 @@ func (fs *FS) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, attr string
 			return fs.status("removexattr", n, "", err)
 		}
 	}
+	if disk == "security.capability" {
+		if err := fs.mayUncap(ctx, n, &in.Caller); err != nil {
+			return fs.status("removexattr", n, "", err)
+		}
+	}
 	err := fs.changeXattr(ctx, n, disk, func(fd int, shown bool) error {
 		err := sys.Removexattr(fd, "", disk)
 		if err == unix.ENODATA && !shown {
