@@ -70,6 +70,11 @@ func (c callerFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string,
 	return c.as(&in.Caller, func() fuse.Status { return c.FS.Create(cancel, in, name, out) })
 }
 
+// Tmpfile implements fuse.RawFileSystem.
+func (c callerFS) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	return c.as(&in.Caller, func() fuse.Status { return c.FS.Tmpfile(cancel, in, out) })
+}
+
 // Open implements fuse.RawFileSystem.
 func (c callerFS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	return c.as(&in.Caller, func() fuse.Status { return c.FS.Open(cancel, in, out) })

@@ -129,6 +129,21 @@ func creates(name string) operation {
 	}
 }
 
+// tmpfiles makes a nameless file in dir and then, unless name is empty, links it.
+func tmpfiles(dir, name string) operation {
+	return operation{
+		name: "O_TMPFILE in " + dir + " and link to " + name,
+		do:   func(d *driver) unix.Errno { return d.tmpfile(dir, "content", name) },
+		effect: func(v sight, _ stacking) {
+			if name == "" {
+				return
+			}
+			v[name] = made(unix.S_IFREG, 0o640)
+			v.alter(name, contentOf("content"))
+		},
+	}
+}
+
 func mkdirs(name string) operation {
 	return operation{
 		name: "mkdir " + name,
@@ -236,6 +251,7 @@ var operations = []operation{
 
 	// Creation.
 	creates("new"), creates("dir/sub/new"), creates("wh").where(inOverlay),
+	tmpfiles("dir/sub", ""), tmpfiles("up dir", "new"), tmpfiles("dir", "dir/sub/new"), tmpfiles("dir", "wh").where(inOverlay),
 	mkdirs("new"), mkdirs("dir/sub/new"), mkdirs("wh").where(inOverlay),
 	mkdirs("dir/a").after("after it was deleted", func(d *driver) { d.unlink("dir/a") }),
 	mkdirs("whdir").where(inOverlay).after("after it was removed", func(d *driver) { d.rmdir("whdir") }),

@@ -292,10 +292,23 @@ func (fs *FS) make(op string, cancel <-chan struct{}, parent *node, name string,
 	return fs.statusIn(op, parent, name, err)
 }
 
-// viaNursery makes the thing in a temporary directory that belongs to the caller
-// (the work directory itself is closed to others) and renames it into place, over
-// the whiteout if there is one.
+// viaNursery makes the thing in a nursery and renames it into place, over the
+// whiteout if there is one.
 func (b *birth) viaNursery(f func(b *birth, dirfd int, at string) error) error {
+	return b.inNursery(func(fd int) error {
+		if err := f(b, fd, "x"); err != nil {
+			return err
+		}
+		if b.white {
+			return sys.Rename(fd, "x", b.dir.fd, b.name, 0)
+		}
+		return sys.Rename(fd, "x", b.dir.fd, b.name, unix.RENAME_NOREPLACE)
+	})
+}
+
+// inNursery runs f on a temporary directory that belongs to the caller (the work
+// directory itself is closed to others).
+func (b *birth) inNursery(f func(dirfd int) error) error {
 	fs, temp := b.fs, copyup.TempName()
 	if err := sys.Mkdir(fs.work, temp, 0o700); err != nil {
 		return err
@@ -309,13 +322,7 @@ func (b *birth) viaNursery(f func(b *birth, dirfd int, at string) error) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := f(b, fd, "x"); err != nil {
-		return err
-	}
-	if b.white {
-		return sys.Rename(fd, "x", b.dir.fd, b.name, 0)
-	}
-	return sys.Rename(fd, "x", b.dir.fd, b.name, unix.RENAME_NOREPLACE)
+	return f(fd)
 }
 
 // likeParent gives a temporary directory what its children inherit: group and
@@ -409,12 +416,6 @@ func (b *birth) mkdirOpaque(mode uint32) error {
 		return sys.Rename(nursery, "x", b.dir.fd, b.name, unix.RENAME_NOREPLACE)
 	}
 	return sys.Rename(nursery, "x", b.dir.fd, b.name, unix.RENAME_EXCHANGE)
-}
-
-// Tmpfile implements fuse.RawFileSystem. A nameless file would need a node
-// without a name, and a way back to one by link: refused until then.
-func (fs *FS) Tmpfile(<-chan struct{}, *fuse.CreateIn, *fuse.CreateOut) fuse.Status {
-	return fuse.Status(unix.EOPNOTSUPP)
 }
 
 // lowersMayHave reports whether a lower of the directory n has name, or cannot

@@ -238,6 +238,26 @@ func (d *driver) rename(old, path string, flags uint32) unix.Errno {
 	})
 }
 
+// tmpfile makes a nameless file in dir, writes to it and links it at path, if that
+// is not empty.
+func (d *driver) tmpfile(dir, content, path string) unix.Errno {
+	return d.on(dir, func(h fuse.InHeader) fuse.Status {
+		var out fuse.CreateOut
+		st := d.fs.Tmpfile(nil, &fuse.CreateIn{InHeader: h, Flags: unix.O_TMPFILE | unix.O_RDWR, Mode: 0o640}, &out)
+		if d.born(&out.EntryOut, st) != 0 {
+			return st
+		}
+		defer d.fs.Release(nil, &fuse.ReleaseIn{Fh: out.Fh})
+		if _, st := d.fs.Write(nil, &fuse.WriteIn{Fh: out.Fh, Size: uint32(len(content))}, []byte(content)); st != 0 || path == "" {
+			return st
+		}
+		return fuse.Status(d.in(path, func(h fuse.InHeader, name string) fuse.Status {
+			var e fuse.EntryOut
+			return d.born(&e, d.fs.Link(nil, &fuse.LinkIn{InHeader: h, Oldnodeid: out.NodeId}, name, &e))
+		}))
+	})
+}
+
 // keep opens a file for reading and leaves it open.
 func (d *driver) keep(path string) (fh uint64, errno unix.Errno) {
 	errno = d.on(path, func(h fuse.InHeader) fuse.Status {

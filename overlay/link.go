@@ -81,6 +81,7 @@ func (fs *FS) linked(ctx context.Context, n, dir *node, name string, out *fuse.E
 		return err
 	}
 	m := fs.table.adopt(fs, f, dir, name)
+	m.named()
 	fs.fillEntry(out, m, &f.attr)
 	return nil
 }

@@ -17,7 +17,6 @@ import (
 // leftOut are tests of the suite that are not run, and why. TestLeftOut asserts
 // that it is still so.
 var leftOut = map[string]string{
-	"Tmpfile":             "go-fuse has no table entry for O_TMPFILE that a filesystem could fill: EOPNOTSUPP",
 	"FcntlFlockLocksFile": "expects two descriptors of one process to conflict under F_SETLK: POSIX locks do not, nor does ext4",
 	"XAttrLarge":          "the storage decides: ext4 holds 4 KiB of extended attributes",
 }
@@ -81,9 +80,6 @@ func TestLeftOut(t *testing.T) {
 	}
 	m := testbed.Mount(t, "mode=overlay,lowerdir="+filepath.Join(dir, "lower")+",upperdir="+filepath.Join(dir, "upper"),
 		filepath.Join(dir, "mnt"))
-	if fd, err := unix.Open(m.Dir, unix.O_TMPFILE|unix.O_RDWR, 0o600); err != unix.EOPNOTSUPP {
-		t.Errorf("O_TMPFILE: %v, descriptor %d: take Tmpfile off the list", err, fd)
-	}
 	locks := func(dir string) error {
 		f1, err := os.Create(filepath.Join(dir, "locked"))
 		must(t, err)

@@ -1,8 +1,10 @@
 package traps
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 
@@ -79,7 +81,8 @@ func TestMappedIDs(t *testing.T) {
 			if out := sh(t, cred, s.Path(c.dir), makeInside); out != "x\nmore\n" {
 				t.Errorf("%s: %q", c.dir, out)
 			}
-			for _, name := range []string{"f", "d", "l", "p", "d/f", "h"} {
+			linkNameless(t, c.id, s.Path(c.dir), "n")
+			for _, name := range []string{"f", "d", "l", "p", "d/f", "h", "n"} {
 				name = filepath.Join(c.dir, name)
 				if got := owner(t, s.Path(name)); got != [2]uint32{c.id, c.id} {
 					t.Errorf("%s is shown as %v", name, got)
@@ -101,6 +104,26 @@ func TestMappedIDs(t *testing.T) {
 			t.Errorf("chown to an id that is not mapped stores %d:%d", st.Uid, st.Gid)
 		}
 	})
+}
+
+// linkNameless makes a file with O_TMPFILE as uid and gid id, and then gives it a name.
+func linkNameless(t *testing.T, id uint32, dir, name string) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		_ = unix.Setfsgid(int(id))
+		_ = unix.Setfsuid(int(id))
+		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err == nil {
+			defer unix.Close(fd)
+			err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, filepath.Join(dir, name), unix.AT_SYMLINK_FOLLOW)
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		t.Errorf("O_TMPFILE of %d in %s, and its link: %v", id, dir, err)
+	}
 }
 
 // Everything is shown as one owner's, who may do everything; what they make is
@@ -127,7 +150,8 @@ func TestSquashedIDs(t *testing.T) {
 				if out := sh(t, c, s.Path("root"), makeInside); out != "x\nmore\n" {
 					t.Errorf("%q", out)
 				}
-				for _, name := range []string{"root/f", "root/d", "root/h", "root/d/f"} {
+				linkNameless(t, want[0], s.Path("root"), "n")
+				for _, name := range []string{"root/f", "root/d", "root/h", "root/d/f", "root/n"} {
 					if got := owner(t, s.Path(name)); got != want {
 						t.Errorf("%s is shown as %v, want %v", name, got, want)
 					}
