@@ -38,7 +38,8 @@
 //   - The upper inode of a metacopy holds no data, or a part of it: nothing reads it,
 //     nor writes to it but the copy-up that completes it (node.dataInUpper).
 //   - Who has looked a file up may open it after its last name went: a descriptor
-//     is kept until the kernel forgets it (node.kept).
+//     is kept until the kernel forgets it (node.kept). So it is of a file that never
+//     had a name (O_TMPFILE), which unlike the other is not dead: Link may give it one.
 //   - What a client has locked is locked on the inode that shows, where it lies in
 //     a layer that we may change: on a copy before it has its name.
 //   - What the kernel may keep: contents by inode, for good where only this mount
@@ -56,6 +57,8 @@
 //	    at a free name               one call of the upper
 //	    over a whiteout              WORK/tmp-*, then renamed (directories: exchanged); the
 //	                                 whiteout stands until then
+//	O_TMPFILE                        a file without a name in the upper: it goes with its descriptors.
+//	                                 Then link, as above
 //	unlink, rmdir, overlay mode      a whiteout linked, or renamed over the name; a directory
 //	                                 with whiteouts in it is exchanged, then cleared in WORK. A
 //	                                 hard-linked lower file comes up first, which holds the

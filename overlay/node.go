@@ -67,7 +67,7 @@ type node struct {
 
 	lookups uint64    // protected by table.mu
 	keys    []fileKey // protected by table.mu
-	names   []dentry  // protected by FS.tree; empty when unlinked, and of the root
+	names   []dentry  // protected by FS.tree; empty when unlinked, or not linked yet, and of the root
 
 	// redirect is that of an upper directory: where it lies below, if not at its
 	// name. Protected by FS.tree.
@@ -85,7 +85,7 @@ type node struct {
 	pending extent.ID    // a stub in the upper; the data is in this object
 	data    *dataBelow   // of a metacopy, in the upper or a lower: where its data is
 	dead    *layers.Attr // after the last name went
-	kept    int          // then an O_PATH descriptor of the file, or -1: the kernel may open it still
+	kept    int          // then, or before the first came, an O_PATH descriptor of the file, or -1: the kernel may open it still
 	open    map[uint64]*handle
 	io      ioMode         // of all of open; see passthrough.go
 	backing int32          // what the kernel calls the upper file, while io is ioPassthrough

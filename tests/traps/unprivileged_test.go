@@ -46,6 +46,7 @@ func unprivileged(t *testing.T, script string) string {
 // changeAll changes a little of everything in m.
 const changeAll = `cd m; echo more >>d/f; rm del; rm -r gone; mkdir gone; echo new >gone/n; mv e/g e/h; mkdir mine; mv mine mine2
 	perl -e "rename(qw(d d2)) or print qq(\$!\n)"
+	perl -e "\$^F = 9; sysopen(F, \"d\", 0x410002, 0644) and syswrite(F, \"made\") and exec(qw(ln -L), \"/proc/\$\$/fd/\" . fileno(F), \"d/t\"); print \$!"
 	setfattr -n user.a -v b d/f; ln d/f d/f2; ln -s x d/l; cd ..
 	find m -printf "%P %y %m %U:%G %s %n\n" | grep -v " d " | sort >ours; find m -type f -exec md5sum {} + | sort >>ours`
 
@@ -78,6 +79,7 @@ mine2
 m/d:
 f
 f2
+t
 character special file
 lower
 x
