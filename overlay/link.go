@@ -70,6 +70,7 @@ func (fs *FS) link(ctx context.Context, n, dir *node, name string, out *fuse.Ent
 	}
 	fs.table.ref(n)
 	fs.addName(n, dir, name)
+	n.named()
 	fs.fillEntry(out, n, &a)
 	return nil
 }
@@ -81,7 +82,6 @@ func (fs *FS) linked(ctx context.Context, n, dir *node, name string, out *fuse.E
 		return err
 	}
 	m := fs.table.adopt(fs, f, dir, name)
-	m.named()
 	fs.fillEntry(out, m, &f.attr)
 	return nil
 }
