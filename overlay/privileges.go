@@ -29,22 +29,14 @@ func (fs *FS) mayDrop(ctx context.Context, n *node, c *fuse.Caller) error {
 	return unix.EPERM
 }
 
-// mayUncap is mayDrop for capabilities, which go first; before a truncate(2) too, for
-// which nobody needs to have n open.
-func (fs *FS) mayUncap(ctx context.Context, n *node, c *fuse.Caller) error {
-	err := fs.mayDrop(ctx, n, c)
-	if err != unix.EPERM {
-		return err
-	}
-	fd, err := fs.openShown(n)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if fs.as(c, func() error { return sys.Access(fd, unix.W_OK) }) != nil {
+// uncap removes the xattr disk from fd. Capabilities go before suid and sgid do, and
+// before a truncate(2) as well, for which nobody needs to have the file open: who may
+// not drop (denied) must be let write.
+func (fs *FS) uncap(fd int, disk string, denied bool, c *fuse.Caller) error {
+	if denied && fs.as(c, func() error { return sys.Access(fd, unix.W_OK) }) != nil {
 		return unix.EPERM
 	}
-	return nil
+	return sys.Removexattr(fd, "", disk)
 }
 
 // hasWriter reports whether anybody has n open for writing.

@@ -220,19 +220,16 @@ func (fs *FS) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, attr string
 			return fs.status("removexattr", n, "", err)
 		}
 	}
-	if disk == "security.capability" {
-		if err := fs.mayUncap(ctx, n, &in.Caller); err != nil {
-			return fs.status("removexattr", n, "", err)
-		}
-	}
+	caps := disk == "security.capability"
+	denied := caps && fs.mayDrop(ctx, n, &in.Caller) != nil
 	err := fs.changeXattr(ctx, n, disk, func(fd int, shown bool) error {
-		err := sys.Removexattr(fd, "", disk)
+		err := fs.uncap(fd, disk, denied, &in.Caller)
 		if err == unix.ENODATA && !shown {
 			return nil
 		}
 		return err
 	})
-	if err == nil && disk == "security.capability" {
+	if err == nil && caps {
 		n.uncapped(in.Pid)
 	}
 	return fs.status("removexattr", n, "", err)
