@@ -55,7 +55,7 @@ func TestMayExec(t *testing.T) {
 }
 
 // takesAll is a kernel that takes every backing file.
-type takesAll struct{ backer }
+type takesAll struct{}
 
 func (takesAll) RegisterBackingFd(*fuse.BackingMap) (int32, unix.Errno) { return 7, 0 }
 func (takesAll) UnregisterBackingFd(int32) unix.Errno                   { return 0 }
