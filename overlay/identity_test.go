@@ -158,3 +158,27 @@ func TestLookedUpAsItComesUp(t *testing.T) {
 		}
 	}
 }
+
+// TestNumberGivenAway has a file come up and keep the number of its lower copy,
+// which the filesystem then gives to another file: what a listing says of that one
+// is what it shows once it is looked up.
+func TestNumberGivenAway(t *testing.T) {
+	var tab table
+	tab.init()
+	tab.dev, tab.next = 1, 3
+	key := identity{fileKey: fileKey{dev: 1, ino: 10}}
+	f := &found{attr: layers.Attr{Mode: unix.S_IFREG}, keys: []identity{key}}
+	old := tab.node(nil, f)
+	tab.also(old, identity{fileKey: fileKey{dev: 1, ino: 20}})
+	tab.mu.Lock()
+	delete(tab.byKey, key.fileKey)
+	tab.mu.Unlock()
+	listed := tab.shownIno(key.fileKey, false)
+	now := tab.node(nil, f)
+	if now == old || now.ino == old.ino {
+		t.Fatalf("two files show %d", now.ino)
+	}
+	if listed != now.ino {
+		t.Errorf("listed as %d, shows %d", listed, now.ino)
+	}
+}

@@ -80,6 +80,17 @@ func (t *table) inoOf(k fileKey) uint64 {
 	return max(stableHash(k), 2)
 }
 
+// freeIno is inoOf or, if another node shows that number (it had it before a
+// copy-up, and the filesystem gave it away again), one that follows from it: a
+// listing tells the number that a lookup will give. The caller holds t.mu.
+func (t *table) freeIno(k fileKey) uint64 {
+	ino := t.inoOf(k)
+	for t.byIno[ino] != nil {
+		ino = max(stableHash(fileKey{dev: ino, ino: k.ino, path: k.path}), 2)
+	}
+	return ino
+}
+
 // nameDevices notes what stays of the layers' filesystems. Two with one id keep
 // their device numbers.
 func (t *table) nameDevices(fs *FS) {
@@ -117,7 +128,7 @@ func (t *table) shownIno(k fileKey, copied bool) uint64 {
 	if copied {
 		return 0
 	}
-	return t.inoOf(k)
+	return t.freeIno(k)
 }
 
 // inoFound is shownIno of what a lookup found.
@@ -129,7 +140,7 @@ func (t *table) inoFound(f *found) uint64 {
 			return n.ino
 		}
 	}
-	return t.inoOf(f.shownKey())
+	return t.freeIno(f.shownKey())
 }
 
 // showing returns the node that shows the inode number ino.
@@ -186,10 +197,7 @@ func (t *table) create(fs *FS, f *found) *node {
 	if t.next == 2 {
 		t.next++ // the root was made; 2 is left out to keep ids and inode numbers apart in traces
 	}
-	n.ino = t.inoOf(f.shownKey())
-	for t.byIno[n.ino] != nil {
-		n.ino = max(stableHash(fileKey{dev: n.ino, ino: n.id}), 2)
-	}
+	n.ino = t.freeIno(f.shownKey())
 	t.byIno[n.ino] = n
 	t.byID[n.id] = n
 	t.peak = max(t.peak, len(t.byID))
