@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"os"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -10,29 +9,21 @@ import (
 	"github.com/migratefs/migratefs/internal/sys"
 )
 
-// spliceMin is the size from which a read of a local file goes to the kernel
-// through a pipe, which saves a copy and costs two more system calls, and six when
-// the file ends within the read: most small files do.
-const spliceMin = 64 << 10
-
-// pageSize is what a splice has to begin at: go-fuse makes its pipe large enough for
-// the bytes, not for one more page that they lie on, and takes what does not fit for
-// the end of the file.
-var pageSize = int64(os.Getpagesize())
-
-// readFile answers a read of the local file fd.
+// readFile answers a read of the local file fd. It is short at the end of the file
+// only: the kernel takes a short answer for the end, so what is cut off by an error
+// has to be the error. For that the bytes go through buf: a splice, which saves a
+// copy, cannot tell the one from the other, and was not faster.
 func readFile(fd int, buf []byte, off int64) (fuse.ReadResult, error) {
-	if len(buf) >= spliceMin && off%pageSize == 0 {
-		r := inFiles.Get().(*inFile)
-		r.fd, r.off, r.size = fd, off, len(buf)
-		return r, nil
+	for n := 0; ; {
+		var got int
+		err := sys.Retry(func() (err error) { got, err = unix.Pread(fd, buf[n:], off+int64(n)); return err })
+		if err != nil {
+			return nil, err
+		}
+		if n += got; got == 0 || n == len(buf) {
+			return readInto(buf[:n]), nil
+		}
 	}
-	var n int
-	err := sys.Retry(func() (err error) { n, err = unix.Pread(fd, buf, off); return err })
-	if err != nil {
-		return nil, err
-	}
-	return readInto(buf[:n]), nil
 }
 
 // readInto answers a read with bytes in the request's own buffer.
@@ -62,28 +53,3 @@ func (r *inBuffer) Done() {
 	r.parts[0] = nil
 	inBuffers.Put(r)
 }
-
-// inFile is what go-fuse splices, for it has Seekable.
-type inFile struct {
-	fd   int
-	off  int64
-	size int
-}
-
-var inFiles = sync.Pool{New: func() any { return new(inFile) }}
-
-// Bytes implements fuse.ReadResult, for where splicing does not work.
-func (r *inFile) Bytes(buf []byte) ([]byte, fuse.Status) {
-	var n int
-	err := sys.Retry(func() (err error) { n, err = unix.Pread(r.fd, buf[:min(len(buf), r.size)], r.off); return err })
-	return buf[:max(n, 0)], fuse.ToStatus(err)
-}
-
-// Seekable is what go-fuse looks for.
-func (r *inFile) Seekable() (fd uintptr, off int64, size int) { return uintptr(r.fd), r.off, r.size }
-
-// Size implements fuse.ReadResult.
-func (r *inFile) Size() int { return r.size }
-
-// Done implements fuse.ReadResult.
-func (r *inFile) Done() { inFiles.Put(r) }

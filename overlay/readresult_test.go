@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -65,5 +66,31 @@ func TestReadAllocates(t *testing.T) {
 				t.Errorf("%s, %d at %d: %d bytes, or others", name, c.size, c.off, len(got))
 			}
 		}
+	}
+}
+
+// TestReadCutShort reads across the end of what can be read: the error, not what
+// came before it, which would be taken for the whole file.
+func TestReadCutShort(t *testing.T) {
+	page := os.Getpagesize()
+	m, err := unix.MmapPtr(-1, 0, nil, uintptr(2*page), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.MunmapPtr(m, uintptr(page)) }()
+	if err := unix.MunmapPtr(unsafe.Add(m, page), uintptr(page)); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open("/proc/self/mem", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	at := int64(uintptr(m))
+	if r, err := readFile(fd, make([]byte, page), at); err != nil || r.Size() != page {
+		t.Fatalf("what can be read: %v", err)
+	}
+	if _, err := readFile(fd, make([]byte, 2*page), at); err != unix.EIO {
+		t.Errorf("%v, want EIO", err)
 	}
 }

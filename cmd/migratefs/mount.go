@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -207,6 +208,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 		_ = server.Unmount()
 		return asMountError(fmt.Errorf("mount on %q: %w", st.point, err))
 	}
+	m.readAhead(st.point, log)
 	unregister := register(st.point)
 	defer unregister()
 	m.endOnSignal(server, st.point, log)
@@ -287,6 +289,35 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 	mo.MaxReadAhead = o.maxReadahead
 	mo.Options = append(mo.Options, st.flags(o.flags)...)
 	return fuse.NewServer(st.fs.Raw(), st.point, mo)
+}
+
+// localReadAhead is how far the kernel reads ahead of who reads a file from
+// beginning to end, in KiB, where all layers are local: the most that one request
+// carries. FUSE's own 128 make eight requests of it.
+const localReadAhead = 1024
+
+// readAhead raises the kernel's limit, which a FUSE server can only lower. What
+// cannot be raised (no root, a /sys that is read-only) stays as it is; so it does
+// with a source, of which no more is to be fetched than is read.
+func (m *mountCommand) readAhead(point string, log *slog.Logger) {
+	if m.opts.maxReadahead != 0 || m.opts.criu != "" {
+		return
+	}
+	for _, l := range m.opts.lowers {
+		if l.remote {
+			return
+		}
+	}
+	all, err := mounts()
+	for _, mnt := range slices.Backward(all) {
+		if err == nil && mnt.point == point && mnt.fsType == fsType {
+			err = os.WriteFile("/sys/class/bdi/"+mnt.dev+"/read_ahead_kb", strconv.AppendInt(nil, localReadAhead, 10), 0)
+			break
+		}
+	}
+	if err != nil {
+		log.Debug("read-ahead stays at the kernel's", "cause", err)
+	}
 }
 
 // minProcs is how many threads of this program may run Go code at least.
