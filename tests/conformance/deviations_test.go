@@ -24,6 +24,8 @@ var deviations = []deviate{
 	{"", "rename-whiteout", "new", `["f"]`, whiteouts},
 	{"overlay", "nodes", "a whiteout", "EPERM", whiteouts},
 	{"caller", "nodes", "mknod of a stranger", "EPERM", "the kernel asks for CAP_MKNOD before it asks us"},
+	{"caller", "nodes", "open of the null device", "EACCES", nodev},
+	{"caller", "nodes", "written to it", "-1 EBADF", nodev},
 	{"migrate,lower migrate,two", "deep", "rename in the middle", "EXDEV", mvCopies},
 	{"migrate,two", "rename", "EXCHANGE with a directory", "EXDEV", mvCopies},
 	{"migrate,two", "rename", "after EXCHANGE",
@@ -42,6 +44,8 @@ var deviations = []deviate{
 const mvCopies = "in migrate mode a directory that lies in several layers is not renamed: EXDEV, and mv(1) copies"
 
 const whiteouts = "they are what this filesystem is made of: refused as by the kernel's overlayfs, which it cannot be told to be a user's"
+
+const nodev = "with creds=caller nobody would look at a device's mode when it is opened: it is mounted nodev"
 
 const upwards = "the flags i and a of a directory stay below when something in it comes up: with them, nothing could"
 
