@@ -93,13 +93,12 @@ func aioContext(t *testing.T) (ctx uint64) {
 func submit(t *testing.T, ctx uint64, fd int, b []byte) {
 	t.Helper()
 	type iocb struct { // linux/aio_abi.h
-		data         uint64
-		key, flags   uint32
-		opcode, prio uint16
-		fd           uint32
-		buf, n       uint64
-		off          int64
-		_            [2]uint64
+		_      [2]uint64 // data, key and flags
+		opcode uint16
+		_      uint16 // priority
+		fd     uint32
+		buf, n uint64
+		_      [3]uint64 // offset 0; the rest is reserved
 	}
 	type event struct{ data, obj, res, res2 int64 }
 	const pwrite = 1
