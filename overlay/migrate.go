@@ -298,7 +298,7 @@ func (fs *FS) changeNamed(n *node, r *lowerRef, f func(fd int) error) error {
 	return f(fd)
 }
 
-// dupLowerFd is dupFd for n's lower file, with the attributes it had when it was
+// dupLowerFd is dup of a descriptor of n's lower file, with the attributes it had when it was
 // looked up. The caller holds n.mu.
 func (n *node) dupLowerFd() (fd int, attr layers.Attr) {
 	if n.data == nil {

@@ -69,14 +69,6 @@ func (fs *FS) handle(id uint64) *handle {
 	return h
 }
 
-// dupFd returns a descriptor of n's upper inode, of those that handles have or
-// that was kept when its last name went (O_PATH): a duplicate, because theirs go
-// with them, at any time, and the number may come back with another file. It is
-// the caller's to close; -1 if there is none. The caller holds n.mu.
-func (n *node) dupFd() int {
-	return dup(n.anyFd())
-}
-
 // dup duplicates fd, -1 if it is -1 or that fails.
 func dup(fd int) int {
 	if fd < 0 {
@@ -88,7 +80,10 @@ func dup(fd int) int {
 	return -1
 }
 
-// anyFd is what dupFd duplicates.
+// anyFd returns a descriptor of n's upper inode, of those that handles have or that
+// was kept when its last name went (O_PATH); -1 if there is none. It goes with them,
+// at any time, and the number may come back with another file: who uses it holds
+// n.mu, or has duplicated it.
 func (n *node) anyFd() int {
 	for _, h := range n.open {
 		if h.fd >= 0 {
@@ -259,13 +254,11 @@ func (fs *FS) openUpper(n *node) (int, error) {
 		}
 	}
 	n.mu.RLock()
-	held := n.dupFd()
-	n.mu.RUnlock()
-	if held < 0 {
-		return -1, unix.ESTALE
+	defer n.mu.RUnlock()
+	if held := n.anyFd(); held >= 0 {
+		return sys.Reopen(held, unix.O_PATH)
 	}
-	defer unix.Close(held)
-	return sys.Reopen(held, unix.O_PATH)
+	return -1, unix.ESTALE
 }
 
 // openIndexed opens the copy of the hard-linked lower file r by its name in
