@@ -63,6 +63,9 @@ func TestTogether(t *testing.T) {
 			if problem := w.checkNothingLeft(); problem != "" {
 				t.Error(problem)
 			}
+			if t.Failed() {
+				t.Log(w.m.Log())
+			}
 		})
 	}
 }
