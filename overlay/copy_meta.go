@@ -92,8 +92,13 @@ func (fs *FS) complete(ctx context.Context, n *node, size int64) (cut bool, err 
 		return false, err
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	return false, fs.unmark(n, fd)
+	err = fs.unmark(n, fd)
+	n.mu.Unlock()
+	if fs.notify != nil {
+		// Who looked meanwhile saw the time of the copying, and a mode without suid.
+		fs.notify.InodeNotify(n.id, -1, 0)
+	}
+	return false, err
 }
 
 // empty makes the metacopy n, of size bytes, an empty file. A metacopy without
