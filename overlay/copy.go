@@ -149,6 +149,10 @@ func (n *node) isUpper() bool {
 
 // copySource gathers what is known of n in its lower.
 func (fs *FS) copySource(ctx context.Context, n *node) (copyup.Source, error) {
+	return despiteRenames(n, func() (copyup.Source, error) { return fs.copySourceOnce(ctx, n) })
+}
+
+func (fs *FS) copySourceOnce(ctx context.Context, n *node) (copyup.Source, error) {
 	n.mu.RLock()
 	if len(n.lowers) == 0 {
 		n.mu.RUnlock()

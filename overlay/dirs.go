@@ -224,3 +224,22 @@ func (fs *FS) retryRenames(f func() (*dirFD, error)) (d *dirFD, err error) {
 	}
 	return nil, err
 }
+
+// despiteRenames repeats f, which looks for n by a name, while n gets and loses
+// names: one that was taken to look by may be gone by the time it is looked for.
+// f returns an ESTALE or ENOENT of its own otherwise. The caller holds no lock.
+func despiteRenames[T any](n *node, f func() (T, error)) (v T, err error) {
+	for range 8 {
+		before, _ := n.dentry()
+		if v, err = f(); err == nil || errnoOf(err) != unix.ESTALE && errnoOf(err) != unix.ENOENT {
+			return v, err
+		}
+		n.mu.RLock() // who is at it has changed the names by then
+		now, _ := n.dentry()
+		n.mu.RUnlock()
+		if now == before {
+			return v, err
+		}
+	}
+	return v, err
+}

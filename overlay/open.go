@@ -224,6 +224,10 @@ func (fs *FS) openUpper(n *node) (int, error) {
 	if n == fs.root {
 		return sys.OpenBeneath(fs.upper.root, "", unix.O_PATH|unix.O_DIRECTORY, 0)
 	}
+	return despiteRenames(n, func() (int, error) { return fs.openUpperOnce(n) })
+}
+
+func (fs *FS) openUpperOnce(n *node) (int, error) {
 	n.mu.RLock()
 	id, indexed := n.upID, n.indexed
 	var ref *lowerRef
@@ -302,6 +306,10 @@ func openIdentified(dirfd int, name string, id fileID) (int, error) {
 // openBelow opens the lower file of n. A name that is gone while a handle has
 // the file open leads to that file still.
 func (fs *FS) openBelow(ctx context.Context, n *node) (layers.File, error) {
+	return despiteRenames(n, func() (layers.File, error) { return fs.openBelowOnce(ctx, n) })
+}
+
+func (fs *FS) openBelowOnce(ctx context.Context, n *node) (layers.File, error) {
 	n.mu.RLock()
 	if n.data != nil {
 		data := n.data
