@@ -212,7 +212,7 @@ func (x *interopRun) withKernel(script string) *testbed.Tree {
 	if strings.Contains(x.c.options, "userxattr") {
 		opts = x.options()
 	}
-	if err := unix.Mount("overlay", x.path("kernel"), "overlay", 0, opts); err != nil {
+	if err := mountOverlay(x.path("kernel"), opts); err != nil {
 		x.t.Fatalf("overlayfs %s: %v", opts, err)
 	}
 	defer func() { must(x.t, unix.Unmount(x.path("kernel"), 0)) }()

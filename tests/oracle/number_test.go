@@ -31,7 +31,7 @@ func TestNumbersStay(t *testing.T) {
 			for _, d := range []string{"l", "u", "w"} {
 				must(t, os.Mkdir(filepath.Join(below, d), 0o755))
 			}
-			must(t, unix.Mount("overlay", dir, "overlay", 0, "lowerdir="+below+"/l,upperdir="+below+"/u,workdir="+below+"/w,nfs_export=off"))
+			must(t, mountOverlay(dir, "lowerdir="+below+"/l,upperdir="+below+"/u,workdir="+below+"/w,nfs_export=off"))
 			t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 		}, false},
 	} {

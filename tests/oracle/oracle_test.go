@@ -294,7 +294,7 @@ func (w *world) checkLowers() string {
 	must(w.t, os.Mkdir(at, 0o755))
 	opts := "redirect_dir=on,metacopy=on,index=on,xino=on,lowerdir=" + strings.Join(dirs, ":") +
 		",upperdir=" + w.path("upper") + ",workdir=" + w.path(".upper.migratefs")
-	if err := unix.Mount("overlay", at, "overlay", 0, opts); err != nil {
+	if err := mountOverlay(at, opts); err != nil {
 		return fmt.Sprintf("the kernel cannot mount what ours left: %v", err)
 	}
 	defer func() { _ = unix.Unmount(at, 0) }()
@@ -330,7 +330,7 @@ func (w *world) checkMerge() string {
 	}
 	// With userxattr it takes no notice of trusted.overlay.*, which in this mode
 	// is the user's.
-	must(w.t, unix.Mount("overlay", at, "overlay", 0, "userxattr,xino=on,lowerdir="+lower))
+	must(w.t, mountOverlay(at, "userxattr,xino=on,lowerdir="+lower))
 	defer func() { _ = unix.Unmount(at, 0) }()
 	skip := []string{".migratefs"}
 	w.walk(w.path("plain"), func(rel string, st *unix.Stat_t) {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -77,7 +78,7 @@ func (w *world) wear(seed uint64) {
 	}
 	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=on,metacopy=on,index=off,xino=on",
 		w.path("lowest"), w.path("worn"), w.path("wearwork"))
-	if err := unix.Mount("overlay", w.path("wear"), "overlay", 0, opts); err != nil {
+	if err := mountOverlay(w.path("wear"), opts); err != nil {
 		w.t.Fatalf("overlayfs %s: %v", opts, err)
 	}
 	s := &side{name: "wear", root: w.path("wear")}
@@ -86,6 +87,17 @@ func (w *world) wear(seed uint64) {
 	}
 	s.closeAll()
 	must(w.t, unix.Unmount(w.path("wear"), 0))
+}
+
+// mountOverlay mounts the kernel's overlayfs. A namespace that somebody else made
+// meanwhile (another package's test) has a copy of what was unmounted here, and
+// keeps the upper in use until it ends.
+func mountOverlay(at, options string) (err error) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		if err = unix.Mount("overlay", at, "overlay", 0, options); err != unix.EBUSY || time.Now().After(end) {
+			return err
+		}
+	}
 }
 
 // mountKernel mounts the kernel's overlayfs over the copy of the layers.
@@ -99,7 +111,7 @@ func (w *world) mountKernel() {
 	}
 	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=on,metacopy=on,index=on,xino=on",
 		lower, w.path("kupper"), w.path("kwork"))
-	if err := unix.Mount("overlay", w.path("kernel"), "overlay", 0, opts); err != nil {
+	if err := mountOverlay(w.path("kernel"), opts); err != nil {
 		w.t.Fatalf("overlayfs %s: %v", opts, err)
 	}
 	w.t.Cleanup(func() { _ = unix.Unmount(w.path("kernel"), unix.MNT_DETACH) })
