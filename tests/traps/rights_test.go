@@ -104,7 +104,7 @@ func asNobodyElse(t *testing.T, s *stack) {
 	if len(tasks) < 2 {
 		t.Fatalf("%d threads", len(tasks))
 	}
-	want := rights(content(t, fmt.Sprintf("/proc/%d/status", os.Getpid())))
+	want := rights(content(t, "/proc/thread-self/status"))
 	for _, task := range tasks {
 		b, err := os.ReadFile(task)
 		if err != nil {
