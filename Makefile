@@ -51,12 +51,13 @@ fuzz: ## fuzz every package that has a fuzz target, FUZZTIME=60 seconds each
 	@tests/fuzz.sh $(FUZZTIME)
 
 # What `make bench` measures, where, how often; ORIGINAL is a build of the C
-# migratefs, BASE another one of ours.
+# migratefs, BASE another one of ours. A run of everything writes the page; a run
+# of less does so where DOCS says.
 .PHONY: bench
 bench: build ## measure beside the peers, into docs/performance.md: ONLY=untar,git MOUNTS=ours-overlay RUNS=3 QUICK=1 (root)
 	@tests/testbed/install.sh --bench
-	go run ./tests/bench -docs docs $(if $(ONLY),-only $(ONLY)) $(if $(MOUNTS),-mounts $(MOUNTS)) $(if $(RUNS),-runs $(RUNS)) \
-		$(if $(QUICK),-quick) $(if $(DETAIL),-detail) $(if $(BASE),-base $(BASE)) $(if $(ORIGINAL),-original $(ORIGINAL))
+	go run ./tests/bench $(if $(ONLY)$(MOUNTS)$(QUICK)$(DOCS),$(if $(DOCS),-docs $(DOCS)),-docs docs) $(if $(ONLY),-only $(ONLY)) $(if $(MOUNTS),-mounts $(MOUNTS)) $(if $(RUNS),-runs $(RUNS)) \
+		$(if $(QUICK),-quick) $(if $(DETAIL),-detail) $(if $(COUNTS),-counts=$(COUNTS)) $(if $(BASE),-base $(BASE)) $(if $(ORIGINAL),-original $(ORIGINAL))
 
 .PHONY: lint
 lint: $(BIN)/golangci-lint-$(GOLANGCI_LINT) ## gofmt, vet, staticcheck and the import rules; shellcheck, mandoc

@@ -179,7 +179,7 @@ func (r *report) write(dir string) error {
 func (r *report) page(w io.Writer) {
 	fmt.Fprintf(w, `# Performance
 
-Written by `+"`make bench`"+` (%s, took %v, %d runs): %s.
+Written by `+"`make bench%s`"+` (%s, took %v, %d runs): %s.
 Every figure comes from one run of all mounts, one after another, over and over; ratios are medians of the pairs.
 Layers are directories of one ext4 image, warm unless a row says cold; what each row does is in `+"`tests/bench`"+`.
 
@@ -191,7 +191,7 @@ Our time by that of the peer in the same run; less is better.
 
 | work | against | at most | overlay mode | migrate mode |
 |---|---|--:|--:|--:|
-`, r.began.Format("2006-01-02"), r.took.Round(time.Second), r.cfg.runs, machine())
+`, r.cfg.part(), r.began.Format("2006-01-02"), r.took.Round(time.Second), r.cfg.runs, machine())
 	for _, t := range targets {
 		r.target(w, t)
 	}
@@ -200,13 +200,15 @@ Our time by that of the peer in the same run; less is better.
 	daemons := func(k *kind) bool { return k.args != nil }
 	fmt.Fprintf(w, "\n## The daemon's processor time\n\nMicroseconds for each file, entry or call.\n\n")
 	r.matrix(w, (*row).perOp, daemons)
-	fmt.Fprintf(w, "\n## FUSE requests / system calls of the daemon\n\nFor each file, entry or call; counted in a pass of its own. Waiting, and reading and answering requests, is not in the calls.\n\n")
-	r.matrix(w, func(row *row, k *kind) string {
-		if row.requests(k) == "" {
-			return ""
-		}
-		return row.requests(k) + " / " + row.calls(k)
-	}, daemons)
+	if r.cfg.counts {
+		fmt.Fprintf(w, "\n## FUSE requests / system calls of the daemon\n\nFor each file, entry or call; counted in a pass of its own. Waiting, and reading and answering requests, is not in the calls.\n\n")
+		r.matrix(w, func(row *row, k *kind) string {
+			if row.requests(k) == "" {
+				return ""
+			}
+			return row.requests(k) + " / " + row.calls(k)
+		}, daemons)
+	}
 	if r.memory != nil {
 		fmt.Fprintf(w, "\n## Memory\n\nResident memory of the daemon around a walk over a million files, and after the kernel was told to forget them.\n")
 		r.memoryTable(w)

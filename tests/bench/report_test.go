@@ -21,7 +21,7 @@ func TestPage(t *testing.T) {
 		figures: []map[*kind][]figure{{peer: {{wall: 40 * time.Millisecond, cpu: time.Millisecond}}, ours: {{wall: 50 * time.Millisecond}}}},
 		counts:  []map[*kind]count{{ours: {requests: map[string]int{"lookup": 30}, calls: map[string]int{"statx": 5}}}},
 	}
-	r := &report{cfg: &config{runs: 1}, kinds: []*kind{bare, peer, ours}}
+	r := &report{cfg: &config{counts: true, runs: 1}, kinds: []*kind{bare, peer, ours}}
 	r.add(l, res)
 	r.memory = map[*kind]memoryUse{ours: {before: 8 << 20, after: 18 << 20, dropped: 9 << 20, later: 8 << 20, files: 10}}
 	var page bytes.Buffer
