@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -208,83 +207,6 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, in *fus
 func appends(fd int) bool {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	return err == nil && flags&unix.O_APPEND != 0
-}
-
-// killPriv takes away what a stranger's write or truncate must not leave on the
-// upper inode fd: suid, and sgid of a group that may execute or that the caller is
-// not in. Capabilities go with any write to the inode, ours included; a pending
-// file's data is elsewhere.
-func killPriv(fd int, pending bool, c *fuse.Caller) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
-	}
-	mode := st.Mode & 0o7777
-	if mode&unix.S_ISGID != 0 && (mode&unix.S_IXGRP != 0 || !inGroup(c, st.Gid)) {
-		mode &^= unix.S_ISGID
-	}
-	if mode &^= unix.S_ISUID; mode != st.Mode&0o7777 {
-		if err := sys.Chmod(fd, "", mode); err != nil {
-			return err
-		}
-	}
-	if !pending {
-		return nil
-	}
-	return ignoreNoXattr(sys.Removexattr(fd, "", "security.capability"))
-}
-
-// killPrivOfOther does for a chown what the kernel does not do when root, the daemon,
-// makes it: who is not in its group takes sgid off a file that none may execute.
-func killPrivOfOther(fd int, n *node, c *fuse.Caller) error {
-	if c.Uid == 0 || !n.isRegular() {
-		return nil
-	}
-	return killPriv(fd, false, c)
-}
-
-func inGroup(c *fuse.Caller, gid uint32) bool {
-	return c.Gid == gid || slices.Contains(sys.GroupsOf(c.Pid, c.Uid, c.Gid), gid)
-}
-
-// killPrivOf is killPriv for the calls with which the kernel does not say that
-// the caller is a stranger: all are, but root.
-func (h *handle) killPrivOf(c *fuse.Caller) error {
-	if c.Uid == 0 {
-		return nil
-	}
-	v, err := h.upperView()
-	if err != nil {
-		return err
-	}
-	return killPriv(v.fd, v.pending, c)
-}
-
-// uncapped notes that the thread pid has removed n's capabilities, which is what the
-// kernel does before a write.
-func (n *node) uncapped(pid uint32) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, h := range n.open {
-		h.uncapped = pid
-	}
-}
-
-// isRootsWrite reports whether the kernel drops n's privileges for a write of root's,
-// which takes capabilities alone, rather than for a chown. Both times it removes the
-// capabilities, then asks for a change of nothing. So a chown to nobody else of a
-// program that has capabilities, suid, and a writer is taken for a write.
-func (n *node) isRootsWrite(c *fuse.Caller) (is bool) {
-	if c.Uid != 0 {
-		return false
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, h := range n.open {
-		is = is || h.writable() && h.uncapped == c.Pid
-		h.uncapped = 0
-	}
-	return is && c.Pid != 0
 }
 
 // truncate sets the size of n. What it cuts off is not copied first.
