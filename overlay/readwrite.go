@@ -72,7 +72,7 @@ func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 	case v.fd >= 0:
 		r, err = readFile(v.fd, buf, off)
 	case ok:
-		r, err = readFile(d.Fd(), buf, off)
+		r, err = readWithin(d.Fd(), buf, off, v.lower.Attr().Size)
 	case v.lower == nil:
 		err = unix.EBADF
 	default:

@@ -292,9 +292,10 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 }
 
 // localReadAhead is how far the kernel reads ahead of who reads a file from
-// beginning to end, in KiB, where all layers are local: the most that one request
-// carries. FUSE's own 128 make eight requests of it.
-const localReadAhead = 1024
+// beginning to end, in KiB, where all layers are local: the most that a pipe carries
+// beside the header of an answer (/proc/sys/fs/pipe-max-size). FUSE's own 128 make
+// eight requests of it.
+const localReadAhead = 1016
 
 // readAhead raises the kernel's limit, which a FUSE server can only lower. What
 // cannot be raised (no root, a /sys that is read-only) stays as it is; so it does

@@ -20,6 +20,8 @@ type kind struct {
 	// args starts the daemon in the foreground; without it, mount mounts.
 	args  func(p *place) []string
 	mount func(p *place) error
+	// tells: it says so when it is ready, which is after the mount shows.
+	tells bool
 }
 
 // place is where one mount has its layers.
@@ -65,7 +67,7 @@ func findKinds(cfg *config) ([]*kind, error) {
 	}
 	for _, b := range builds {
 		for _, mode := range []string{"overlay", "migrate"} {
-			kinds = append(kinds, &kind{name: b[0] + "-" + mode, args: func(p *place) []string {
+			kinds = append(kinds, &kind{name: b[0] + "-" + mode, tells: true, args: func(p *place) []string {
 				return []string{b[1], "-f", "-o", "mode=" + mode + "," + overlayOptions(p), p.point}
 			}})
 		}
@@ -122,7 +124,7 @@ func (k *kind) start(p *place) (*mounted, error) {
 	}
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
 		var st unix.Stat_t
-		if err := unix.Stat(p.point, &st); err == nil && st.Dev != before.Dev {
+		if err := unix.Stat(p.point, &st); err == nil && st.Dev != before.Dev && (!k.tells || m.told()) {
 			return m, nil
 		}
 		if time.Now().After(end) {
@@ -132,6 +134,12 @@ func (k *kind) start(p *place) (*mounted, error) {
 			return nil, fmt.Errorf("%s: no mount after 10 s: %s", k.name, out)
 		}
 	}
+}
+
+// told reports whether the daemon has said anything.
+func (m *mounted) told() bool {
+	st, err := m.log.Stat()
+	return err == nil && st.Size() > 0
 }
 
 // stop unmounts and waits for the daemon. A file that was just closed may keep a
