@@ -361,7 +361,7 @@ func (fs *FS) setAttr(ctx context.Context, n *node, in *fuse.SetAttrIn) error {
 		if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
 			pending := n.isPending()
 			return fs.asDaemon(func() error {
-				return fs.changeUpper(n, func(fd int) error { return killPriv(fd, pending, &in.Caller) })
+				return fs.changeUpper(n, func(fd int) error { return fs.killPriv(fd, pending, &in.Caller) })
 			})
 		}
 		return nil
@@ -381,12 +381,13 @@ func applyAttr(fd int, n *node, in *fuse.SetAttrIn) error {
 		gid = int(ids.storeGID(v))
 	}
 	if uid >= 0 || gid >= 0 {
-		if err := killPrivOfOther(fd, n, &in.Caller); err != nil {
-			return err
+		err := n.fs.chown(fd, n, &in.Caller, uid, gid)
+		if err == unix.EPERM && ids.squash() {
+			// What is squashed shows one owner whatever the layer has: a chown that the
+			// daemon may not make changes nothing that could be seen but suid and sgid.
+			err = n.fs.chown(fd, n, &in.Caller, -1, -1)
 		}
-		// What is squashed shows one owner whatever the layer has: a chown that the
-		// daemon may not make changes nothing that could be seen.
-		if err := sys.Fchown(fd, uid, gid); err != nil && !(ids.squash() && err == unix.EPERM) {
+		if err != nil {
 			return err
 		}
 	}

@@ -161,10 +161,7 @@ func openMask(flags uint32) (mask uint32) {
 func (fs *FS) dropPrivileges(ctx context.Context, n *node, c *fuse.Caller) error {
 	drop := func() error {
 		return fs.change(ctx, n, func(fd int, _ bool) error {
-			if err := killPrivOfOther(fd, n, c); err != nil {
-				return err
-			}
-			return sys.Fchown(fd, -1, -1)
+			return fs.chown(fd, n, c, -1, -1)
 		})
 	}
 	err := drop()

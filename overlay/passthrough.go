@@ -79,6 +79,10 @@ func (l *layer) onDisk() bool {
 	if !l.isLocal() || unix.Fstatfs(l.root, &st) != nil {
 		return false
 	}
+	return isDisk(&st)
+}
+
+func isDisk(st *unix.Statfs_t) bool {
 	switch st.Type {
 	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.TMPFS_MAGIC:
 		return true

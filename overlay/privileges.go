@@ -56,33 +56,75 @@ func (n *node) hasWriter() bool {
 // upper inode fd: suid, and sgid of a group that may execute or that the caller is
 // not in. Capabilities go with any write to the inode, ours included; a pending
 // file's data is elsewhere.
-func killPriv(fd int, pending bool, c *fuse.Caller) error {
+func (fs *FS) killPriv(fd int, pending bool, c *fuse.Caller) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&suidgid == 0 && !pending {
+		return nil
+	}
+	return fs.chownAs(fd, c, -1, -1)
+}
+
+// chownAs changes the owner of fd, which is no directory, as if c did. That takes
+// suid, sgid and capabilities off, also where the owner stays. The kernel does it in
+// one step: what somebody else makes of the mode meanwhile is not undone.
+func (fs *FS) chownAs(fd int, c *fuse.Caller, uid, gid int) error {
+	err := fs.asStranger(c, func() error { return sys.Fchown(fd, uid, gid) })
+	if err != nil || kills(fd) {
+		return err
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
 	mode := st.Mode & 0o7777
-	if mode&unix.S_ISGID != 0 && (mode&unix.S_IXGRP != 0 || !inGroup(c, st.Gid)) {
+	if mode&unix.S_ISGID != 0 && (mode&unix.S_IXGRP != 0 || !inGroup(c, fs.cfg.IDs.showGID(st.Gid))) {
 		mode &^= unix.S_ISGID
 	}
-	if mode &^= unix.S_ISUID; mode != st.Mode&0o7777 {
-		if err := sys.Chmod(fd, "", mode); err != nil {
-			return err
-		}
-	}
-	if !pending {
+	if mode &^= unix.S_ISUID; mode == st.Mode&0o7777 {
 		return nil
 	}
-	return ignoreNoXattr(sys.Removexattr(fd, "", "security.capability"))
+	return sys.Chmod(fd, "", mode)
 }
 
-// killPrivOfOther does for a chown what the kernel does not do when root, the daemon,
-// makes it: who is not in its group takes sgid off a file that none may execute.
-func killPrivOfOther(fd int, n *node, c *fuse.Caller) error {
-	if c.Uid == 0 || !n.isRegular() {
-		return nil
+// chown changes the owner of fd, a part of n, for c. -1 leaves an id as it is.
+func (fs *FS) chown(fd int, n *node, c *fuse.Caller, uid, gid int) error {
+	if c.Uid == 0 || n.isDir() {
+		return sys.Fchown(fd, uid, gid)
 	}
-	return killPriv(fd, false, c)
+	return fs.chownAs(fd, c, uid, gid)
+}
+
+// setACL sets the ACL disk of fd, which chmods, for c, who is not in fd's group. Only
+// the kernel knows that, and says so: sgid goes.
+func (fs *FS) setACL(fd int, c *fuse.Caller, disk string, value []byte, flags int) error {
+	err := fs.asStranger(c, func() error { return sys.Setxattr(fd, "", disk, value, flags) })
+	if err != nil || kills(fd) {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_ISGID == 0 {
+		return err
+	}
+	return sys.Chmod(fd, "", st.Mode&0o7777&^unix.S_ISGID)
+}
+
+// asStranger runs f so that what it changes loses suid and sgid as if c changed it.
+func (fs *FS) asStranger(c *fuse.Caller, f func() error) error {
+	if !fs.super {
+		return sys.AsStranger(nil, f) // the daemon acts for its own user alone
+	}
+	return sys.AsStranger(ptr(fs.cred(c)), f)
+}
+
+// kills reports whether fd lies where this host's kernel takes suid and sgid off. On
+// network filesystems the server does, for whom we are root; there, what somebody
+// else makes of the mode just then may be undone.
+func kills(fd int) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(fd, &st) == nil && isDisk(&st)
 }
 
 func inGroup(c *fuse.Caller, gid uint32) bool {
@@ -99,7 +141,7 @@ func (h *handle) killPrivOf(c *fuse.Caller) error {
 	if err != nil {
 		return err
 	}
-	return killPriv(v.fd, v.pending, c)
+	return h.n.fs.killPriv(v.fd, v.pending, c)
 }
 
 // uncapped notes that the thread pid has removed n's capabilities, which is what the

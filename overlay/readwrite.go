@@ -172,7 +172,7 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, in *fus
 		return 0, err
 	}
 	if flags&fuse.WRITE_KILL_SUIDGID != 0 {
-		if err := killPriv(v.fd, v.pending, &in.Caller); err != nil {
+		if err := fs.killPriv(v.fd, v.pending, &in.Caller); err != nil {
 			return 0, err
 		}
 	}

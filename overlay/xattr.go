@@ -181,25 +181,12 @@ func (fs *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, attr string,
 		if !shown {
 			return sys.Setxattr(fd, "", disk, value, 0) // may or may not have one of its own
 		}
-		if err := sys.Setxattr(fd, "", disk, value, int(in.Flags)); err != nil {
-			return err
-		}
 		if fs.xattrs && in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
-			return dropSgid(fd)
+			return fs.setACL(fd, &in.Caller, disk, value, int(in.Flags))
 		}
-		return nil
+		return sys.Setxattr(fd, "", disk, value, int(in.Flags))
 	})
 	return fs.status("setxattr", n, "", err)
-}
-
-// dropSgid takes sgid off what somebody who is not in the group has given an ACL,
-// which chmods: only the kernel knows that of the caller, and says so.
-func dropSgid(fd int) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_ISGID == 0 {
-		return err
-	}
-	return sys.Chmod(fd, "", st.Mode&0o7777&^unix.S_ISGID)
 }
 
 // RemoveXAttr implements fuse.RawFileSystem.

@@ -10,9 +10,52 @@ import (
 // AsWriter runs f on a thread that has the filesystem id uid and no CAP_FSETID,
 // then restores the thread: what the kernel does later with these rights is done
 // on uid's account, and takes suid and sgid bits off like a write of anybody's. f
-// runs only if the switch succeeded; a thread that cannot be restored is never
-// used again.
+// runs only if the switch succeeded.
 func AsWriter(uid uint32, f func() error) error {
+	return withoutFSETID(func() (restored bool, err error) {
+		if uid == self.UID {
+			return true, f()
+		}
+		if err = setfsid(unix.SYS_SETFSUID, uid); err == nil {
+			err = f()
+		}
+		// On the way back to zero setfsuid(2) gives filesystem capabilities back, so the
+		// set as it was comes after it.
+		if rerr := setfsid(unix.SYS_SETFSUID, self.UID); rerr != nil {
+			return false, rerr
+		}
+		return true, err
+	})
+}
+
+// AsStranger runs f on a thread that has the groups of c (nil: those it has), but
+// not its user, and no CAP_FSETID: what f changes loses suid and sgid as if c had
+// done it, in one step with the change. f runs only if the switch succeeded.
+func AsStranger(c *Cred, f func() error) error {
+	return withoutFSETID(func() (restored bool, err error) {
+		if c == nil {
+			return true, f()
+		}
+		own, err := current()
+		if err != nil {
+			return true, err
+		}
+		if err := announce("switch"); err != nil {
+			return true, err
+		}
+		if err = become(Cred{UID: own.UID, GID: c.GID, Groups: c.Groups}); err == nil {
+			err = f()
+		}
+		if rerr := become(own); rerr != nil {
+			return false, rerr
+		}
+		return true, err
+	})
+}
+
+// withoutFSETID runs f on a thread without CAP_FSETID. A thread that cannot be
+// restored is never used again.
+func withoutFSETID(f func() (restored bool, err error)) error {
 	runtime.LockOSThread()
 	healthy := false
 	defer func() {
@@ -26,24 +69,14 @@ func AsWriter(uid uint32, f func() error) error {
 	}
 	less := old
 	less[0].Effective &^= 1 << unix.CAP_FSETID
-	err := capability(unix.SYS_CAPSET, &less)
-	if err == nil && uid != self.UID {
-		err = setfsid(unix.SYS_SETFSUID, uid)
+	if err := capability(unix.SYS_CAPSET, &less); err != nil {
+		return err
 	}
-	if err == nil {
-		err = f()
-	}
-	// On the way back to zero setfsuid(2) gives filesystem capabilities back, so the
-	// set as it was comes last.
-	if uid != self.UID {
-		if rerr := setfsid(unix.SYS_SETFSUID, self.UID); rerr != nil {
-			return rerr
-		}
-	}
+	restored, err := f()
 	if rerr := capability(unix.SYS_CAPSET, &old); rerr != nil {
 		return rerr
 	}
-	healthy = true
+	healthy = restored
 	return err
 }
 

@@ -347,6 +347,45 @@ func TestStrangersWriteInPassthrough(t *testing.T) {
 	})
 }
 
+// A file that got suid and sgid directly in the layer, while it was passed through,
+// loses them with a stranger's write: this host's kernel does not know that there is
+// anything to ask us for, and writes with the rights that the file was registered with.
+func TestStrangersWriteToWhatGotSuidUnderneath(t *testing.T) {
+	inBothModesOnDisk(t, "64m", nothingBelow, func(t *testing.T, s *stack) {
+		put(t, s.Path("f"), "program", 0o777)
+		must(t, unix.Chmod(s.Path("f"), 0o777))
+		f := s.open(t, "f", os.O_RDWR) // root is the first, whose rights the kernel keeps
+		if st := lstat(t, s.Path("f")); st.Mode&0o7777 != 0o777 {
+			t.Fatalf("mode %o", st.Mode)
+		}
+		cmd := exec.Command("sh", "-c", "exec 9<>f; echo; read x; printf P >&9")
+		cmd.Dir = s.Path()
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user}
+		in, err := cmd.StdinPipe()
+		must(t, err)
+		out, err := cmd.StdoutPipe()
+		must(t, err)
+		must(t, cmd.Start())
+		_, err = out.Read(make([]byte, 1))
+		must(t, err)
+		_, err = f.WriteAt([]byte("-"), 0) // for which the kernel asks whether it has capabilities
+		must(t, err)
+		asleep(t, s, func() { // it is passed through to both
+			_, err := f.WriteAt([]byte("+"), 0)
+			must(t, err)
+		})
+		layer := filepath.Join(s.upper, "f")
+		must(t, unix.Chmod(layer, 0o6777))
+		_, err = in.Write([]byte("\n"))
+		must(t, err)
+		must(t, cmd.Wait())
+		got, err := os.ReadFile(layer)
+		if st := lstat(t, layer); st.Mode&0o7777 != 0o777 || err != nil || string(got) != "Program" {
+			t.Errorf("mode %o, content %q, %v", st.Mode, got, err)
+		}
+	})
+}
+
 // A file that has suid or sgid when it is opened keeps them when root writes to
 // it, as on any filesystem.
 func TestRootsWriteKeepsPrivileges(t *testing.T) {
