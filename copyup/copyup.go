@@ -24,6 +24,7 @@ type Source struct {
 	Bare   bool          // the copy gets its size and no data: Xattrs mark it as a metacopy
 	Target string        // a symlink's
 	Flags  uint32        // inode flags (FS_*_FL); of them come along what KeptFlags says
+	Origin Origin        // what the copy says of where it comes from; empty: nothing
 }
 
 // Place is where it goes.
@@ -31,6 +32,9 @@ type Place struct {
 	Dir  int    // descriptor of the target directory
 	Name string // in Dir
 	Work int    // descriptor of the work directory, on the same filesystem
+
+	// Claim, if not nil, is the file that becomes the copy. It is released with it.
+	Claim *Claim
 }
 
 // Config is what a mount sets once.
@@ -40,7 +44,8 @@ type Config struct {
 }
 
 // File makes a copy of a regular file that has no name yet: data and metadata
-// complete and, unless volatile, durable. The caller publishes it or closes it.
+// complete and, unless volatile, durable. The caller publishes or discards it. The
+// claim in at is the copy's from now on, also if this fails.
 func File(ctx context.Context, src Source, at Place, cfg Config) (*Copy, error) {
 	c, err := newCopy(at)
 	if err != nil {
@@ -61,6 +66,9 @@ type Copy struct {
 }
 
 func newCopy(at Place) (*Copy, error) {
+	if at.Claim != nil {
+		return &Copy{Fd: at.Claim.Fd, at: at}, nil
+	}
 	fd, err := sys.Tmpfile(at.Dir, unix.O_RDWR, 0o600)
 	if err == nil {
 		return &Copy{Fd: fd, at: at}, nil
@@ -90,6 +98,15 @@ func (c *Copy) fill(ctx context.Context, src Source, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	if l := c.at.Claim; l != nil {
+		if l.isSlow() && !cfg.Volatile {
+			// What takes long while others look on is done before the file gets its times.
+			if err := sys.Fdatasync(c.Fd); err != nil {
+				return err
+			}
+		}
+		l.quiet()
+	}
 	if err := metadata(c.Fd, &src, cfg); err != nil {
 		return err
 	}
@@ -103,6 +120,13 @@ func (c *Copy) fill(ctx context.Context, src Source, cfg Config) error {
 // Publish gives the copy its name. EEXIST means that the name is taken: whoever
 // has it was first. On success the descriptor stays open and is the caller's.
 func (c *Copy) Publish() error {
+	if l := c.at.Claim; l != nil {
+		if err := l.publish(c.at.Dir, c.at.Name); err != nil {
+			return err
+		}
+		c.release()
+		return nil
+	}
 	if c.temp == "" {
 		return sys.LinkFd(c.Fd, c.at.Dir, c.at.Name)
 	}
@@ -128,9 +152,19 @@ func (c *Copy) LinkTo(dir int, name string) error { return sys.LinkFd(c.Fd, dir,
 // Nameless forgets the temporary name, if there is one: the file then lives as
 // long as its descriptor, which is the caller's.
 func (c *Copy) Nameless() {
+	c.release()
 	if c.temp != "" {
 		_ = sys.Unlink(c.at.Work, c.temp)
 		c.temp = ""
+	}
+}
+
+// release gives the claim up, if there is one. What cannot be is broken by who
+// needs it.
+func (c *Copy) release() {
+	if c.at.Claim != nil {
+		c.at.Claim.Release()
+		c.at.Claim = nil
 	}
 }
 

@@ -34,6 +34,25 @@
 // made under a temporary name in the work directory, get their metadata there,
 // and are renamed into place, never over another.
 //
+// # Where other hosts bring up the same files
+//
+// A regular file is then made as a claim (Claims): CLAIMS/ID, of which there is one
+// for each lower inode.
+//
+//	1   CLAIMS/ID, made O_EXCL                               a claim without change: who needs the file breaks
+//	                                                         it, else it is swept
+//	2-5 as above, on the claim; its origin is set with the   as 1
+//	    metadata
+//	6   link by descriptor; ENOENT says that the claim was   the name shows the whole copy; the claim is a
+//	    revoked, EEXIST on the same inode is success         further name of it
+//	6a  CLAIMS/ID unlinked                                   as above
+//	7   as above
+//
+// Who changes the lower file meanwhile has unlinked the claim, so that 6 fails, or
+// finds the copy in the upper, by its origin. Who has a lock leaves CLAIMS/ID, a
+// symlink, if it dies. A claim that is broken while its owner lives costs that
+// owner a new beginning.
+//
 // # Removing the lower copy (migrate mode)
 //
 // Never by path alone: the name may hold another file by now. Remove does, after

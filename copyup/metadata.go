@@ -41,6 +41,9 @@ func metadata(fd int, src *Source, cfg Config) error {
 	if err := setXattrs(src.Xattrs, cfg, func(n string, v []byte) error { return sys.Fsetxattr(fd, n, v, 0) }); err != nil {
 		return err
 	}
+	if err := setOrigin(src, cfg, func(n string, v []byte) error { return sys.Fsetxattr(fd, n, v, 0) }); err != nil {
+		return err
+	}
 	if src.Attr.IsRegular() && src.Size < src.Attr.Size {
 		return nil // cut while it is copied: that is a change, and has its time
 	}
@@ -65,6 +68,11 @@ func nodeMetadata(dirfd int, name string, src *Source, cfg Config) error {
 		}
 	}
 	if err := setXattrs(src.Xattrs, cfg, func(n string, v []byte) error {
+		return sys.Setxattr(dirfd, name, n, v, 0)
+	}); err != nil {
+		return err
+	}
+	if err := setOrigin(src, cfg, func(n string, v []byte) error {
 		return sys.Setxattr(dirfd, name, n, v, 0)
 	}); err != nil {
 		return err
@@ -123,8 +131,8 @@ func setXattrs(x layers.Xattrs, cfg Config, set func(string, []byte) error) erro
 	}
 	sort.Strings(names)
 	for _, n := range names {
-		if belongsToStorage(n) {
-			continue
+		if belongsToStorage(n) || n == XattrOrigin {
+			continue // a lower that once was an upper says where its files came from
 		}
 		err := set(n, x[n])
 		if err == nil {

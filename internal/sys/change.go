@@ -273,3 +273,15 @@ func Removexattr(dirfd int, name, attr string) error {
 		})
 	})
 }
+
+// BeatAt gives name in dirfd itself, or the open file dirfd if name is empty, the
+// present time by its filesystem's clock. It is a sign of life, not a change that
+// anything depends on: no hook sees it.
+func BeatAt(dirfd int, name string) error {
+	now := [2]unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}}
+	flags := unix.AT_SYMLINK_NOFOLLOW
+	if name == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	return Retry(func() error { return unix.UtimesNanoAt(dirfd, name, now[:], flags) })
+}

@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"encoding/binary"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -9,6 +10,12 @@ import (
 // Fsxattr is struct fsxattr of linux/fs.h: flags, extent size, extent count,
 // project id, copy-on-write extent size, padding.
 type Fsxattr [28]byte
+
+// Project returns the project id.
+func (x *Fsxattr) Project() uint32 { return binary.NativeEndian.Uint32(x[12:]) }
+
+// SetProject sets the project id.
+func (x *Fsxattr) SetProject(id uint32) { binary.NativeEndian.PutUint32(x[12:], id) }
 
 // Requests of linux/fs.h that the unix package has no name for.
 const (

@@ -118,6 +118,13 @@ func Statx(dirfd int, name string, stx *unix.Statx_t) error {
 	return Retry(func() error { return unix.Statx(dirfd, name, flags, statxMask, stx) })
 }
 
+// StatxNow is Statx that asks the server where the filesystem has one: what this
+// host remembers does not tell whether another is at work.
+func StatxNow(dirfd int, name string, stx *unix.Statx_t) error {
+	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_FORCE_SYNC
+	return Retry(func() error { return unix.Statx(dirfd, name, flags, statxMask, stx) })
+}
+
 // Access reports whether the thread may do with the file behind the O_PATH
 // descriptor fd what mask says (faccessat2(2), Linux 5.8), by its filesystem ids.
 func Access(fd int, mask uint32) error {

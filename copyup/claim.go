@@ -1,0 +1,258 @@
+package copyup
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+)
+
+// Several hosts work on one lower file by turns: who does something to it that
+// others must not do at the same time has its claim, a name in a directory of the
+// upper that is made of the file's Origin and exists once.
+//
+// Two kinds of things have that name. A copy is the very file that is made: what
+// is linked into place is the inode, by its descriptor, so that unlinking the
+// claim revokes it, since an inode without names cannot be linked. A lock is a
+// symlink; it says who has it, and is for what takes no time.
+//
+// Anyone may unlink any claim at any time, and nothing may break: so nobody has to
+// know whether an owner is dead. Who finds a claim that does not change breaks it;
+// an owner that lives shows it.
+
+// ErrRevoked: the claim that was to be published is not there any more.
+var ErrRevoked = errors.New("the claim was revoked")
+
+// Claims is the directory of claims.
+type Claims struct {
+	Dir int
+	Who string // what locks say
+	// Stale is how long a claim may be without change, by our own clock, before
+	// it is broken.
+	Stale time.Duration
+
+	locks atomic.Uint64
+}
+
+// StaleAfter is what Claims.Stale is but in tests.
+const StaleAfter = 10 * time.Second
+
+// beatAfter is how often an owner shows that it lives.
+const beatAfter = 2 * time.Second
+
+// Kind is what a claim is for.
+type Kind int
+
+const (
+	// ForCopy is a copy that will be published. It waits for who has a claim.
+	ForCopy Kind = iota
+	// Lock waits for who has a claim.
+	Lock
+	// Revoke is a lock that revokes a copy and waits for a lock.
+	Revoke
+)
+
+// Claim is what we have until Release.
+type Claim struct {
+	Fd int // of a copy, open for reading and writing; -1 of a lock
+
+	c    *Claims
+	name string
+	who  string // of a lock: what its symlink holds, like no other
+	made time.Time
+
+	mu   sync.Mutex
+	beat *time.Timer // nil: not any more
+}
+
+// Take makes the claim of o as soon as it can be had. Between looks at somebody
+// else's, idle runs; an error of it ends the waiting and is returned.
+func (c *Claims) Take(ctx context.Context, o Origin, kind Kind, idle func() error) (*Claim, error) {
+	var w watch
+	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
+		l, err := c.try(o, kind)
+		if !errors.Is(err, unix.EEXIST) {
+			return l, err
+		}
+		switch over, err := w.over(c, string(o), kind); {
+		case err != nil:
+			return nil, err
+		case over:
+			pause = time.Millisecond
+			continue
+		}
+		if idle != nil {
+			if err := idle(); err != nil {
+				return nil, err
+			}
+		}
+		t := time.NewTimer(min(pause, max(c.Stale/2, time.Millisecond)))
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil, ctx.Err()
+		case <-t.C:
+		}
+	}
+}
+
+// try makes the claim of o; EEXIST if somebody has one.
+func (c *Claims) try(o Origin, kind Kind) (l *Claim, err error) {
+	l = &Claim{c: c, name: string(o), Fd: -1, made: time.Now()}
+	if kind == ForCopy {
+		l.Fd, err = sys.Create(c.Dir, l.name, unix.O_RDWR|unix.O_EXCL, 0o600)
+	} else {
+		l.who = c.Who + "." + strconv.FormatUint(c.locks.Add(1), 10)
+		err = sys.Symlink(l.who, c.Dir, l.name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.beat = time.AfterFunc(beatAfter, l.showLife)
+	return l, nil
+}
+
+// watch is what is seen of somebody else's claim, and since when.
+type watch struct {
+	seen  unix.Statx_t
+	since time.Time
+}
+
+// over looks at the claim of that name and breaks it if it has not changed for
+// long, or may be revoked. It reports whether it is gone.
+func (w *watch) over(c *Claims, name string, kind Kind) (bool, error) {
+	var now unix.Statx_t
+	err := sys.StatxNow(c.Dir, name, &now)
+	if errors.Is(err, unix.ENOENT) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	copies := now.Mode&unix.S_IFMT == unix.S_IFREG
+	switch {
+	case kind == Revoke && copies:
+	case w.since.IsZero() || !same(&now, &w.seen):
+		w.seen, w.since = now, time.Now()
+		return false, nil
+	case time.Since(w.since) < c.Stale:
+		return false, nil
+	}
+	if err := sys.Unlink(c.Dir, name); err != nil && !errors.Is(err, unix.ENOENT) {
+		return false, err
+	}
+	*w = watch{}
+	return true, nil
+}
+
+func same(a, b *unix.Statx_t) bool {
+	return a.Ino == b.Ino && a.Size == b.Size && a.Blocks == b.Blocks && a.Mtime == b.Mtime && a.Ctime == b.Ctime
+}
+
+// showLife changes the claim so that nobody breaks it.
+func (l *Claim) showLife() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.beat == nil {
+		return
+	}
+	if l.Fd >= 0 {
+		_ = sys.BeatAt(l.Fd, "")
+	} else {
+		_ = sys.BeatAt(l.c.Dir, l.name)
+	}
+	l.beat.Reset(beatAfter)
+}
+
+// quiet ends what showLife does: the file gets its own times now, and what is
+// still to be done takes no time.
+func (l *Claim) quiet() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.beat != nil {
+		l.beat.Stop()
+		l.beat = nil
+	}
+}
+
+// isSlow reports whether the owner has had to show life, or soon will.
+func (l *Claim) isSlow() bool { return time.Since(l.made) > beatAfter/2 }
+
+// Release gives the claim up, and reports whether it was ours all the time. Of a
+// copy that was published it says nothing. The descriptor of a copy stays open.
+func (l *Claim) Release() (held bool) {
+	l.quiet()
+	// Within this time nobody can have broken a lock. Whoever revokes a copy does
+	// it at once, and the name may be another's by now: taking that away would
+	// harm nobody, but let in a third.
+	sure := l.Fd < 0 && time.Since(l.made) < l.c.Stale
+	if !sure && !l.isOurs() {
+		return false
+	}
+	return sys.Unlink(l.c.Dir, l.name) == nil
+}
+
+func (l *Claim) isOurs() bool {
+	if l.Fd < 0 {
+		who, err := sys.Readlink(l.c.Dir, l.name)
+		return err == nil && who == l.who
+	}
+	var name, fd unix.Statx_t
+	return sys.Statx(l.c.Dir, l.name, &name) == nil && sys.Statx(l.Fd, "", &fd) == nil && name.Ino == fd.Ino
+}
+
+// publish gives the inode of a copy the name target in dir. ErrRevoked means that
+// the claim is gone; EEXIST that the name is taken, by another file.
+func (l *Claim) publish(dir int, target string) error {
+	err := sys.LinkFd(l.Fd, dir, target)
+	if errors.Is(err, unix.EXDEV) && l.joinProject(dir) == nil {
+		err = sys.LinkFd(l.Fd, dir, target)
+	}
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESTALE):
+		var stx unix.Statx_t
+		if sys.Statx(l.Fd, "", &stx) != nil || stx.Nlink == 0 {
+			return ErrRevoked
+		}
+	case errors.Is(err, unix.EEXIST) && isSame(l.Fd, dir, target):
+		return nil // NFS repeats requests
+	}
+	return err
+}
+
+// isSame reports whether name in dir is the file fd.
+func isSame(fd, dir int, name string) bool {
+	var a, b unix.Stat_t
+	return unix.Fstat(fd, &a) == nil && unix.Fstatat(dir, name, &b, unix.AT_SYMLINK_NOFOLLOW) == nil &&
+		a.Dev == b.Dev && a.Ino == b.Ino
+}
+
+// joinProject gives the copy the project id of the directory dir: where that hands
+// its own down, a file of another project cannot be linked into it.
+func (l *Claim) joinProject(dir int) error {
+	fd, err := sys.OpenBeneath(dir, "", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var theirs, ours sys.Fsxattr
+	if err := sys.GetFsxattr(fd, &theirs); err != nil {
+		return err
+	}
+	if err := sys.GetFsxattr(l.Fd, &ours); err != nil {
+		return err
+	}
+	if ours.Project() == theirs.Project() {
+		return unix.EXDEV
+	}
+	ours.SetProject(theirs.Project())
+	return sys.SetFsxattr(l.Fd, &ours)
+}

@@ -1,0 +1,47 @@
+package copyup
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+)
+
+// Origin tells one lower inode from all others, at any time and on every host: it
+// is made of the lower's id, the inode number and, against reuse, the birth time.
+type Origin string
+
+// XattrOrigin is where an upper file says of which lower inode it is the
+// successor. It stays: another host may hold the lower inode open for days.
+const XattrOrigin = "trusted.migratefs.origin"
+
+// OriginOf returns the origin of the file a of the lower that is called lower.
+func OriginOf(lower string, a *layers.Attr) Origin {
+	return Origin(fmt.Sprintf("%s-%x-%x.%x", lower, a.Ino, a.Btime.Sec, a.Btime.Nsec))
+}
+
+// ReadOrigin returns the origin of name in dirfd, or of dirfd if name is empty;
+// none if the file is no copy, or its filesystem has no room to say so.
+func ReadOrigin(dirfd int, name string) (Origin, error) {
+	v, err := sys.Getxattr(dirfd, name, XattrOrigin)
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) {
+		return "", nil
+	}
+	return Origin(v), err
+}
+
+// setOrigin sets the origin of src with set. Without it a copy is as good; only
+// hosts that have the lower file open do not find it.
+func setOrigin(src *Source, cfg Config, set func(name string, value []byte) error) error {
+	if src.Origin == "" {
+		return nil
+	}
+	err := set(XattrOrigin, []byte(src.Origin))
+	if errors.Is(err, unix.EOPNOTSUPP) || !cfg.Owner && errors.Is(err, unix.EPERM) {
+		return nil
+	}
+	return err
+}
