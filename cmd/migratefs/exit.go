@@ -12,6 +12,7 @@ const (
 	exitOK      = 0
 	exitFailure = 1  // failed while doing it
 	exitUsage   = 2  // the command line is wrong
+	exitFound   = 3  // it was looked, and found: see plan and check
 	exitMount   = 32 // the mount failed, as mount(8) has it
 )
 

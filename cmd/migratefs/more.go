@@ -2,7 +2,8 @@ package main
 
 import "github.com/spf13/cobra"
 
-// moreCommands are the subcommands about checkpoints.
+// moreCommands are the subcommands about checkpoints, and those for before and
+// after a migration.
 func moreCommands() []*cobra.Command {
-	return []*cobra.Command{newRestoreCommand(), newRestoreInitCommand(), newLazyfsCommand()}
+	return []*cobra.Command{newRestoreCommand(), newRestoreInitCommand(), newLazyfsCommand(), newPlanCommand()}
 }

@@ -19,22 +19,39 @@ const direntHeader = 19
 // reading, from its present position; "." and ".." are left out.
 func ReadDirFd(ctx context.Context, fd int) ([]layers.Entry, error) {
 	var entries []layers.Entry
+	err := EachPart(ctx, fd, func(part []layers.Entry) error {
+		entries = append(entries, part...)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return entries, nil
+}
+
+// EachPart calls f with what ReadDirFd returns, a part at a time, so that a
+// directory of any size takes little memory. f may not keep the part.
+func EachPart(ctx context.Context, fd int, f func([]layers.Entry) error) error {
 	buf := make([]byte, 64<<10)
+	var part []layers.Entry
 	for {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return err
 		}
 		n, err := unix.Getdents(fd, buf)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if n == 0 {
-			return entries, nil
+			return nil
 		}
-		entries = parseDirents(entries, buf[:n])
+		part = parseDirents(part[:0], buf[:n])
+		if err := f(part); err != nil {
+			return err
+		}
 	}
 }
 

@@ -163,6 +163,19 @@ var badInputs = []badInput{
 	{"lazyfs from images that do not exist", nil, "lazyfs DIR/mnt DIR/noimages root@source", exitMount, []string{"DIR/noimages"}},
 	{"lazyfs from a host that does not exist", func(t *testing.T, s *site) { s.images(t, "pstree.img", unchanged) },
 		"lazyfs DIR/mnt DIR/images root@nohost.invalid", exitMount, []string{"nohost.invalid"}},
+	{"plan of one directory", nil, "plan DIR/lower", exitUsage, []string{"OLD and NEW"}},
+	{"plan with an unknown flag", nil, "plan --speed DIR/lower DIR/upper", exitUsage, []string{"--speed"}},
+	{"plan with no workers", nil, "plan --workers -1 DIR/lower DIR/upper", exitUsage, []string{"--workers"}},
+	{"plan of what does not exist", nil, "plan DIR/nolower DIR/upper", exitFailure, []string{"OLD", "DIR/nolower"}},
+	{"plan for what does not exist", nil, "plan DIR/lower DIR/noupper", exitFailure, []string{"NEW", "DIR/noupper"}},
+	{"plan of a file", nil, "plan DIR/lower/file DIR/upper", exitFailure, []string{"DIR/lower/file", "directory"}},
+	{"plan of a directory for itself", nil, "plan DIR/lower DIR/lower", exitFailure, []string{"the same directory"}},
+	{"plan of a directory for one in it", nil, "plan DIR/lower DIR/lower/sub", exitFailure, []string{"DIR/lower/sub", "inside"}},
+	{"plan for a read-only filesystem", func(t *testing.T, s *site) {
+		must(t, os.Mkdir(s.at("ro"), 0o755))
+		must(t, unix.Mount("ro", s.at("ro"), "tmpfs", unix.MS_RDONLY, ""))
+		t.Cleanup(func() { must(t, unix.Unmount(s.at("ro"), 0)) })
+	}, "plan DIR/lower DIR/ro", exitFailure, []string{"DIR/ro", "read-only"}},
 	{"no such command", nil, "frobnicate", exitUsage, nil},
 
 	{"images do not exist", nil, "-o criu=DIR/noimages DIR/mnt", exitMount, []string{"DIR/noimages"}},
