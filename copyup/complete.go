@@ -23,7 +23,7 @@ func Complete(ctx context.Context, fd int, src layers.File, size int64, cfg Conf
 			return err
 		}
 		caps, capsErr := sys.Fgetxattr(fd, xattrCaps)
-		err := copyData(ctx, fd, src, size)
+		err := copyData(ctx, fd, src, size, size, cfg)
 		if capsErr == nil {
 			if cerr := sys.Fsetxattr(fd, xattrCaps, caps, 0); err == nil {
 				err = cerr
@@ -42,10 +42,7 @@ func Complete(ctx context.Context, fd int, src layers.File, size int64, cfg Conf
 			return err
 		}
 	}
-	if cfg.Volatile {
-		return nil
-	}
-	return sys.Fsync(fd)
+	return settled(ctx, fd, cfg)
 }
 
 // restoreMode puts back suid and sgid, which a write takes off unless the daemon

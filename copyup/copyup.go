@@ -93,7 +93,7 @@ func (c *Copy) fill(ctx context.Context, src Source, cfg Config) error {
 	case src.Bare:
 		err = sys.Truncate(c.Fd, src.Size)
 	case src.File != nil && src.Size > 0:
-		err = copyData(ctx, c.Fd, src.File, src.Size)
+		err = copyData(ctx, c.Fd, src.File, src.Size, src.Attr.Size, cfg)
 	}
 	if err != nil {
 		return err
@@ -111,10 +111,22 @@ func (c *Copy) fill(ctx context.Context, src Source, cfg Config) error {
 		return err
 	}
 	setFlags(c.Fd, &src)
+	return settled(ctx, c.Fd, cfg)
+}
+
+// settled makes the open file fd durable. What close(2) would say of it is asked
+// before anything is done that relies on it.
+func settled(ctx context.Context, fd int, cfg Config) error {
 	if cfg.Volatile {
 		return nil
 	}
-	return sys.Fsync(c.Fd)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := sys.Fsync(fd); err != nil {
+		return err
+	}
+	return sys.CloseEarly(fd)
 }
 
 // Publish gives the copy its name. EEXIST means that the name is taken: whoever

@@ -6,10 +6,11 @@
 //
 //	1  nameless file in the target directory (O_TMPFILE)  nothing: it goes with its descriptor
 //	2  owner, on the empty file: the quota is the user's    as 1
-//	3  data: reflink, copy_file_range or read and write     as 1; ENOSPC or EDQUOT is returned
+//	3  data: reflink, copy_file_range or read and write     as 1; ENOSPC or EDQUOT is returned. A source that
+//	                                                        is longer or shorter afterwards is ErrChanged
 //	4  inherited ACLs dropped, mode, xattrs, ACLs, times    as 1. A copy that is cut short for a truncate
 //	                                                        keeps the present time: that is the change
-//	5  fsync of the file                                    as 1
+//	5  fsync of the file, and a close(2) of it              as 1
 //	6  link at the target's name, never over another        the name shows the whole copy; the lower copy
 //	                                                        is still there and has the same content
 //	7  fsync of the target directory                        durable: from here a lower copy may go
@@ -71,6 +72,14 @@
 //
 // The order of a and b needs no fsync: both are operations on names of one
 // filesystem, whose journal (or server) keeps them in order.
+//
+// # Data
+//
+// Blocks are shared where the filesystem can (FICLONERANGE, also for a part), else
+// copied by copy_file_range or, between filesystems, by hand. Holes stay holes. A
+// large file is cut into pieces for a few workers (crew), of a size that the storage
+// does in a moment: between two pieces an interrupt is seen. What was written is on
+// its way to the disk while the rest is copied.
 //
 // Start reading at File.
 package copyup

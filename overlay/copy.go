@@ -124,7 +124,7 @@ func (fs *FS) upLocked(ctx context.Context, n *node, size int64) (cut bool, err 
 }
 
 // errChanged: the lower file changed while it was copied.
-var errChanged = errors.New("the lower file changed while it was copied")
+var errChanged = copyup.ErrChanged
 
 func (fs *FS) upWith(ctx context.Context, n *node, src copyup.Source) error {
 	if n.isRegular() && src.Size > 0 {

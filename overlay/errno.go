@@ -30,6 +30,7 @@ var errnoTable = []struct {
 	{layers.ErrCorrupt, unix.EIO},
 	{layers.ErrNotRegular, unix.EINVAL},
 	{copyup.ErrReplaced, unix.ESTALE},
+	{copyup.ErrChanged, unix.ESTALE},
 	{os.ErrClosed, unix.EBADF},
 	{unix.ELOOP, unix.ESTALE}, // a symlink stands underneath where a directory was: look anew
 }

@@ -21,10 +21,10 @@ var orders = []struct {
 	// The copy, its origin with it, is durable before it has its name; its directory
 	// is marked before that.
 	{stackings[0], "overlay: write", func(d *driver) unix.Errno { return d.write("low", "W", 0) },
-		"tmpfile chown clone copy_file_range truncate chmod setxattr setxattr utimes fsync setxattr link utimes write"},
+		"tmpfile chown clone truncate copy_file_range chmod setxattr setxattr utimes fsync close setxattr link utimes write"},
 	// ... and its name is before the lower copy goes.
 	{stackings[2], "migrate: write", func(d *driver) unix.Errno { return d.write("low", "W", 0) },
-		"tmpfile chown clone copy_file_range truncate chmod setxattr utimes fsync link utimes " +
+		"tmpfile chown clone truncate copy_file_range chmod setxattr utimes fsync close link utimes " +
 			"fsync symlink rename unlink unlink write"},
 	// Lower names go first, each durably before the next higher.
 	{stackings[2], "migrate: unlink", func(d *driver) unix.Errno { return d.unlink("both") },
@@ -46,7 +46,7 @@ var orders = []struct {
 	// durable, and known to be one, before it has a name in the tree.
 	{stackings[4], "remote: write", func(d *driver) unix.Errno { return d.write("other", "W", 0) },
 		"unlink unlink create truncate create write " + // the cache of what is read
-			"fdatasync rename rename fsync chown tmpfile chown chmod setxattr setxattr utimes fsync " +
+			"fdatasync rename rename fsync chown tmpfile chown chmod setxattr setxattr utimes fsync close " +
 			"link link utimes utimes write write"},
 	// The name goes first, then the object, then the stub's own name.
 	{stackings[4], "remote: unlink of a pending file", func(d *driver) unix.Errno { return d.unlink("low") },

@@ -171,9 +171,41 @@ func CopyRange(dst int, dstOff int64, src int, srcOff int64, n int) (copied int,
 	return copied, err
 }
 
-// Clone makes dst share all data of src (FICLONE).
-func Clone(dst, src int) error {
-	return change("clone", func() error { return unix.IoctlFileClone(dst, src) })
+// CloneRange makes dst share n bytes of src (FICLONERANGE): whole blocks, unless
+// they reach the end of src.
+func CloneRange(dst int, dstOff int64, src int, srcOff int64, n int64) error {
+	return change("clone", func() error {
+		return unix.IoctlFileCloneRange(dst, &unix.FileCloneRange{
+			Src_fd: int64(src), Src_offset: uint64(srcOff), Src_length: uint64(n), Dest_offset: uint64(dstOff),
+		})
+	})
+}
+
+// SyncRange starts writing n bytes of fd at off to the disk, or waits until they
+// are there. It makes nothing durable: metadata stays where it is. A filesystem
+// that cannot do it does nothing.
+func SyncRange(fd int, off, n int64, wait bool) error {
+	flags := unix.SYNC_FILE_RANGE_WRITE
+	if wait {
+		flags |= unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+	}
+	err := change("sync_file_range", func() error { return unix.SyncFileRange(fd, off, n, flags) })
+	if err == unix.EINVAL || err == unix.ENOSYS || err == unix.EOPNOTSUPP {
+		return nil
+	}
+	return err
+}
+
+// CloseEarly does to fd what close(2) does for one of its descriptors, and returns
+// what that says: on network storage, errors of writing. fd stays open.
+func CloseEarly(fd int) error {
+	return change("close", func() error {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		return unix.Close(dup)
+	})
 }
 
 // Truncate sets the size of the open file fd.
