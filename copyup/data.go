@@ -107,7 +107,7 @@ func (c *copying) block() int64 {
 	if unix.Fstat(c.src, &st) != nil || st.Blksize < 4096 {
 		return 4096
 	}
-	return int64(st.Blksize)
+	return st.Blksize
 }
 
 // copy copies the data in [off, end), which dst has as a hole. A large one is cut
