@@ -43,8 +43,8 @@
 //   - What a client has locked is locked on the inode that shows, where it lies in
 //     a layer that we may change: on a copy before it has its name.
 //   - What the kernel may keep: contents by inode, for good where only this mount
-//     changes them (FS.Alone), else dropped when size or mtime change, and before a
-//     lock is granted; names and attributes for entry_timeout and attr_timeout,
+//     changes them (FS.Alone), else dropped when size or mtime change, by an open that
+//     finds another version (keep.go), and before a lock is granted; names and attributes for entry_timeout and attr_timeout,
 //     attributes of what it may change itself not at all (node.attrTimeout).
 //
 // # What a crash leaves

@@ -129,6 +129,7 @@ type layer struct {
 	writable bool
 	changes  bool
 	passes   bool // the kernel may read and write its files by itself
+	disk     bool // it lies on a disk of this host
 	fsid     uint64
 	dev      uint64 // of the root directory
 	oci      bool
@@ -191,7 +192,8 @@ func (fs *FS) stack() {
 		if unix.Fstat(fs.upper.root, &st) == nil {
 			fs.upper.dev = st.Dev
 		}
-		fs.closeTells = !fs.upper.onDisk()
+		fs.upper.disk = fs.upper.onDisk()
+		fs.closeTells = !fs.upper.disk
 	}
 	for i, low := range fs.cfg.Lowers {
 		l := &layer{Layer: low.Layer, index: i + 1, root: -1, changes: low.Changes, oci: low.OCI && fs.cfg.Mode == Overlay, handles: handles{fd: -1}, trash: -1, marks: -1}
@@ -205,6 +207,7 @@ func (fs *FS) stack() {
 			if st, err := local.StatfsFd(l.root); err == nil {
 				l.fsid = st.Fsid
 			}
+			l.disk = l.onDisk()
 		}
 		fs.oci = fs.oci || l.oci
 		fs.lowers = append(fs.lowers, l)

@@ -91,6 +91,7 @@ type node struct {
 	backing int32          // what the kernel calls the upper file, while io is ioPassthrough
 	shown   atomic.Uint32  // suid and sgid as the kernel was last told
 	mapped  bool           // may be mapped in passthrough, shared and writable, since the kernel knows n
+	pages   *pages         // what the kernel may have read of it, where others change files too
 	obj     *extent.Object // while open, of a remote or pending file
 	src     *source        // where obj's missing extents come from
 	retired []readable     // what obj and src were, for reads under way

@@ -27,6 +27,8 @@ type handle struct {
 	fd    int         // in the upper, or -1
 	lower layers.File // of a local lower, or nil
 
+	drops atomic.Pointer[pages] // what the kernel reads from this open on; see keep.go
+
 	uncapped uint32 // the thread that last removed n's capabilities; protected by n.mu
 }
 
@@ -358,6 +360,7 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 		return
 	}
 	n := h.n
+	h.opened()
 	n.unlockAtRelease(h.id)
 	n.mu.Lock()
 	delete(n.open, h.id)

@@ -173,7 +173,7 @@ func (fs *FS) openReply(h *handle, out *fuse.OpenOut) {
 		}
 	case h.flags&unix.O_DIRECT != 0:
 		out.OpenFlags = fuse.FOPEN_DIRECT_IO
-	case fs.Alone() && !mapped:
+	case fs.Alone() && !mapped, !fs.Alone() && n.keepPages(h):
 		out.OpenFlags = fuse.FOPEN_KEEP_CACHE
 	}
 	if news {

@@ -58,6 +58,7 @@ func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 	if h == nil {
 		return nil, fuse.EBADF
 	}
+	h.opened()
 	off := int64(in.Offset)
 	v := h.view()
 	var err error

@@ -76,7 +76,7 @@ func (b *bed) measure(l *load) (_ *results, err error) {
 	for run := range b.cfg.runs {
 		for i := range b.kinds {
 			k := b.kinds[(i+run)%len(b.kinds)]
-			if l.skip != nil && l.skip(k) {
+			if !l.fits(k) {
 				continue
 			}
 			err := b.once(l, k, d, func(i int, m *mounted, run func() error) error {
@@ -95,7 +95,7 @@ func (b *bed) measure(l *load) (_ *results, err error) {
 		return res, nil
 	}
 	for _, k := range b.kinds {
-		if k.args == nil || l.skip != nil && l.skip(k) {
+		if k.args == nil || !l.fits(k) {
 			continue
 		}
 		err := b.once(l, k, d, func(i int, m *mounted, run func() error) (err error) {

@@ -20,6 +20,8 @@ type kind struct {
 	// args starts the daemon in the foreground; without it, mount mounts.
 	args  func(p *place) []string
 	mount func(p *place) error
+	// readOnly: it has no upper.
+	readOnly bool
 	// tells: it says so when it is ready, which is after the mount shows.
 	tells bool
 }
@@ -66,11 +68,18 @@ func findKinds(cfg *config) ([]*kind, error) {
 		builds = append(builds, [2]string{"base", cfg.base})
 	}
 	for _, b := range builds {
-		for _, mode := range []string{"overlay", "migrate"} {
-			kinds = append(kinds, &kind{name: b[0] + "-" + mode, tells: true, args: func(p *place) []string {
-				return []string{b[1], "-f", "-o", "mode=" + mode + "," + overlayOptions(p), p.point}
+		for _, m := range []struct{ name, options string }{
+			{"overlay", "mode=overlay"},
+			{"migrate", "mode=migrate"},
+			{"migrate-1s", "mode=migrate,entry_timeout=1,attr_timeout=1"},
+		} {
+			kinds = append(kinds, &kind{name: b[0] + "-" + m.name, tells: true, args: func(p *place) []string {
+				return []string{b[1], "-f", "-o", m.options + "," + overlayOptions(p), p.point}
 			}})
 		}
+		kinds = append(kinds, &kind{name: b[0] + "-readonly", readOnly: true, tells: true, args: func(p *place) []string {
+			return []string{b[1], "-f", "-o", "mode=overlay,lowerdir=" + p.lower, p.point}
+		}})
 	}
 	kinds = slices.DeleteFunc(kinds, func(k *kind) bool {
 		if !wants(cfg.mounts, k.name) || k.args == nil {

@@ -14,6 +14,11 @@ type load struct {
 	steps        []step
 }
 
+// fits reports whether k can be measured with l.
+func (l *load) fits(k *kind) bool {
+	return (l.readOnly || !k.readOnly) && (l.skip == nil || !l.skip(k))
+}
+
 // step is what is timed.
 type step struct {
 	name    string

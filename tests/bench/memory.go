@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -39,7 +38,9 @@ func (b *bed) memory() (_ map[*kind]memoryUse, err error) {
 	}
 	use := map[*kind]memoryUse{}
 	for _, k := range b.kinds {
-		if !strings.HasPrefix(k.name, "ours") && k.name != "go-fuse" {
+		switch k.name {
+		case "ours-overlay", "ours-migrate", "go-fuse":
+		default:
 			continue // a walk of a million files takes its time
 		}
 		err := b.once(l, k, d, func(_ int, m *mounted, run func() error) error {

@@ -27,7 +27,7 @@ func TestPage(t *testing.T) {
 	var page bytes.Buffer
 	r.page(&page)
 	for _, want := range []string{
-		"| untar: tar -x <all> | fuse-overlayfs | 0.80 | **1.25** |  |",
+		"| untar: tar -x <all> | fuse-overlayfs | 0.80 | **1.25** |  |  |  |",
 		"| untar: tar -x <all> |  | 40 | 50 |",
 		"| untar: tar -x <all> | 100.0 | 0.0 |",
 		"|  | 3.00 / 0.50 |",
