@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/tests/testbed"
 )
 
@@ -280,6 +282,11 @@ var operations = []operation{
 	moves("hid", "new").where(inOverlay), moves("dir/sub", "hid/sub").where(inOverlay),
 	exchanges("dir", "up dir"), exchanges("dir", "low"), exchanges("both dir", "dir"),
 
+	// What nobody touches: whole directories are done away with, also those that
+	// the upper has a part of; of hard links, the first and the last.
+	drains("dir/sub"), drains("both dir"), drains("empty"), drains("low"), drains("sym"), drains("fifo"), drains("hard1"),
+	drains("dir").after("whose hard link is the last", func(d *driver) { d.write("hard1", "LINK", 0); d.unlink("hard2"); d.unlink("dir/a") }),
+
 	// Remote files that have been written to.
 	unlinks("low").where(isRemote).after("that is pending", pend),
 	moves("low", "new").where(isRemote).after("that is pending", pend),
@@ -334,6 +341,26 @@ var operations = []operation{
 	unlinks("low").where(hasMetacopy).after("that is a metacopy", leaveData),
 	{name: "link of a metacopy", only: hasMetacopy, first: leaveData,
 		do: func(d *driver) unix.Errno { return d.link("low", "dir/new") }, effect: linked("low", "dir/new")},
+}
+
+// drains brings up all that lies below, which nobody sees.
+func drains(path string) operation {
+	return operation{
+		name: "drain " + path, only: func(k stacking) bool { return k.mode == Migrate },
+		do: func(d *driver) unix.Errno {
+			var errno unix.Errno
+			err := d.fs.Drain(context.Background(), DrainConfig{Path: layers.Path(path), Failed: func(f DrainFailure) {
+				if !errors.Is(f.Err, ErrShadowed) {
+					errno = f.Errno()
+				}
+			}})
+			if err != nil {
+				errno = errnoOf(err)
+			}
+			return errno
+		},
+		effect: func(sight, stacking) {},
+	}
 }
 
 // hasMetacopy reports whether what changes no data moves none.

@@ -167,8 +167,13 @@ func (fs *FS) unmarkLast(l *layer, name string) {
 	}
 	var up unix.Stat_t
 	if unix.Fstatat(fs.links, name, &up, unix.AT_SYMLINK_NOFOLLOW) == nil {
-		_ = sys.Unlink(fs.links, backName(up.Ino))
-		_ = sys.Unlink(fs.links, name)
+		// What stays is counted as a name that is ours while the other says so.
+		if err := sys.Unlink(fs.links, backName(up.Ino)); err != nil && err != unix.ENOENT {
+			return
+		}
+		if err := sys.Unlink(fs.links, name); err != nil {
+			return
+		}
 	}
 	_ = sys.Unlink(l.marks, name)
 }
