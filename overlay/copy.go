@@ -40,6 +40,9 @@ func (fs *FS) upCut(ctx context.Context, n *node, size int64) (cut bool, err err
 	if n.isUp(size) {
 		return false, nil
 	}
+	if fs.strange.Load() {
+		return false, unix.ESTALE
+	}
 	ctx = untilKilled(ctx)
 	err = fs.asOwner(n, func() (err error) {
 		if n.isDir() {

@@ -85,13 +85,18 @@
 //	last name of a pending file      the name; then the object, then WORK/stubs/ID: swept
 //	copy-up in a directory           overlay mode: the directory is marked overlay.impure first
 //	copy-up of a hard-linked file    the count (overlay mode: overlay.nlink; migrate mode: the
-//	                                 marker LOWER/.migratefs/hl/ID and the name back), WORK/index/ID,
-//	                                 the name. From WORK/index/ID on, all names show the copy.
+//	                                 marker LOWER/.migratefs/hl/ID and the name back), index/ID,
+//	                                 the name. From index/ID on, all names show the copy.
+//	mount in migrate mode            LOWER/.migratefs/id, UPPER/.migratefs/id: a temporary name, whole and
+//	                                 synced, linked, never replaced; UPPER/.migratefs/daemons/DAEMON, which
+//	                                 the next mount of this host sweeps when its lock is free, and those of
+//	                                 others after an hour without a sign of life
 //
-// A crash in the middle of the last leaves a st_nlink that is one too high, never
-// one too low: the copy would be given up, and an older lower file show, while a
-// name still leads to it. The price is the space of a copy that no name leads to
-// any more: it stays in WORK/index.
+// A crash in the middle of a copy-up of a hard-linked file leaves a st_nlink that is
+// one too high, never one too low: the copy would be given up, and an older lower
+// file show, while a name still leads to it. The price is the space of a copy that
+// no name leads to any more: it stays in the index. That is WORK/index or, in migrate
+// mode, UPPER/.migratefs/index; WORK is UPPER/.migratefs/daemons/DAEMON there.
 //
 // A failure at any of these steps, other than those said to succeed, takes back
 // what was prepared and is returned as it came.

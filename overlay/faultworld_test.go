@@ -29,14 +29,16 @@ type stacking struct {
 	mode   Mode
 	lowers int
 	remote bool // the lowers look as over SFTP: no inodes, whole seconds
+	hosts  Hosts
 }
 
 var stackings = []stacking{
-	{"overlay", Overlay, 1, false},
-	{"overlay of two", Overlay, 2, false},
-	{"migrate", Migrate, 1, false},
-	{"migrate of two", Migrate, 2, false},
-	{"remote", Overlay, 1, true},
+	{name: "overlay", mode: Overlay, lowers: 1},
+	{name: "overlay of two", mode: Overlay, lowers: 2},
+	{name: "migrate", mode: Migrate, lowers: 1},
+	{name: "migrate of two", mode: Migrate, lowers: 2},
+	{name: "remote", mode: Overlay, lowers: 1, remote: true},
+	{name: "many hosts", mode: Migrate, lowers: 1, hosts: Many},
 }
 
 // world is a set of layers on disk, and a filesystem over them while it is open.
@@ -183,7 +185,7 @@ func (w *world) open() error {
 	w.work, err = os.Open(w.at("work"))
 	must(w.t, err)
 	cfg := Config{
-		Mode: w.kind.mode, Upper: upper, Work: w.work, Format: whiteout.Trusted, Metacopy: true,
+		Mode: w.kind.mode, Hosts: w.kind.hosts, Upper: upper, Work: w.work, Format: whiteout.Trusted, Metacopy: true,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 	for i := range w.kind.lowers {
@@ -433,23 +435,45 @@ func (w *world) leftovers() string {
 			found = append(found, "work/"+e.Name())
 		}
 	}
+	index := "work/index"
+	if w.kind.mode == Migrate {
+		index = "upper/.migratefs/index"
+		if es := list("upper/.migratefs/daemons"); len(es) > 1 {
+			found = append(found, fmt.Sprintf("work directories of %d daemons", len(es)))
+		}
+		if w.fs != nil {
+			for _, e := range list("upper/.migratefs/daemons/" + w.fs.self.name) {
+				if e.Name() != aliveName {
+					found = append(found, "upper/.migratefs/daemons/DAEMON/"+e.Name())
+				}
+			}
+		}
+		for _, e := range list("upper/.migratefs/claims") {
+			found = append(found, "upper/.migratefs/claims/"+e.Name())
+		}
+		for _, e := range append(append(list("upper/.migratefs"), list("l1/.migratefs")...), list("l2/.migratefs")...) {
+			if !slices.Contains([]string{"id", "claims", "index", "daemons", "trash", "hl"}, e.Name()) {
+				found = append(found, ".migratefs/"+e.Name())
+			}
+		}
+	}
 	for _, l := range []string{"l1", "l2"} {
 		for _, e := range list(l + "/.migratefs/trash") {
 			found = append(found, l+"/.migratefs/trash/"+e.Name())
 		}
 	}
-	for _, e := range list("work/index") {
+	for _, e := range list(index) {
 		var st unix.Stat_t
-		must(w.t, unix.Lstat(w.at("work/index", e.Name()), &st))
+		must(w.t, unix.Lstat(w.at(index, e.Name()), &st))
 		if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink > 1 {
 			continue
 		}
 		// Names that still stand in a lower may lead to it.
 		shown := make([]byte, 16)
-		n, _ := unix.Getxattr(w.at("work/index", e.Name()), "trusted.overlay.nlink", shown)
+		n, _ := unix.Getxattr(w.at(index, e.Name()), "trusted.overlay.nlink", shown)
 		_, err := os.Lstat(w.at("l1/.migratefs/hl", e.Name()))
 		if w.kind.mode == Overlay && string(shown[:max(n, 0)]) == "U-1" || w.kind.mode == Migrate && err != nil {
-			found = append(found, "work/index/"+e.Name()+", which no name leads to")
+			found = append(found, index+"/"+e.Name()+", which no name leads to")
 		}
 	}
 	for _, e := range list("work/stubs") {

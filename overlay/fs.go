@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -56,7 +58,8 @@ type Lower struct {
 type Config struct {
 	Mode   Mode
 	Upper  *local.Layer // nil: read-only
-	Work   *os.File     // the work directory; nil without an upper
+	Hosts  Hosts        // of migrate mode
+	Work   *os.File     // the work directory of overlay mode; nil without an upper
 	Lowers []Lower      // highest first
 	Format whiteout.Format
 
@@ -90,7 +93,9 @@ type FS struct {
 	lowers []*layer // highest first
 	work   int      // descriptor, -1 without an upper
 	index  int      // WORK/index, overlay mode: as the kernel has it, one name per hard-linked file that came up
-	links  int      // WORK/links, WORK/index in migrate mode: the same for files without handles, and what leads to and from them
+	links  int      // WORK/links, UPPER/.migratefs/index in migrate mode: the same for files without handles, and what leads to and from them
+	claims int      // UPPER/.migratefs/claims, where there are many hosts
+	self   daemon   // migrate mode
 	temps  int      // WORK/temps, with AsCaller
 	stubs  int      // WORK/stubs: one name per pending file
 	store  *extent.Store
@@ -118,6 +123,9 @@ type FS struct {
 
 	complaints complaints
 
+	// strange: a layer is not the one that was mounted.
+	strange atomic.Bool
+
 	whiteoutMu sync.Mutex // making the shared whiteout
 }
 
@@ -131,6 +139,8 @@ type layer struct {
 	passes   bool // the kernel may read and write its files by itself
 	disk     bool // it lies on a disk of this host
 	fsid     uint64
+	name     string // what its files are called by, see daemons.go
+	ident    string // migrate: its id
 	dev      uint64 // of the root directory
 	oci      bool
 	handles  handles
@@ -147,7 +157,8 @@ func New(ctx context.Context, cfg Config) (*FS, error) {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		cfg:           cfg,
 		log:           cfg.Log,
-		work:          -1, index: -1, links: -1, stubs: -1, temps: -1,
+		work:          -1, index: -1, links: -1, stubs: -1, temps: -1, claims: -1,
+		self:   daemon{dirs: -1, work: -1, alive: -1},
 		copies: copyup.Config{Volatile: cfg.Volatile, Owner: os.Geteuid() == 0},
 		super:  os.Geteuid() == 0,
 	}
@@ -182,7 +193,13 @@ func (fs *FS) start(ctx context.Context) error {
 	if err := fs.openRoot(ctx); err != nil {
 		return err
 	}
-	return fs.recover(ctx)
+	if err := fs.recover(ctx); err != nil {
+		return err
+	}
+	if fs.cfg.Mode == Migrate {
+		fs.live()
+	}
+	return nil
 }
 
 func (fs *FS) stack() {
@@ -206,6 +223,7 @@ func (fs *FS) stack() {
 			}
 			if st, err := local.StatfsFd(l.root); err == nil {
 				l.fsid = st.Fsid
+				l.name = strconv.FormatUint(st.Fsid, 16)
 			}
 			l.disk = l.onDisk()
 		}
@@ -242,15 +260,17 @@ func (fs *FS) timeouts() {
 
 // openWork opens, and where needed makes, what the work directory holds.
 func (fs *FS) openWork() (err error) {
-	fs.work = int(fs.cfg.Work.Fd())
-	links := "index"
-	if fs.cfg.Mode == Overlay {
-		if fs.index, err = sys.MkdirOpen(fs.work, "index"); err != nil {
+	if fs.cfg.Mode == Migrate {
+		if err := fs.openPrivate(); err != nil {
 			return err
 		}
-		links = "links"
+		return fs.openTemps()
 	}
-	if fs.links, err = sys.MkdirOpen(fs.work, links); err != nil {
+	fs.work = int(fs.cfg.Work.Fd())
+	if fs.index, err = sys.MkdirOpen(fs.work, "index"); err != nil {
+		return err
+	}
+	if fs.links, err = sys.MkdirOpen(fs.work, "links"); err != nil {
 		return err
 	}
 	if fs.stubs, err = sys.MkdirOpen(fs.work, "stubs"); err != nil {
@@ -320,7 +340,8 @@ func (fs *FS) closeOwn() (err error) {
 	if fs.store != nil {
 		err = fs.store.Close()
 	}
-	own := []int{fs.index, fs.links, fs.stubs, fs.temps}
+	fs.self.leave()
+	own := []int{fs.index, fs.links, fs.stubs, fs.temps, fs.claims}
 	for _, l := range fs.lowers {
 		own = append(own, l.trash, l.marks, l.handles.fd)
 	}

@@ -16,7 +16,8 @@ import (
 	"github.com/migratefs/migratefs/layers/whiteout"
 )
 
-// A lower file with several names comes up once. WORK/index has a further link
+// A lower file with several names comes up once. WORK/index (in migrate mode
+// UPPER/.migratefs/index, which all mounts share) has a further link
 // to the upper copy under a name made of the lower inode's identity, so that the
 // file's other names, which still stand in the lower, lead to the copy.
 //
@@ -41,7 +42,7 @@ func (fs *FS) indexAt(r *lowerRef) (dirfd int, name string) {
 // indexName is the name in our own index of the lower file r. It is made of what
 // stays through a reboot: device numbers do not.
 func indexName(r *lowerRef) string {
-	return fmt.Sprintf("%x-%x-%x.%x", r.layer.fsid, r.attr.Ino, r.attr.Btime.Sec, r.attr.Btime.Nsec)
+	return fmt.Sprintf("%s-%x-%x.%x", r.layer.name, r.attr.Ino, r.attr.Btime.Sec, r.attr.Btime.Nsec)
 }
 
 // canIndex reports whether the lower file r has names that we may not know.

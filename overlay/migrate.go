@@ -21,7 +21,7 @@ func (l *layer) private(slot *int, name string) (int, error) {
 	if *slot >= 0 {
 		return *slot, nil
 	}
-	dir, err := sys.MkdirOpen(l.root, Reserved)
+	dir, err := openReserved(l.root, true)
 	if err != nil {
 		return -1, err
 	}
@@ -348,11 +348,15 @@ func (fs *FS) dirChanged(dir *node, l *layer) {
 // recover sweeps the work directory and, in migrate mode, ends the removals that
 // a crash interrupted.
 func (fs *FS) recover(ctx context.Context) error {
-	if err := copyup.Sweep(fs.work); err != nil {
-		return err
-	}
-	if err := fs.sweepObjects(ctx); err != nil {
-		return err
+	if fs.cfg.Mode == Migrate {
+		fs.sweepDaemons(ctx)
+	} else {
+		if err := copyup.Sweep(fs.work); err != nil {
+			return err
+		}
+		if err := fs.sweepObjects(ctx); err != nil {
+			return err
+		}
 	}
 	if err := fs.sweepIndex(ctx); err != nil {
 		return err

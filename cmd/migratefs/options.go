@@ -20,6 +20,7 @@ type options struct {
 	upper   string
 	work    string
 	mode    string // "", "migrate", "overlay"
+	hosts   string // of migrate mode: "", "many", "single"
 	criu    string
 	names   seed.Names
 	viewAll bool // view=root: the live / of this host is the lowest lower
@@ -77,6 +78,7 @@ var optionTable = map[string]func(o *options, v string) error{
 	"workdir":   once("workdir", func(o *options) *string { return &o.work }),
 	"criu":      once("criu", func(o *options) *string { return &o.criu }),
 	"mode":      func(o *options, v string) error { return oneOf(&o.mode, "mode", v, "migrate", "overlay") },
+	"hosts":     func(o *options, v string) error { return oneOf(&o.hosts, "hosts", v, "many", "single") },
 	"names":     setNames,
 	"view":      func(o *options, v string) error { o.viewAll = true; var s string; return oneOf(&s, "view", v, "root") },
 	"ro":        func(o *options, _ string) error { o.readOnly = true; return nil },
@@ -358,6 +360,9 @@ func (o *options) check() error {
 	if o.mode == "migrate" && o.upper == "" {
 		o.mode = "overlay" // nothing is ever changed without an upper
 	}
+	if err := o.checkHosts(); err != nil {
+		return err
+	}
 	if o.mountBits != 0 && !isRoot() {
 		return usageErrorf("nosymfollow needs root: leave it out")
 	}
@@ -368,6 +373,17 @@ func (o *options) check() error {
 	}
 	if o.mode == "migrate" && o.volatile {
 		return usageErrorf("volatile and mode=migrate exclude each other, since the lower copy is removed: leave volatile out, or use mode=overlay")
+	}
+	return nil
+}
+
+// checkHosts refuses what is not for the mode that was found.
+func (o *options) checkHosts() error {
+	switch {
+	case o.mode == "migrate" && o.work != "":
+		return usageErrorf("workdir=%s is for mode=overlay: migrate mode keeps what is unfinished in .migratefs of the upper: leave workdir out, or give mode=overlay, which leaves the lower as it is", o.work)
+	case o.mode != "migrate" && o.hosts == "many":
+		return usageErrorf("hosts=many is for mode=migrate: in overlay mode one mount owns its upper: leave it out")
 	}
 	return nil
 }

@@ -32,9 +32,11 @@ type stack struct {
 
 	fs       *overlay.FS
 	lowers   []overlay.Lower
-	lock     *os.File // the upper, flocked
-	work     *os.File
-	workMade string // the work directory, if this mount made it
+	hosts    overlay.Hosts
+	lock     *os.File // the upper, flocked, where this mount has it alone
+	private  *os.File // UPPER/.migratefs/id, flocked
+	work     *os.File // overlay mode
+	workMade string   // the work directory, if this mount made it
 	remote   bool
 }
 
@@ -174,26 +176,6 @@ func isBelow(p, dir string) bool {
 	return dir == "/" || strings.HasPrefix(p, dir+"/")
 }
 
-// lockUpper makes sure that no other mount has the upper. One that is ending is
-// waited for.
-func (st *stack) lockUpper(context.Context, string) error {
-	if st.upper == "" {
-		return nil
-	}
-	f, err := os.Open(st.upper)
-	if err != nil {
-		return fmt.Errorf("upper: %w", err)
-	}
-	st.lock = f
-	if err := lockAlone(f); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return mountErrorf("upper %q is in use by another mount: unmount that, or name another upper", st.o.upper)
-		}
-		st.log.Warn("the upper cannot be locked: make sure that no other mount uses it", "upper", st.upper, "cause", err)
-	}
-	return nil
-}
-
 func (st *stack) openLowers(ctx context.Context, _ string) error {
 	var cp *criu.Checkpoint
 	if st.o.criu != "" {
@@ -293,7 +275,7 @@ func (st *stack) seed(ctx context.Context, cp *criu.Checkpoint, inner layers.Lay
 // openWork opens the work directory, which is made if it is not there. It must
 // lie on the mount of the upper: what is prepared in it is renamed over.
 func (st *stack) openWork(context.Context, string) error {
-	if st.upper == "" {
+	if st.upper == "" || st.o.mode == "migrate" {
 		return nil
 	}
 	path := st.o.work
@@ -374,7 +356,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		Log:           st.log,
 	}
 	if st.o.mode == "migrate" {
-		cfg.Mode = overlay.Migrate
+		cfg.Mode, cfg.Hosts = overlay.Migrate, st.hosts
 	}
 	if st.o.userXattr || !isRoot() || !initialUserNS() {
 		cfg.Format = whiteout.User
@@ -422,7 +404,7 @@ func (st *stack) close() error {
 }
 
 func (st *stack) unlock() {
-	for _, f := range []*os.File{st.work, st.lock} {
+	for _, f := range []*os.File{st.work, st.private, st.lock} {
 		if f != nil {
 			f.Close()
 		}

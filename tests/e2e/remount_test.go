@@ -20,7 +20,7 @@ func TestMountAgainWhileTheDaemonEnds(t *testing.T) {
 	for _, d := range []string{lower, upper, point, other} {
 		must(t, os.Mkdir(d, 0o755))
 	}
-	options := "lowerdir=" + lower + ",upperdir=" + upper
+	options := "hosts=single,lowerdir=" + lower + ",upperdir=" + upper
 	first := testbed.Mount(t, options, point)
 	must(t, os.WriteFile(first.Path("file"), []byte("from the first"), 0o644))
 	first.Process().Signal(syscall.SIGSTOP)

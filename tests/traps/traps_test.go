@@ -105,7 +105,11 @@ func put(t *testing.T, path, content string, mode os.FileMode) {
 // work lists what the work directory holds that a sweep would take away.
 func work(t *testing.T, s *stack) []string {
 	t.Helper()
-	es, err := os.ReadDir(filepath.Join(filepath.Dir(s.upper), "."+filepath.Base(s.upper)+".migratefs"))
+	dir := filepath.Join(filepath.Dir(s.upper), "."+filepath.Base(s.upper)+".migratefs")
+	if daemons, err := filepath.Glob(filepath.Join(s.upper, ".migratefs", "daemons", "*")); err != nil || len(daemons) == 1 {
+		dir = daemons[0]
+	}
+	es, err := os.ReadDir(dir)
 	must(t, err)
 	var temps []string
 	for _, e := range es {

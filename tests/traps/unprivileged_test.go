@@ -92,7 +92,7 @@ two
 // A user mounts by fusermount3: nobody else gets in, root included.
 func TestPlainUser(t *testing.T) {
 	for _, mode := range []string{"overlay", "migrate"} {
-		out := unprivileged(t, `$run ../migratefs -o mode=`+mode+`,lowerdir=l1:l2,upperdir=u,workdir=w m || exit
+		out := unprivileged(t, `$run ../migratefs -o mode=`+mode+`,lowerdir=l1:l2,upperdir=u m || exit
 			$run sh -c 'cd m; cat d/f; echo more >>d/f; cat d/f; mkdir new; rm del; mv e/g new/; ls; stat -c %u:%g new new/g'
 			ls m 2>&1; setpriv --reuid 1002 --regid 1002 --clear-groups ls m 2>&1
 			$run ../migratefs umount m; cat u/d/f`)
