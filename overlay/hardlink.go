@@ -42,7 +42,7 @@ func (fs *FS) indexAt(r *lowerRef) (dirfd int, name string) {
 // indexName is the name in our own index of the lower file r. It is made of what
 // stays through a reboot: device numbers do not.
 func indexName(r *lowerRef) string {
-	return fmt.Sprintf("%s-%x-%x.%x", r.layer.name, r.attr.Ino, r.attr.Btime.Sec, r.attr.Btime.Nsec)
+	return string(copyup.OriginOf(r.layer.name, r.attr))
 }
 
 // canIndex reports whether the lower file r has names that we may not know.
