@@ -334,6 +334,14 @@ var operations = []operation{
 	{name: "write to a hard-linked metacopy", only: hasMetacopy, first: func(d *driver) { d.chmod("hard1", 0o600) },
 		do:     func(d *driver) unix.Errno { return d.write("hard2", "LINK", 0) },
 		effect: onHard(contentOf("LINKed"))},
+	{name: "write to a hard-linked metacopy that was moved", only: hasMetacopy,
+		first: func(d *driver) { d.chmod("hard1", 0o600); d.rename("dir/hard3", "dir/hard4", 0) },
+		do:    func(d *driver) unix.Errno { return d.write("dir/hard4", "LINK", 0) },
+		effect: func(v sight, _ stacking) {
+			for _, n := range []string{"hard1", "hard2", "dir/hard4"} {
+				v.alter(n, contentOf("LINKed"))
+			}
+		}},
 	moves("low", "new").where(hasMetacopy).after("that is a metacopy", leaveData),
 	moves("dir/c", "low").where(hasMetacopy).after("that is a metacopy and was moved", func(d *driver) { d.rename("dir/sub/c", "dir/c", 0) }),
 	moves("hard2", "new hard").where(hasMetacopy).after("that is a metacopy", func(d *driver) { d.chmod("hard1", 0o600) }),

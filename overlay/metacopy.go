@@ -99,26 +99,29 @@ var errLookAgain = errors.New("the name changed while it was looked up")
 
 // dataOf finds the data of the metacopy behind fd, whose attributes are a. hard,
 // if not empty, is the lower file that it is the copy of, by the index; else it is
-// looked for.
+// looked for. The kernel reads no redirect either of what it finds by the index:
+// one that is a name was written for another name, and its directory.
 func (fs *FS) dataOf(ctx context.Context, dir *node, name string, fd int, a *layers.Attr, hard []lowerRef) (*dataBelow, error) {
 	mark, err := fs.readMark(fd, name)
 	if err != nil {
 		return nil, err
 	}
-	redirect, err := fs.redirectOf(fd)
-	if err != nil {
-		return nil, err
-	}
-	var r *lowerRef
-	if len(hard) > 0 && redirect == "" {
-		r, err = fs.lastOf(ctx, dir, name, &hard[0])
-	} else {
-		r, err = fs.findData(ctx, dir, name, redirect)
-	}
+	r, err := fs.dataByName(ctx, dir, name, fd, hard)
 	if err != nil {
 		return nil, err
 	}
 	return &dataBelow{lowerRef: *r, size: a.Size, mark: mark}, nil
+}
+
+func (fs *FS) dataByName(ctx context.Context, dir *node, name string, fd int, hard []lowerRef) (*lowerRef, error) {
+	if len(hard) > 0 {
+		return fs.lastOf(ctx, dir, name, &hard[0])
+	}
+	redirect, err := fs.redirectOf(fd)
+	if err != nil {
+		return nil, err
+	}
+	return fs.findData(ctx, dir, name, redirect)
 }
 
 // readMark reads the mark of the metacopy behind fd.

@@ -51,6 +51,29 @@ func init() {
 			},
 		},
 		interop{
+			name:   "writes through hard links without data that were moved",
+			layers: []string{"mkdir a\nmkdir b\nmkdir c\nfile a/f 50000\nln a/f b/g\nln a/f h\nfile c/s 9000\nln c/s c/t\nfile c/u 7000\nfile c/x 8000\nln c/x b/x"},
+			turns: []string{
+				"chmod a/f\nmv a/f a/f2\nmv h b/h\nchmod c/s\nmv c/s c/s2\nln c/u c/v\nmv b/x y",
+				"append b/g more\nchmod c/t\nmv c/u u",
+				"mv c/t b/t\nmv c/v c/w\nappend b/t more\ncut c/x 4000",
+				"append c/s2 again\nappend c/w more\nappend b/h again\nrm a/f2\nappend y more",
+				"append u again\nappend b/g again",
+			},
+		},
+		// Neither writes such a redirect: one that is a name is made a path before the
+		// file has a second name. Names below lead by the index to the copy, whose data
+		// is what they themselves stand for.
+		interop{
+			name:   "hard links without data whose redirect is a name",
+			layers: []string{"mkdir a\nmkdir b\nfile a/f 50000\nln a/f b/g\nln a/f h\nfile a/s 4000\nln a/s b/s2"},
+			turns: []string{
+				"chmod a/f\nchmod a/s\nredirect ../upper/a/f f\nredirect ../upper/a/s s",
+				"append b/g more\nappend b/s2 more",
+				"mv b/g c\nappend h more",
+			},
+		},
+		interop{
 			name:   "cut to nothing",
 			layers: []string{"file f 50000\nfile g 50000\nfile h 100"},
 			turns: []string{
