@@ -19,7 +19,8 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /src/build/migratefs /usr/bin/migratefs
 RUN ln -s migratefs /usr/bin/lazyfs \
- && ln -s /usr/bin/migratefs /usr/sbin/mount.fuse.migratefs
+ && ln -s /usr/bin/migratefs /usr/sbin/mount.fuse.migratefs \
+ && ln -s /usr/bin/migratefs /usr/sbin/umount.fuse.migratefs
 COPY LICENSE /usr/share/doc/migratefs/LICENSE
 ENTRYPOINT ["/usr/bin/migratefs"]
 CMD ["--help"]

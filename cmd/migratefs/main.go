@@ -16,6 +16,9 @@ var (
 	commit  = "unknown"
 )
 
+// defaultPath is root's PATH where there is none.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 func main() {
 	if err := hostTool(os.Args); err != nil {
 		os.Exit(exitCode(err))
@@ -24,6 +27,12 @@ func main() {
 }
 
 func run(args []string) error {
+	if os.Getenv("PATH") == "" {
+		// mount(8) takes it from its helpers, and we need ssh, fusermount3, mount.
+		if err := os.Setenv("PATH", defaultPath); err != nil {
+			return err
+		}
+	}
 	root := newRootCommand()
 	rest := args[1:]
 	switch filepath.Base(args[0]) {
@@ -31,6 +40,8 @@ func run(args []string) error {
 		rest = append([]string{"lazyfs"}, rest...)
 	case "mount.migratefs", "mount.fuse.migratefs":
 		rest = append([]string{"--helper"}, rest...)
+	case "umount.migratefs", "umount.fuse.migratefs":
+		rest = append([]string{"umount", "--helper"}, rest...)
 	}
 	root.SetArgs(rest)
 	return root.Execute()

@@ -211,6 +211,9 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 	m.readAhead(st.point, log)
 	unregister := register(st.point)
 	defer unregister()
+	if err := nameUmountHelper(m.opts.fsName, st.point); err != nil {
+		log.Debug("umount(8) will not wait for this daemon", "cause", err)
+	}
 	m.endOnSignal(server, st.point, log)
 	_ = os.Chdir("/")
 	notifySystemd("READY=1")
@@ -344,9 +347,9 @@ func (m *mountCommand) endOnSignal(server *fuse.Server, point string, log *slog.
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
 	go func() {
 		<-c
-		if err := unmount(point, false); err != nil {
+		if err := unmount(point, howToUnmount{}); err != nil {
 			log.Warn("in use: unmounted lazily, serving until the last user is gone", "mountpoint", point, "cause", err)
-			if err := unmount(point, true); err != nil {
+			if err := unmount(point, howToUnmount{lazy: true}); err != nil {
 				log.Error("not unmounted", "mountpoint", point, "cause", err)
 			}
 		}

@@ -287,11 +287,14 @@ func mapping(dst *overlay.Mapping, name, v string) error {
 // parseOptions parses the values of all -o.
 func parseOptions(values []string) (*options, error) {
 	o := &options{given: make(map[string]bool), fsName: "migratefs"}
+	var all []string
 	for _, value := range values {
-		for _, opt := range splitEscaped(value, ',') {
-			if opt == "" {
-				continue
-			}
+		all = append(all, splitEscaped(value, ',')...)
+	}
+	remount := slices.Contains(all, "remount")
+	for _, opt := range all {
+		name, _, _ := strings.Cut(opt, "=")
+		if opt != "" && !(remount && shownByKernel[name]) {
 			if err := o.set(opt); err != nil {
 				return nil, err
 			}

@@ -17,6 +17,7 @@ var alreadySo = names(`
 	defaults auto noauto user nouser users owner group nofail _netdev comment
 	async atime diratime relatime norelatime nostrictatime nolazytime nomand noiversion
 	silent loud symfollow
+	helper uhelper
 	auto_cache hard_remove use_ino readdir_ino async_read big_writes intr nonempty
 	nooverride_creds default_permissions
 `)
@@ -111,6 +112,10 @@ var refused = map[string]string{
 	"no_splice_move":       "how data reaches the kernel is not for options: leave it out",
 }
 
+// shownByKernel are options that the kernel adds to those of a FUSE mount that it
+// shows, which are what mount(8) gives for a remount. They cannot change.
+var shownByKernel = names(`user_id group_id max_read blksize`)
+
 func names(list string) map[string]bool {
 	m := make(map[string]bool)
 	for _, n := range strings.Fields(list) {
@@ -126,7 +131,7 @@ func (o *options) setKnown(name, v string, hasValue bool) (ok bool, err error) {
 	case strings.HasPrefix(name, "x-"), strings.HasPrefix(name, "X-"):
 		return true, nil // comments, and what mount(8) does itself
 	case alreadySo[name]:
-		if hasValue && name != "user" && name != "comment" {
+		if hasValue && name != "user" && name != "comment" && name != "helper" && name != "uhelper" {
 			return true, usageErrorf("option %s=%s: %s has no value", name, v, name)
 		}
 		return true, nil

@@ -16,7 +16,7 @@ var every = map[string]string{
 	"mount(8)": `async atime noatime auto noauto context= fscontext= defcontext= rootcontext= defaults dev nodev
 		diratime nodiratime dirsync exec noexec group iversion noiversion mand nomand _netdev nofail relatime norelatime
 		strictatime nostrictatime lazytime nolazytime suid nosuid silent loud owner remount ro rw sync user nouser users
-		x-systemd.automount X-mount.mkdir= nosymfollow symfollow comment= loop offset= sizelimit= encryption=
+		x-systemd.automount X-mount.mkdir= nosymfollow symfollow comment= helper= uhelper= loop offset= sizelimit= encryption=
 		bind rbind move shared rshared slave rslave private rprivate unbindable runbindable`,
 	"overlayfs": `lowerdir= lowerdir+= datadir+= upperdir= workdir= default_permissions redirect_dir= index= xino= metacopy= uuid=
 		nfs_export= userxattr verity= volatile override_creds nooverride_creds`,

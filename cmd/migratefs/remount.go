@@ -31,9 +31,19 @@ func (m *mountCommand) remount() error {
 	if at, ok := mountAt(point); !ok || at.fsType != fsType {
 		return mountErrorf("remount: %q is not a mount of migratefs", m.point)
 	}
+	if err := remountWith(point, m.opts.changed); err != nil {
+		return mountErrorf("remount %q: %v", m.point, err)
+	}
+	fmt.Printf("migratefs: %s is remounted\n", point)
+	return nil
+}
+
+// remountWith gives the mount on point the flags that changed makes of those that
+// it has.
+func remountWith(point string, changed func(old uintptr) uintptr) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(point, &st); err != nil {
-		return mountErrorf("remount %q: %v", m.point, err)
+		return err
 	}
 	flags := uintptr(unix.MS_REMOUNT)
 	for _, b := range statfsBits {
@@ -41,12 +51,7 @@ func (m *mountCommand) remount() error {
 			flags |= b.bit
 		}
 	}
-	flags = m.opts.changed(flags)
-	if err := unix.Mount("", point, "", flags, ""); err != nil {
-		return mountErrorf("remount %q: %v", m.point, err)
-	}
-	fmt.Printf("migratefs: %s is remounted\n", point)
-	return nil
+	return unix.Mount("", point, "", changed(flags), "")
 }
 
 // changed returns the mount flags that are left of old when o is applied.

@@ -278,8 +278,8 @@ func escapeOption(v string) string {
 // unmount ends the view, if it is mounted, and waits for the end of its daemon.
 func (r *restoreCommand) unmount() {
 	if m, ok := mountAt(r.plan.View); ok {
-		if err := unmount(m.point, false); err != nil {
-			_ = unmount(m.point, true)
+		if err := unmount(m.point, howToUnmount{}); err != nil {
+			_ = unmount(m.point, howToUnmount{lazy: true})
 		}
 	}
 	if r.daemon != nil {

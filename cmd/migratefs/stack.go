@@ -70,7 +70,7 @@ func (st *stack) findPoint(_ context.Context, point string) error {
 			return mountErrorf("mountpoint %q is a dead mount that is not ours: unmount it first", point)
 		}
 		st.log.Info("taking away the mount of a daemon that died", "mountpoint", abs)
-		if err := unmount(abs, true); err != nil {
+		if err := unmount(abs, howToUnmount{lazy: true}); err != nil {
 			return fmt.Errorf("dead mount on %q: %w", point, err)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -24,9 +25,11 @@ type mountInfo struct {
 	dev    string // major:minor
 }
 
-// mounts lists the mounts of this namespace, the last made last.
-func mounts() ([]mountInfo, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+// mounts lists the mounts of this thread's namespace, the last made last.
+func mounts() ([]mountInfo, error) { return mountsOf("/proc/thread-self/mountinfo") }
+
+func mountsOf(file string) ([]mountInfo, error) {
+	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
 	}
@@ -72,17 +75,30 @@ func mountAt(point string) (m mountInfo, ok bool) {
 	return m, ok
 }
 
+// howToUnmount is what can be asked for beside the mountpoint.
+type howToUnmount struct {
+	lazy      bool   // also what is in use; it ends with its last user
+	force     bool   // cut the daemon off: requests under way fail
+	readOnly  bool   // what is in use becomes read-only
+	helper    bool   // for umount(8), which says little
+	verbose   bool   // unless it is asked to say what was done
+	namespace string // where the mount is: a file as /proc/PID/ns/mnt, or a pid
+}
+
 // unmount unmounts point, by umount2(2) as root and by fusermount3 else.
-func unmount(point string, lazy bool) error {
+func unmount(point string, how howToUnmount) error {
 	if isRoot() {
 		flags := unix.UMOUNT_NOFOLLOW
-		if lazy {
+		if how.lazy {
 			flags |= unix.MNT_DETACH
+		}
+		if how.force {
+			flags |= unix.MNT_FORCE
 		}
 		return unix.Unmount(point, flags)
 	}
 	args := []string{"-u", "-q", "--", point}
-	if lazy {
+	if how.lazy {
 		args = append([]string{"-z"}, args...)
 	}
 	out, err := exec.Command("fusermount3", args...).CombinedOutput()
@@ -96,7 +112,8 @@ func unmount(point string, lazy bool) error {
 }
 
 func newUmountCommand() *cobra.Command {
-	var all, lazy bool
+	var all bool
+	var how howToUnmount
 	c := &cobra.Command{
 		Use:     "umount [--lazy] MOUNTPOINT | --all",
 		Aliases: []string{"unmount"},
@@ -109,17 +126,33 @@ func newUmountCommand() *cobra.Command {
 		},
 		RunE: func(_ *cobra.Command, args []string) error {
 			if all {
-				return umountAll(lazy)
+				return umountAll(how)
 			}
-			return umountOne(args[0], lazy)
+			err := umountOne(args[0], how)
+			if how.helper {
+				return asMountError(err)
+			}
+			return err
 		},
 	}
-	c.Flags().BoolVarP(&all, "all", "a", false, "end every migratefs mount of this host")
-	c.Flags().BoolVarP(&lazy, "lazy", "l", false, "take a mount that is in use out of sight; it ends with its last user")
+	f := c.Flags()
+	f.BoolVarP(&all, "all", "a", false, "end every migratefs mount of this host")
+	f.BoolVarP(&how.lazy, "lazy", "l", false, "take a mount that is in use out of sight; it ends with its last user")
+	// The rest is what umount(8) gives to a helper.
+	f.BoolVar(&how.helper, "helper", false, "called by umount(8): MOUNTPOINT [-flnrv] [-N NAMESPACE] [-t TYPE]")
+	f.BoolVarP(&how.force, "force", "f", false, "")
+	f.BoolVarP(&how.readOnly, "read-only", "r", false, "")
+	f.BoolVarP(&how.verbose, "verbose", "v", false, "")
+	f.StringVarP(&how.namespace, "namespace", "N", "", "")
+	f.BoolP("no-mtab", "n", false, "")
+	f.StringP("types", "t", "", "")
+	for _, name := range []string{"helper", "force", "read-only", "verbose", "namespace", "no-mtab", "types"} {
+		_ = f.MarkHidden(name)
+	}
 	return c
 }
 
-func umountAll(lazy bool) error {
+func umountAll(how howToUnmount) error {
 	ms, err := mounts()
 	if err != nil {
 		return err
@@ -127,35 +160,87 @@ func umountAll(lazy bool) error {
 	var errs []error
 	for i := len(ms) - 1; i >= 0; i-- {
 		if ms[i].fsType == fsType {
-			errs = append(errs, umountOne(ms[i].point, lazy))
+			errs = append(errs, umountOne(ms[i].point, how))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func umountOne(point string, lazy bool) error {
-	m, err := findMount(point)
+// umountOne unmounts point and returns when its daemon has ended.
+func umountOne(point string, how howToUnmount) error {
+	var m mountInfo
+	err := inNamespace(how.namespace, func() (err error) {
+		m, err = findMount(point)
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	if err := stillRestored(m.point); err != nil && !lazy {
+	if err := stillRestored(m.point); err != nil && !how.lazy {
 		return err
 	}
-	wait := ending(m)
-	err = unmount(m.point, lazy)
+	wait, remounted := ending(m), false
+	err = inNamespace(how.namespace, func() error {
+		err := unmount(m.point, how)
+		if how.readOnly && errors.Is(err, unix.EBUSY) {
+			remounted = true
+			err = remountWith(m.point, func(flags uintptr) uintptr { return flags | unix.MS_RDONLY })
+		}
+		return err
+	})
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("%q is in use: end what uses it (fuser -vm %q lists that), or give --lazy", point, m.point)
 	}
 	if err != nil {
 		return fmt.Errorf("unmount %q: %w", point, err)
 	}
-	if lazy {
+	if how.lazy || remounted {
+		return nil
+	}
+	if at := otherView(m); at != "" {
+		if how.verbose || !how.helper {
+			fmt.Printf("migratefs: %s is unmounted here; it is mounted on %s, too, and served there\n", m.point, at)
+		}
 		return nil
 	}
 	if err := wait(); err != nil {
 		return err
 	}
+	if how.verbose {
+		fmt.Printf("migratefs: %s is unmounted, and its daemon has ended\n", m.point)
+	}
 	return forgetRestore(m.point)
+}
+
+// inNamespace calls do in another mount namespace, or here if that is "".
+func inNamespace(namespace string, do func() error) error {
+	if namespace == "" {
+		return do()
+	}
+	if _, err := strconv.Atoi(namespace); err == nil {
+		namespace = "/proc/" + namespace + "/ns/mnt"
+	}
+	answer := make(chan error, 1)
+	go func() {
+		// The thread is never unlocked: it ends with this goroutine.
+		runtime.LockOSThread()
+		answer <- func() error {
+			f, err := os.Open(namespace)
+			if err != nil {
+				return fmt.Errorf("mount namespace: %w", err)
+			}
+			defer f.Close()
+			// setns(2) wants a thread that shares its root and directory with nobody.
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return fmt.Errorf("mount namespace %q: %w", namespace, err)
+			}
+			if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNS); err != nil {
+				return fmt.Errorf("mount namespace %q: %w", namespace, err)
+			}
+			return do()
+		}()
+	}()
+	return <-answer
 }
 
 // findMount finds our mount on point, which may be dead: resolving it must not

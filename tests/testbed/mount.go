@@ -156,6 +156,14 @@ func (m *Mounted) Unmount() {
 	m.end()
 }
 
+// Unmounted says that the test has unmounted by other means than Unmount, and
+// waits for the end of the daemon as that does.
+func (m *Mounted) Unmounted() {
+	m.tb.Helper()
+	m.over = true
+	m.end()
+}
+
 func (m *Mounted) umount() error {
 	if m.host == nil {
 		return unix.Unmount(m.Point, unix.UMOUNT_NOFOLLOW)
