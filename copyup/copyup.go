@@ -24,6 +24,7 @@ type Source struct {
 	Bare   bool          // the copy gets its size and no data: Xattrs mark it as a metacopy
 	Target string        // a symlink's
 	Flags  uint32        // inode flags (FS_*_FL); of them come along what KeptFlags says
+	Path   layers.Path   // for messages
 	Origin Origin        // what the copy says of where it comes from; empty: nothing
 }
 
@@ -41,6 +42,12 @@ type Place struct {
 type Config struct {
 	Volatile bool // no fsync: the upper may be lost with the host
 	Owner    bool // restore owners: we are root
+
+	// Lenient leaves out xattrs that the upper cannot hold, where that opens the file
+	// to nobody.
+	Lenient bool
+	// LeftOut is told of each that was left out; nil: nobody is.
+	LeftOut func(*XattrError)
 }
 
 // File makes a copy of a regular file that has no name yet: data and metadata

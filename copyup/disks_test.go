@@ -47,13 +47,6 @@ func run(t *testing.T, args ...string) {
 	}
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // sourceOf is the file at path as a Source.
 func sourceOf(t *testing.T, path string) Source {
 	t.Helper()

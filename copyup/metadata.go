@@ -2,20 +2,11 @@ package copyup
 
 import (
 	"errors"
-	"fmt"
-	"sort"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
-)
-
-// ACLs travel as xattrs of these names.
-const (
-	aclAccess  = "system.posix_acl_access"
-	aclDefault = "system.posix_acl_default"
 )
 
 // ownerFirst gives the empty file its owner, so that what follows is charged to
@@ -38,7 +29,11 @@ func metadata(fd int, src *Source, cfg Config) error {
 	if err := sys.Fchmod(fd, src.Attr.Mode&0o7777); err != nil {
 		return err
 	}
-	if err := setXattrs(src.Xattrs, cfg, func(n string, v []byte) error { return sys.Fsetxattr(fd, n, v, 0) }); err != nil {
+	if err := setXattrs(src, cfg, xattrTarget{
+		set:   func(n string, v []byte) error { return sys.Fsetxattr(fd, n, v, 0) },
+		chmod: func(mode uint32) error { return sys.Fchmod(fd, mode) },
+		room:  func() bool { return hasRoom(fd) },
+	}); err != nil {
 		return err
 	}
 	if err := setOrigin(src, cfg, func(n string, v []byte) error { return sys.Fsetxattr(fd, n, v, 0) }); err != nil {
@@ -67,8 +62,10 @@ func nodeMetadata(dirfd int, name string, src *Source, cfg Config) error {
 			return err
 		}
 	}
-	if err := setXattrs(src.Xattrs, cfg, func(n string, v []byte) error {
-		return sys.Setxattr(dirfd, name, n, v, 0)
+	if err := setXattrs(src, cfg, xattrTarget{
+		set:   func(n string, v []byte) error { return sys.Setxattr(dirfd, name, n, v, 0) },
+		chmod: func(mode uint32) error { return sys.Chmod(dirfd, name, mode) },
+		room:  func() bool { return hasRoom(dirfd) },
 	}); err != nil {
 		return err
 	}
@@ -120,46 +117,6 @@ func dropInherited(list func() ([]string, error), remove func(string) error) err
 		}
 	}
 	return nil
-}
-
-// setXattrs sets xattrs in a fixed order, ACLs among them after the mode. One
-// that the upper cannot hold fails the copy-up: it is never lost in silence.
-func setXattrs(x layers.Xattrs, cfg Config, set func(string, []byte) error) error {
-	names := make([]string, 0, len(x))
-	for n := range x {
-		names = append(names, n)
-	}
-	sort.Strings(names)
-	for _, n := range names {
-		if belongsToStorage(n) || n == XattrOrigin {
-			continue // a lower that once was an upper says where its files came from
-		}
-		err := set(n, x[n])
-		if err == nil {
-			continue
-		}
-		// Without root, what only root may set cannot come along; the kernel's
-		// overlayfs in a user namespace leaves it behind as well.
-		if !cfg.Owner && errors.Is(err, unix.EPERM) && !strings.HasPrefix(n, "user.") {
-			continue
-		}
-		return fmt.Errorf("the upper cannot hold the extended attribute %q: %w", n, err)
-	}
-	return nil
-}
-
-// belongsToStorage reports xattrs that describe how the lower filesystem stores
-// the file, not the file: they mean nothing elsewhere and cannot be set there.
-func belongsToStorage(name string) bool {
-	for _, p := range []string{
-		"lustre.", "trusted.lov", "trusted.lma", "trusted.link", "trusted.fid", "trusted.som", "trusted.hsm",
-		"system.nfs4_acl", "system.nfs4_dacl", "system.nfs4_sacl", "system.cifs_acl", "system.smb3_acl", "btrfs.", "ceph.",
-	} {
-		if strings.HasPrefix(name, p) {
-			return true
-		}
-	}
-	return false
 }
 
 func setTimes(dirfd int, name string, a *layers.Attr) error {

@@ -181,10 +181,11 @@ func (fs *FS) copySourceOnce(ctx context.Context, n *node) (copyup.Source, error
 		}
 	}
 	var err error
-	src := copyup.Source{Attr: attr, Size: attr.Size, Flags: fs.flagsBelow(n, &r)}
+	src := copyup.Source{Attr: attr, Size: attr.Size, Flags: fs.flagsBelow(n, &r), Path: path}
 	if src.Xattrs, err = r.layer.Xattrs(ctx, path); err != nil && !errors.Is(err, layers.ErrOffline) {
 		return copyup.Source{}, err
 	}
+	fs.seeACL(src.Xattrs, path)
 	if fs.cfg.Mode == Overlay {
 		src.Xattrs = fs.setOrigin(fs.ownXattrsOut(src.Xattrs), &r)
 	}

@@ -58,6 +58,10 @@ func (fs *FS) status(op string, n *node, name string, err error) fuse.Status {
 	switch errno {
 	case unix.EIO, unix.ESTALE, unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE:
 		fs.complain(op, n, name, errno, err)
+	default:
+		if x := (*copyup.XattrError)(nil); errors.As(err, &x) {
+			fs.complain(op, n, name, errno, err)
+		}
 	}
 	return fuse.Status(errno)
 }

@@ -64,6 +64,7 @@ type Config struct {
 	Format whiteout.Format
 
 	Volatile      bool // no fsync in copy-up
+	Lenient       bool // xattrs that the upper cannot hold stay behind, and the log says so
 	NoAtime       bool // reading an upper file leaves its access time
 	IDs           IDs
 	AsCaller      bool // the layers decide about rights: see caller.go; no source among them
@@ -122,6 +123,7 @@ type FS struct {
 	notify    notifier // nil: nobody is served yet
 
 	complaints complaints
+	losses     losses
 
 	// strange: a layer is not the one that was mounted.
 	strange atomic.Bool
@@ -168,6 +170,7 @@ func New(ctx context.Context, cfg Config) (*FS, error) {
 	if cfg.Format == whiteout.User {
 		fs.cfg.NoRedirect, fs.cfg.NoFollow = true, true // as the kernel's overlayfs
 	}
+	fs.copies.Lenient, fs.copies.LeftOut = cfg.Lenient, fs.leftOut
 	fs.giveBack = newGiveBack()
 	fs.dirs.init()
 	fs.table.init()
@@ -193,6 +196,7 @@ func (fs *FS) start(ctx context.Context) error {
 	if err := fs.openRoot(ctx); err != nil {
 		return err
 	}
+	fs.warnOfACLs()
 	if err := fs.recover(ctx); err != nil {
 		return err
 	}

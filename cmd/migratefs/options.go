@@ -33,6 +33,7 @@ type options struct {
 	noFollow   bool
 	noMetacopy bool // changes of metadata bring files up whole
 	volatile   bool
+	lenient    bool // xattr=lenient
 	noAtime    bool
 	// The kernel keeps these locks itself, for this mount alone.
 	localFlock, localFcntl bool
@@ -127,6 +128,8 @@ var optionTable = map[string]func(o *options, v string) error{
 		return err
 	},
 	"whiteout":    setWhiteout,
+	"xattr":       setXattrPolicy,
+	"enospc":      setEnospc,
 	"allow_other": func(o *options, _ string) error { t := true; o.allowOther = &t; return nil },
 	// What is always so.
 	"metacopy": setMetacopy, "index": onlyOn("index"), "xino": onlyOn("xino"),

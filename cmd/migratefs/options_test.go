@@ -78,6 +78,8 @@ func TestRefused(t *testing.T) {
 		"lowerdir=/a,timeout=-1":              "seconds",
 		"lowerdir=/a,upperdir=/b,volatile":    "volatile",
 		"lowerdir=/a,index=off":               "index",
+		"lowerdir=/a,xattr=some":              "strict or lenient",
+		"lowerdir=/a,enospc=bypass":           "only enospc=serve",
 	} {
 		_, err := parseOptions([]string{in})
 		var ce *codeError

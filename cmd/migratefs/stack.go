@@ -343,6 +343,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		Format:        whiteout.Trusted,
 		Work:          st.work,
 		Volatile:      st.o.volatile,
+		Lenient:       st.o.lenient,
 		NoAtime:       st.o.noAtime,
 		NoPassthrough: st.o.noPass,
 		NoRedirect:    st.o.noRedirect,
