@@ -461,6 +461,7 @@ func (fs *FS) switchOver(n *node, fd int, id extent.ID) {
 	}
 	a := local.AttrOf(&stx)
 	n.upper, n.upID, n.pending, n.origin = true, idOf(&a), id, true
+	n.fresh.Store(true)
 	fs.table.also(n, identityOf(fs.upper, "", &a))
 	if n.kept >= 0 {
 		nfd, err := sys.Reopen(fd, unix.O_PATH)

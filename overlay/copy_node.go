@@ -64,6 +64,7 @@ func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, inde
 	_ = copyup.RestoreTimes(t.dir.fd, &t.parent)
 	a := local.AttrOf(&stx)
 	n.upper, n.upID, n.origin = true, idOf(&a), true
+	n.fresh.Store(true)
 	fs.table.also(n, identityOf(fs.upper, "", &a))
 	return nil
 }

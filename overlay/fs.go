@@ -119,6 +119,7 @@ type FS struct {
 
 	giveBack *time.Timer // see memory.go
 
+	unsynced  unsynced
 	deadlocks deadlocks
 	notify    notifier // nil: nobody is served yet
 

@@ -119,6 +119,7 @@ func (fs *FS) linkBelow(n, dir *node, name string) (done bool, err error) {
 		return false, err
 	}
 	defer fs.dirs.release(at)
+	fs.unsynced.changed(r.layer, at)
 	if err := sys.LinkFd(fd, at.fd, name); err != nil {
 		return true, err
 	}

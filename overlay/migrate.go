@@ -69,13 +69,7 @@ func (fs *FS) removeLower(n *node, src *copyup.Source) error {
 		return nil
 	}
 	r := n.lowers[0]
-	up, err := fs.upperDir(d.parent)
-	if err != nil {
-		return err
-	}
-	err = fs.syncDir(up.fd, fs.copies)
-	fs.dirs.release(up)
-	if err != nil {
+	if err := fs.syncNames(n); err != nil {
 		return err
 	}
 	path, ok := n.path()
@@ -101,6 +95,7 @@ func (fs *FS) removeFrom(d dentry, r *lowerRef, was *layers.Attr, path layers.Pa
 	if err != nil {
 		return err
 	}
+	fs.unsynced.changed(r.layer, dir)
 	if err := copyup.Remove(dir.fd, d.name, was, trash, path); err != nil {
 		return err
 	}
@@ -363,6 +358,9 @@ func (fs *FS) recover(ctx context.Context) error {
 	}
 	if fs.cfg.Mode != Migrate {
 		return nil
+	}
+	if err := fs.settleAll(); err != nil {
+		return err
 	}
 	for _, l := range fs.lowers {
 		trash, err := fs.trash(l)

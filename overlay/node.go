@@ -82,6 +82,7 @@ type node struct {
 	lowers  []lowerRef
 	origin  bool         // an upper copy that says what it is a copy of
 	impure  atomic.Int32 // of an upper directory: unasked, pure, impure
+	fresh   atomic.Bool  // a copy-up gave it its name in the upper, which may not be durable yet
 	pending extent.ID    // a stub in the upper; the data is in this object
 	data    *dataBelow   // of a metacopy, in the upper or a lower: where its data is
 	dead    *layers.Attr // after the last name went

@@ -36,7 +36,7 @@ var orders = []struct {
 		"rename fsync unlink"},
 	// What is under the name that moves goes before it moves.
 	{stackings[2], "migrate: rename of", func(d *driver) unix.Errno { return d.rename("both", "new", 0) },
-		"fsync unlink rename"},
+		"fsync unlink fsync rename"},
 	// One step each, on one filesystem.
 	{stackings[0], "overlay: unlink of an upper file over a lower one", func(d *driver) unix.Errno { return d.unlink("both") },
 		"link mknod link rename"},

@@ -59,8 +59,11 @@ func (fs *FS) ReleaseDir(in *fuse.ReleaseIn) { fs.handles.remove(in.Fh) }
 // FsyncDir implements fuse.RawFileSystem.
 func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	n := fs.table.get(in.NodeId)
-	if n == nil || !n.isUpper() {
+	if n == nil {
 		return fuse.OK
+	}
+	if err := fs.settle(n); err != nil || !n.isUpper() {
+		return fs.status("fsyncdir", n, "", err)
 	}
 	fd, err := fs.openUpper(n)
 	if err != nil {
@@ -72,7 +75,10 @@ func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 		return fs.status("fsyncdir", n, "", err)
 	}
 	defer unix.Close(dir)
-	return fs.status("fsyncdir", n, "", sys.Fsync(dir))
+	if err := sys.Fsync(dir); err != nil {
+		return fs.status("fsyncdir", n, "", err)
+	}
+	return fs.status("fsyncdir", n, "", fs.syncNames(n))
 }
 
 // entries returns what h lists from offset off on.

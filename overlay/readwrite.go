@@ -405,27 +405,44 @@ func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if h == nil {
 		return fuse.EBADF
 	}
+	err := fs.fsync(h, in.FsyncFlags&1 != 0)
+	if err == nil {
+		err = fs.syncNames(h.n)
+	}
+	return fs.status("fsync", h.n, "", err)
+}
+
+func (fs *FS) fsync(h *handle, dataOnly bool) error {
 	v := h.view()
 	switch {
 	case v.meta:
-		return fs.status("fsync", h.n, "", fs.syncInode(h.n))
+		return fs.syncInode(h.n)
 	case v.fd < 0 && v.upper:
-		return fuse.EIO // its copy could not be opened: others may have written to it
+		return unix.EIO // its copy could not be opened: others may have written to it
 	case v.fd < 0:
-		return fuse.OK // nothing was written
+		return fs.syncBelow(v.lower)
 	case v.pending:
 		h.n.mu.RLock()
 		obj := h.n.obj
 		h.n.mu.RUnlock()
 		if obj == nil {
-			return fuse.EIO
+			return unix.EIO
 		}
-		if err := obj.Sync(in.FsyncFlags&1 != 0); err != nil {
-			return fs.status("fsync", h.n, "", err)
+		if err := obj.Sync(dataOnly); err != nil {
+			return err
 		}
 	}
-	if in.FsyncFlags&1 != 0 && !v.pending {
-		return fs.status("fsync", h.n, "", sys.Fdatasync(v.fd))
+	if dataOnly && !v.pending {
+		return sys.Fdatasync(v.fd)
 	}
-	return fs.status("fsync", h.n, "", sys.Fsync(v.fd))
+	return sys.Fsync(v.fd)
+}
+
+// syncBelow makes durable what was changed of a lower file: in migrate mode, its
+// metadata.
+func (fs *FS) syncBelow(f layers.File) error {
+	if d, ok := f.(layers.Descriptor); ok && fs.cfg.Mode == Migrate {
+		return sys.Fsync(d.Fd())
+	}
+	return nil
 }

@@ -236,7 +236,13 @@ func (fs *FS) unlinkEverywhere(_ context.Context, dir *node, name string, n *nod
 		return err
 	}
 	defer releaseAll(fs, parts)
+	if err := fs.settle(dir); err != nil {
+		return err
+	}
 	for i := len(parts) - 1; i >= 0; i-- {
+		if i == 0 {
+			fs.unsynced.changed(parts[i].layer, parts[i].d)
+		}
 		if err := sys.Unlink(parts[i].d.fd, name); err != nil && err != unix.ENOENT {
 			return err
 		}

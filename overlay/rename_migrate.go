@@ -22,6 +22,9 @@ func (fs *FS) dropLowerName(d dentry, n *node, dir int) error {
 	if err := fs.syncDir(dir, fs.copies); err != nil {
 		return err
 	}
+	if err := fs.syncNames(d.parent); err != nil {
+		return err
+	}
 	path, _ := d.parent.path()
 	err := fs.asDaemon(func() error { return fs.removeFrom(d, &lowers[0], lowers[0].attr, path.Join(d.name)) })
 	if errors.Is(err, unix.ENOENT) {
@@ -94,6 +97,9 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 			return false, err
 		}
 	}
+	if err := fs.settle(m.from.parent); err != nil {
+		return false, err
+	}
 	targets, err := fs.partsWith(m.to.parent, m.to.name)
 	if err != nil {
 		return false, err
@@ -119,6 +125,8 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 		targets = targets[:1]
 	}
 	flags := uint(m.flags & unix.RENAME_EXCHANGE)
+	fs.unsynced.changed(at, old[0].d)
+	fs.unsynced.changed(at, dir)
 	if err := sys.Rename(old[0].d.fd, m.from.name, dir.fd, m.to.name, flags); err != nil {
 		return false, err
 	}
@@ -155,6 +163,7 @@ func (fs *FS) unlinkParts(parts []part, name string, above *dirFD) error {
 		return err
 	}
 	for i := len(parts) - 1; i >= 0; i-- {
+		fs.unsynced.changed(parts[i].layer, parts[i].d)
 		var err error
 		if parts[i].isDir {
 			err = sys.Rmdir(parts[i].d.fd, name)

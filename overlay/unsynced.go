@@ -1,0 +1,151 @@
+package overlay
+
+import (
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+)
+
+// unsynced remembers which directories of lowers have changed and may be as before
+// after a power loss. What hides a name that is gone from one, its successor above,
+// must not lose the name before that is durable, or the older version would show
+// again: the two are on different filesystems, whose journals know nothing of each
+// other.
+type unsynced struct {
+	mu   sync.Mutex
+	dirs map[unsyncedDir]struct{}
+	all  map[*layer]struct{} // too many to count them
+}
+
+type unsyncedDir struct {
+	layer *layer
+	id    fileID
+}
+
+// unsyncedMax bounds what is remembered of one layer after another.
+const unsyncedMax = 4096
+
+// changed notes that the directory d of a lower loses or gets a name.
+func (u *unsynced) changed(l *layer, d *dirFD) {
+	if l.index == 0 {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.dirs == nil {
+		u.dirs, u.all = make(map[unsyncedDir]struct{}), make(map[*layer]struct{})
+	}
+	if len(u.dirs) >= unsyncedMax {
+		for k := range u.dirs {
+			u.all[k.layer] = struct{}{}
+		}
+		clear(u.dirs)
+	}
+	u.dirs[unsyncedDir{l, d.id}] = struct{}{}
+}
+
+// take returns whether the directory k has changed, or any of its layer's may have,
+// and forgets it: the caller syncs, or puts it back.
+func (u *unsynced) take(k unsyncedDir) (dir, all bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	_, dir = u.dirs[k]
+	_, all = u.all[k.layer]
+	delete(u.dirs, k)
+	delete(u.all, k.layer)
+	return dir, all
+}
+
+// settle makes durable which names the parts of dir in lowers have: before a name in
+// dir goes from a layer above them, and when an application asks for it.
+func (fs *FS) settle(dir *node) error {
+	dir.mu.RLock()
+	lowers := dir.lowers
+	dir.mu.RUnlock()
+	for i := range lowers {
+		r := &lowers[i]
+		if !r.layer.writable {
+			continue
+		}
+		k := unsyncedDir{r.layer, r.id()}
+		one, all := fs.unsynced.take(k)
+		err := error(nil)
+		switch {
+		case all:
+			err = syncLayer(r.layer)
+		case one:
+			err = fs.syncPart(dir, r)
+		}
+		if err != nil {
+			fs.unsynced.changed(r.layer, &dirFD{id: k.id})
+			return err
+		}
+	}
+	return nil
+}
+
+// syncPart is settle for the part r of the directory n, which may be gone itself.
+func (fs *FS) syncPart(n *node, r *lowerRef) error {
+	d, err := fs.lowerDir(n, r)
+	if err != nil {
+		return syncLayer(r.layer)
+	}
+	defer fs.dirs.release(d)
+	return fs.syncDir(d.fd, fs.copies)
+}
+
+// settleAll is settle for all directories: mounts before this one may have ended
+// before they could.
+func (fs *FS) settleAll() error {
+	for _, l := range fs.lowers {
+		if !l.writable {
+			continue
+		}
+		if err := syncLayer(l); err != nil {
+			return fmt.Errorf("lower %s: sync: %w", l.ID(), err)
+		}
+	}
+	return nil
+}
+
+func syncLayer(l *layer) error {
+	fd, err := sys.OpenBeneath(l.root, "", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return sys.Syncfs(fd)
+}
+
+// syncNames makes durable that n and the directories above it are in the upper, as
+// far as copy-ups have brought them there: an application has synced a file that was
+// there before, and does not know that its name is new. The lower copy of that name
+// goes no earlier, either.
+func (fs *FS) syncNames(n *node) error {
+	for n != fs.root {
+		d, ok := n.dentry()
+		if !ok {
+			return nil
+		}
+		if n.fresh.Load() {
+			if err := fs.syncNameIn(d.parent); err != nil {
+				return err
+			}
+			n.fresh.Store(false)
+		}
+		n = d.parent
+	}
+	return nil
+}
+
+func (fs *FS) syncNameIn(dir *node) error {
+	d, err := fs.upperDir(dir)
+	if err != nil {
+		return err
+	}
+	defer fs.dirs.release(d)
+	return fs.syncDir(d.fd, fs.copies)
+}
