@@ -125,6 +125,10 @@ func withReadable(fd int, f func(fd int) error) error {
 // openShown returns an O_PATH descriptor of the part of n that shows. ENOTTY
 // where that is on another host.
 func (fs *FS) openShown(n *node) (int, error) {
+	return despiteRenames(n, func() (int, error) { return fs.openShownOnce(n) })
+}
+
+func (fs *FS) openShownOnce(n *node) (int, error) {
 	if n.isUpper() {
 		return fs.openUpper(n)
 	}

@@ -272,30 +272,35 @@ func (fs *FS) changeLower(n *node, r *lowerRef, f func(fd int) error) error {
 		defer unix.Close(held)
 		return f(held)
 	}
-	return fs.changeNamed(n, r, f)
+	fd, err := despiteRenames(n, func() (int, error) { return fs.openNamedBelow(n, r) })
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return f(fd)
 }
 
-// changeNamed is changeLower for a file that has a name.
-func (fs *FS) changeNamed(n *node, r *lowerRef, f func(fd int) error) error {
+// openNamedBelow returns an O_PATH descriptor of the file n in the local lower r,
+// where its name leads to it.
+func (fs *FS) openNamedBelow(n *node, r *lowerRef) (int, error) {
 	d, ok := n.dentry()
 	if !ok {
-		return unix.ESTALE
+		return -1, unix.ESTALE
 	}
 	part := d.parent.lowerIn(r.layer)
 	if part == nil {
-		return unix.ESTALE
+		return -1, unix.ESTALE
 	}
 	dir, err := fs.lowerDir(d.parent, part)
 	if err != nil {
-		return err
+		return -1, err
 	}
 	defer fs.dirs.release(dir)
 	fd, err := openIdentified(dir.fd, d.name, r.id())
 	if err != nil {
-		return gone(err)
+		return -1, gone(err)
 	}
-	defer unix.Close(fd)
-	return f(fd)
+	return fd, nil
 }
 
 // dupLowerFd is dup of a descriptor of n's lower file, with the attributes it had when it was

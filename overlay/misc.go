@@ -51,6 +51,10 @@ func (fs *FS) Readlink(cancel <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.
 }
 
 func (fs *FS) readlink(ctx context.Context, n *node) (string, error) {
+	return despiteRenames(n, func() (string, error) { return fs.readlinkOnce(ctx, n) })
+}
+
+func (fs *FS) readlinkOnce(ctx context.Context, n *node) (string, error) {
 	if n.isUpper() {
 		fd, err := fs.openUpper(n)
 		if err != nil {

@@ -146,6 +146,9 @@ func (fs *FS) open(ctx context.Context, h *handle) error {
 				}
 			}
 		}
+		if errnoOf(err) == unix.ESTALE && n.isHere() != here {
+			continue // it came up meanwhile, and its lower copy went
+		}
 		if err != nil {
 			return err
 		}
@@ -154,6 +157,13 @@ func (fs *FS) open(ctx context.Context, h *handle) error {
 		}
 		h.close() // it came up meanwhile
 	}
+}
+
+// isHere is dataInUpper for who does not hold n.mu.
+func (n *node) isHere() bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.dataInUpper()
 }
 
 // admit makes h one of n's handles, unless n's data came up since the caller

@@ -108,15 +108,17 @@ func keepAppendOnly(fs *FS, n *node, fd int) {
 	if fs.cfg.Mode != Migrate || len(n.lowers) == 0 {
 		return
 	}
-	err = fs.changeNamed(n, &n.lowers[0], func(fd int) error {
-		return withReadable(fd, func(fd int) error {
+	below, err := fs.openNamedBelow(n, &n.lowers[0])
+	if err == nil {
+		defer unix.Close(below)
+		err = withReadable(below, func(fd int) error {
 			flags, err := sys.Flags(fd)
 			if err != nil {
 				return err
 			}
 			return sys.SetFlags(fd, flags&^sys.FlagAppend)
 		})
-	})
+	}
 	if err != nil {
 		fs.log.Warn("lower copy stays append-only", "cause", err)
 	}

@@ -136,28 +136,9 @@ func (fs *FS) ListXAttr(cancel <-chan struct{}, in *fuse.InHeader, dest []byte) 
 }
 
 func (fs *FS) listXattrs(ctx context.Context, n *node) ([]string, error) {
-	var names []string
-	if n.isUpper() || n.isUnnamed() {
-		fd, err := fs.openShown(n)
-		if err != nil {
-			return nil, err
-		}
-		defer unix.Close(fd)
-		if names, err = sys.Listxattr(fd, ""); err != nil {
-			return nil, err
-		}
-	} else {
-		x, err := fs.xattrsBelow(ctx, n)
-		if err != nil {
-			return nil, err
-		}
-		for name := range x {
-			names = append(names, name)
-		}
-		sort.Strings(names)
-	}
-	if fs.cfg.Mode == Migrate {
-		return names, nil
+	names, err := despiteRenames(n, func() ([]string, error) { return fs.xattrNames(ctx, n) })
+	if err != nil || fs.cfg.Mode == Migrate {
+		return names, err
 	}
 	shown := names[:0]
 	for _, name := range names {
@@ -166,6 +147,24 @@ func (fs *FS) listXattrs(ctx context.Context, n *node) ([]string, error) {
 		}
 	}
 	return shown, nil
+}
+
+// xattrNames returns the names of n's xattrs as they are on disk.
+func (fs *FS) xattrNames(ctx context.Context, n *node) (names []string, err error) {
+	if n.isUpper() || n.isUnnamed() {
+		fd, err := fs.openShown(n)
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Close(fd)
+		return sys.Listxattr(fd, "")
+	}
+	x, err := fs.xattrsBelow(ctx, n)
+	for name := range x {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	return names, err
 }
 
 // SetXAttr implements fuse.RawFileSystem.

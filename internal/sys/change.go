@@ -25,6 +25,25 @@ func SetHook(h Hook) {
 	hook.Store(&h)
 }
 
+var looks atomic.Pointer[func()]
+
+// SetLookHook installs f, which runs before a name or a path is looked up in a
+// layer: what a test does there comes between taking a name and using it. nil
+// removes it. Tests only.
+func SetLookHook(f func()) {
+	if f == nil {
+		looks.Store(nil)
+		return
+	}
+	looks.Store(&f)
+}
+
+func look() {
+	if f := looks.Load(); f != nil {
+		(*f)()
+	}
+}
+
 func announce(c Change) error {
 	if h := hook.Load(); h != nil {
 		return (*h)(c)

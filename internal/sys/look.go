@@ -13,6 +13,7 @@ import (
 // reached (openat2(2), Linux 5.6). An empty path opens rootfd itself. O_CLOEXEC
 // is added.
 func OpenBeneath(rootfd int, path string, flags int, mode uint32) (fd int, err error) {
+	look()
 	if path == "" {
 		path = "."
 	}
@@ -89,6 +90,7 @@ func OpenParent(rootfd int, path string) (fd int, name string, err error) {
 
 // OpenAt opens name in dirfd; O_CLOEXEC and O_NOFOLLOW are added.
 func OpenAt(dirfd int, name string, flags int) (fd int, err error) {
+	look()
 	err = Retry(func() error {
 		fd, err = unix.Openat(dirfd, name, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 		return err
@@ -114,6 +116,8 @@ func Statx(dirfd int, name string, stx *unix.Statx_t) error {
 	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT
 	if name == "" {
 		flags |= unix.AT_EMPTY_PATH
+	} else {
+		look()
 	}
 	return Retry(func() error { return unix.Statx(dirfd, name, flags, statxMask, stx) })
 }
