@@ -195,9 +195,13 @@ func (c *Copy) Discard() {
 
 // TempName returns a name for the work directory that nobody else has.
 func TempName() string {
-	var b [12]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return TempPrefix + hex.EncodeToString(b[:])
+	return TempPrefix + randomHex(24)
+}
+
+func randomHex(digits int) string {
+	b := make([]byte, digits/2)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(b)
 }
 
 // Node makes a copy of a directory, symlink, FIFO, socket or device node under

@@ -59,19 +59,22 @@
 // Never by path alone: the name may hold another file by now. Remove does, after
 // step 7:
 //
-//	a  symlink LOWER/.migratefs/trash/ID.path -> path       a name that leads nowhere: removed
-//	b  rename lower name to trash/ID                        the upper's copy shows; Restore decides by the
-//	                                                        identity that is part of ID
-//	c  compare inode, birth time, size, mtime with ID       as b
-//	d  match: unlink trash/ID; mismatch: link it back       done; or: the other's file is at its name again
-//	e  unlink ID.path                                       done
+//	a  symlink LOWER/.migratefs/trash/IN.path -> path      a name that leads nowhere: removed
+//	b  rename lower name to trash/IN                       the upper's copy shows; Settle decides by the
+//	                                                       identity that is part of IN
+//	c  compare inode, birth time, size, mtime with IN      as b
+//	d  match: unlink trash/IN; mismatch: link it back      done; or: the other's file is at its name again
+//	e  unlink IN.path                                      done
 //
-// An unlink that fails in d is taken back: the file is linked at its name again,
-// hidden by the upper's copy, where an unlink or a rename of that name finds it.
-// In the trash it would return once the upper has lost the name.
+// IN is like no other, so that the rename takes nothing away, whoever else removes
+// that name. The order of a and b needs no fsync: both are operations on names of
+// one filesystem, whose journal (or server) keeps them in order.
 //
-// The order of a and b needs no fsync: both are operations on names of one
-// filesystem, whose journal (or server) keeps them in order.
+// Settle runs at any mount, while other hosts are at these steps. It ends d where
+// the upper has the file with that origin at that path. Else a match stays in the
+// trash, also when the unlink fails: back at its name, an older version would show
+// as soon as the upper loses the name, as it may have by now. A lone IN.path may be
+// of a host that is between a and b: it goes when it is old.
 //
 // # Data
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,99 +27,156 @@ func trashID(a *layers.Attr) string {
 	return fmt.Sprintf("%x-%x-%x.%x-%x.%x", a.Ino, a.Size, a.Mtime.Sec, a.Mtime.Nsec, a.Btime.Sec, a.Btime.Nsec)
 }
 
+// trashName is a name in the trash for the file a that nobody else has: a rename
+// to it takes nothing away.
+func trashName(a *layers.Attr) string { return trashID(a) + "~" + randomHex(8) }
+
+// meant reports whether the file a is the one that name, in the trash, was made for.
+func meant(a *layers.Attr, name string) bool {
+	id, _, _ := strings.Cut(name, "~")
+	return trashID(a) == id
+}
+
 // Remove removes name in dir, a directory of the lower, if it still is the file
 // that was describes; see the package comment for the steps. trash is the
 // lower's trash directory and path the file's path from the lower's root.
 func Remove(dir int, name string, was *layers.Attr, trash int, path layers.Path) error {
-	id := trashID(was)
-	if err := sys.Symlink(string(path), trash, id+pathSuffix); err != nil && !errors.Is(err, unix.EEXIST) {
+	in := trashName(was)
+	if err := sys.Symlink(string(path), trash, in+pathSuffix); err != nil {
 		return err
 	}
-	if err := sys.Rename(dir, name, trash, id, 0); err != nil {
-		_ = sys.Unlink(trash, id+pathSuffix)
+	if err := sys.Rename(dir, name, trash, in, 0); err != nil {
+		_ = sys.Unlink(trash, in+pathSuffix)
 		return err
-	}
-	return settle(trash, id, func() error { return sys.Link(trash, id, dir, name) })
-}
-
-// settle ends a removal whose file is in the trash: unlink on a match, back on a
-// mismatch.
-func settle(trash int, id string, back func() error) error {
-	var stx unix.Statx_t
-	if err := sys.Statx(trash, id, &stx); err != nil {
-		return err
-	}
-	is := local.AttrOf(&stx)
-	if trashID(&is) != id {
-		// EEXIST: somebody made yet another file there; both stay.
-		if err := back(); err != nil {
-			return fmt.Errorf("%w; it is kept as .migratefs/trash/%s", ErrReplaced, id)
-		}
-		_ = sys.Unlink(trash, id)
-		_ = sys.Unlink(trash, id+pathSuffix)
-		return ErrReplaced
-	}
-	if err := sys.Unlink(trash, id); err != nil {
-		// Back to where it is seen: what the trash holds when the upper has lost
-		// the name, as by an unlink that is yet to come, would return at its name.
-		if back() == nil && sys.Unlink(trash, id+pathSuffix) == nil {
-			_ = sys.Unlink(trash, id)
-		}
-		return err
-	}
-	_ = sys.Unlink(trash, id+pathSuffix)
-	return nil
-}
-
-// Restore ends the removals that a crash interrupted. published reports whether
-// the upper has path: only then may the lower's last copy go.
-func Restore(root, trash int, published func(layers.Path) bool) error {
-	entries, err := local.ReadDirAt(context.Background(), trash)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, e := range entries {
-		if id, ok := strings.CutSuffix(e.Name, pathSuffix); ok {
-			errs = append(errs, restoreOne(root, trash, id, published))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func restoreOne(root, trash int, id string, published func(layers.Path) bool) error {
-	target, err := sys.Readlink(trash, id+pathSuffix)
-	if err != nil {
-		return err
-	}
-	path := layers.Path(target)
-	if path == layers.Root || !path.Valid() {
-		return fmt.Errorf("trash entry %q names no file: %w", id, layers.ErrCorrupt)
 	}
 	var stx unix.Statx_t
-	switch err := sys.Statx(trash, id, &stx); {
+	switch err := sys.Statx(trash, in, &stx); {
 	case errors.Is(err, unix.ENOENT):
-		return sys.Unlink(trash, id+pathSuffix) // step b was never reached, or d was
+		return nil // another host has just been mounted, and has settled it
 	case err != nil:
 		return err
 	}
-	back := func() error {
-		dir, name, err := sys.OpenParent(root, target)
+	if is := local.AttrOf(&stx); !meant(&is, in) {
+		// EEXIST: somebody made yet another file there; both stay.
+		if err := putBack(trash, in, dir, name); err != nil {
+			return fmt.Errorf("%w; it is kept as .migratefs/trash/%s", ErrReplaced, in)
+		}
+		return ErrReplaced
+	}
+	return discard(trash, in)
+}
+
+// discard takes in out of the trash for good. Where that fails it stays: back at
+// its name it would show once the upper has lost that.
+func discard(trash int, in string) error {
+	if err := sys.Unlink(trash, in); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	_ = sys.Unlink(trash, in+pathSuffix)
+	return nil
+}
+
+// putBack gives a file that is not meant its name again.
+func putBack(trash int, in string, dir int, name string) error {
+	err := sys.Link(trash, in, dir, name)
+	if errors.Is(err, unix.EEXIST) && sameName(trash, in, dir, name) {
+		err = nil // another host has done so
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return discard(trash, in)
+}
+
+func sameName(adir int, a string, bdir int, b string) bool {
+	var x, y unix.Stat_t
+	return unix.Fstatat(adir, a, &x, unix.AT_SYMLINK_NOFOLLOW) == nil &&
+		unix.Fstatat(bdir, b, &y, unix.AT_SYMLINK_NOFOLLOW) == nil && x.Dev == y.Dev && x.Ino == y.Ino
+}
+
+// Trash is the trash of a lower whose removals are to be settled.
+type Trash struct {
+	Dir   int    // of the trash
+	Root  int    // of the lower
+	Lower string // what the lower is called in origins
+	// Successor reports whether the upper has, at path, the file that came of the
+	// lower inode o.
+	Successor func(path layers.Path, o Origin) bool
+	// Grace is how old an intent without a file must be before it is removed: other
+	// hosts may be about to carry theirs out. Zero: there are none.
+	Grace time.Duration
+}
+
+// Settle ends the removals that a crash, of this host or another, interrupted. A
+// file that is the one meant goes if its successor is there, and else stays where
+// it is; one that is not goes back to its name, if that is free. left counts what
+// stays.
+func (t *Trash) Settle(ctx context.Context) (left int, err error) {
+	entries, err := local.ReadDirAt(ctx, t.Dir)
+	if err != nil {
+		return 0, err
+	}
+	var errs []error
+	for _, e := range entries {
+		if in, ok := strings.CutSuffix(e.Name, pathSuffix); ok {
+			stays, err := t.settle(in)
+			if stays {
+				left++
+			}
+			errs = append(errs, err)
+		}
+	}
+	return left, errors.Join(errs...)
+}
+
+func (t *Trash) settle(in string) (stays bool, err error) {
+	target, err := sys.Readlink(t.Dir, in+pathSuffix)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil // another host is at it
+	}
+	if err != nil {
+		return false, err
+	}
+	path := layers.Path(target)
+	if path == layers.Root || !path.Valid() {
+		return false, fmt.Errorf("trash entry %q names no file: %w", in, layers.ErrCorrupt)
+	}
+	var stx unix.Statx_t
+	switch err := sys.Statx(t.Dir, in, &stx); {
+	case errors.Is(err, unix.ENOENT): // step b was never reached, or d was
+		if t.old(in + pathSuffix) {
+			_ = sys.Unlink(t.Dir, in+pathSuffix)
+		}
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	is := local.AttrOf(&stx)
+	switch {
+	case !meant(&is, in):
+		dir, name, err := sys.OpenParent(t.Root, target)
+		if err == nil {
+			err = putBack(t.Dir, in, dir, name)
+			unix.Close(dir)
+		}
 		if err != nil {
-			return err
+			return true, fmt.Errorf("trash entry %q cannot go back to %q: %w", in, target, err)
 		}
-		defer unix.Close(dir)
-		return sys.Link(trash, id, dir, name)
+		return false, nil
+	case t.Successor(path, OriginOf(t.Lower, &is)):
+		return false, discard(t.Dir, in)
 	}
-	if published(path) {
-		if err := settle(trash, id, back); err != nil && !errors.Is(err, ErrReplaced) {
-			return err
-		}
-		return nil
+	return true, nil
+}
+
+// old reports whether name in the trash is older than Grace, by the clock of the
+// filesystem.
+func (t *Trash) old(name string) bool {
+	if t.Grace == 0 {
+		return true
 	}
-	if err := back(); err != nil {
-		return fmt.Errorf("trash entry %q cannot go back to %q: %w", id, target, err)
-	}
-	_ = sys.Unlink(trash, id)
-	return sys.Unlink(trash, id+pathSuffix)
+	var now, then unix.Stat_t
+	return sys.BeatAt(t.Dir, "") == nil && unix.Fstat(t.Dir, &now) == nil &&
+		unix.Fstatat(t.Dir, name, &then, unix.AT_SYMLINK_NOFOLLOW) == nil &&
+		time.Duration(now.Mtim.Nano()-then.Mtim.Nano()) > t.Grace
 }

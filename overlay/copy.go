@@ -188,6 +188,9 @@ func (fs *FS) copySourceOnce(ctx context.Context, n *node) (copyup.Source, error
 	fs.seeACL(src.Xattrs, path)
 	if fs.cfg.Mode == Overlay {
 		src.Xattrs = fs.setOrigin(fs.ownXattrsOut(src.Xattrs), &r)
+	} else {
+		r.attr = &attr
+		src.Origin = copyup.Origin(indexName(&r))
 	}
 	if attr.Type() == unix.S_IFLNK {
 		src.Target, err = r.layer.Readlink(ctx, path)

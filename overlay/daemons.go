@@ -182,6 +182,9 @@ type daemon struct {
 	work  int    // DAEMON in it
 	alive int    // its file alive, locked
 	upper string // the upper's id
+
+	origins bool // the upper has room for them
+
 	stop  chan struct{}
 	ended chan struct{}
 }
@@ -219,6 +222,7 @@ func (fs *FS) openPrivate() error {
 		return fmt.Errorf("upper %s: %w", fs.upper.ID(), err)
 	}
 	fs.work = fs.self.work
+	fs.self.origins = sys.Setxattr(fs.self.alive, "", copyup.XattrOrigin, []byte(fs.self.name), 0) == nil
 	return nil
 }
 

@@ -459,6 +459,10 @@ func (w *world) leftovers() string {
 	}
 	for _, l := range []string{"l1", "l2"} {
 		for _, e := range list(l + "/.migratefs/trash") {
+			in, intent := strings.CutSuffix(e.Name(), ".path")
+			if _, err := os.Lstat(w.at(l, ".migratefs/trash", in)); intent && err != nil && w.kind.hosts == Many {
+				continue // another host may be about to carry it out
+			}
 			found = append(found, l+"/.migratefs/trash/"+e.Name())
 		}
 	}

@@ -10,7 +10,6 @@ import (
 	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
-	"github.com/migratefs/migratefs/layers/local"
 )
 
 // What migrate mode does to lowers. Every change is made through the descriptor
@@ -376,16 +375,7 @@ func (fs *FS) recover(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("lower %s: %w", l.ID(), err)
 		}
-		err = copyup.Restore(l.root, trash, func(p layers.Path) bool {
-			dir, name, err := sys.OpenParent(fs.upper.root, string(p))
-			if err != nil {
-				return false
-			}
-			defer unix.Close(dir)
-			var stx unix.Statx_t
-			return sys.Statx(dir, name, &stx) == nil && !ptr(local.AttrOf(&stx)).IsDir()
-		})
-		if err != nil {
+		if err := fs.settleTrash(ctx, l, trash); err != nil {
 			fs.log.Warn("a removal that was interrupted is left", "layer", l.ID(), "cause", err)
 		}
 		if err := fs.sweepMarks(ctx, l); err != nil {
@@ -393,6 +383,37 @@ func (fs *FS) recover(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// settleTrash ends the removals that a crash interrupted, of this host or of
+// another, while others may be at theirs.
+func (fs *FS) settleTrash(ctx context.Context, l *layer, trash int) error {
+	t := copyup.Trash{Dir: trash, Root: l.root, Lower: l.name, Successor: fs.hasSuccessor}
+	if fs.many() {
+		t.Grace = lifeless
+	}
+	left, err := t.Settle(ctx)
+	if left > 0 {
+		fs.log.Warn("removed lower files without a successor in the upper stay in .migratefs/trash: see 'migratefs check'", "layer", l.ID(), "files", left)
+	}
+	return err
+}
+
+// hasSuccessor reports whether the upper has, at path, the file that came of the
+// lower inode o. Where it keeps no origins, any file is taken for that: nothing is
+// in the trash whose successor was not durable.
+func (fs *FS) hasSuccessor(path layers.Path, o copyup.Origin) bool {
+	dir, name, err := sys.OpenParent(fs.upper.root, string(path))
+	if err != nil {
+		return false
+	}
+	defer unix.Close(dir)
+	var stx unix.Statx_t
+	if sys.Statx(dir, name, &stx) != nil || stx.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return false
+	}
+	is, err := copyup.ReadOrigin(dir, name)
+	return err == nil && (is == o || is == "" && !fs.self.origins)
 }
 
 func ptr[T any](v T) *T { return &v }

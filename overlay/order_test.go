@@ -24,7 +24,7 @@ var orders = []struct {
 		"tmpfile chown clone truncate copy_file_range chmod setxattr setxattr utimes fsync close setxattr link utimes write"},
 	// ... and its name is before the lower copy goes.
 	{stackings[2], "migrate: write", func(d *driver) unix.Errno { return d.write("low", "W", 0) },
-		"tmpfile chown clone truncate copy_file_range chmod setxattr utimes fsync close link utimes " +
+		"tmpfile chown clone truncate copy_file_range chmod setxattr setxattr utimes fsync close link utimes " +
 			"fsync symlink rename unlink unlink write"},
 	// Lower names go first, each durably before the next higher.
 	{stackings[2], "migrate: unlink", func(d *driver) unix.Errno { return d.unlink("both") },

@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"slices"
 	"sort"
 	"strings"
 
@@ -12,14 +13,22 @@ import (
 	"github.com/migratefs/migratefs/layers"
 )
 
-// diskName is the name of an xattr on disk. Migrate mode has no xattrs of its
-// own: all are the users'.
+// diskName is the name of an xattr on disk. In migrate mode all are the users', but
+// for ours.
 func (fs *FS) diskName(attr string) string {
 	if fs.cfg.Mode == Migrate {
 		return attr
 	}
 	return fs.cfg.Format.ToDisk(attr)
 }
+
+// isOurs reports whether the xattr attr says something about a file in migrate mode
+// that is hidden from all.
+func (fs *FS) isOurs(attr string) bool {
+	return fs.cfg.Mode == Migrate && strings.HasPrefix(attr, ourXattrs)
+}
+
+const ourXattrs = "trusted.migratefs."
 
 // xattrs returns all xattrs of n as they are on disk.
 func (fs *FS) xattrsBelow(ctx context.Context, n *node) (layers.Xattrs, error) {
@@ -38,6 +47,9 @@ func (fs *FS) xattrsBelow(ctx context.Context, n *node) (layers.Xattrs, error) {
 }
 
 func (fs *FS) getXattr(ctx context.Context, n *node, attr string) ([]byte, error) {
+	if fs.isOurs(attr) {
+		return nil, unix.ENODATA
+	}
 	disk := fs.diskName(attr)
 	if n.isUpper() {
 		if v, err := n.xattrOfHandle(disk); err != unix.EBADF {
@@ -137,8 +149,11 @@ func (fs *FS) ListXAttr(cancel <-chan struct{}, in *fuse.InHeader, dest []byte) 
 
 func (fs *FS) listXattrs(ctx context.Context, n *node) ([]string, error) {
 	names, err := despiteRenames(n, func() ([]string, error) { return fs.xattrNames(ctx, n) })
-	if err != nil || fs.cfg.Mode == Migrate {
-		return names, err
+	if err != nil {
+		return nil, err
+	}
+	if fs.cfg.Mode == Migrate {
+		return slices.DeleteFunc(names, fs.isOurs), nil
 	}
 	shown := names[:0]
 	for _, name := range names {
@@ -175,6 +190,9 @@ func (fs *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, attr string,
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
+	if fs.isOurs(attr) {
+		return fuse.Status(unix.EOPNOTSUPP) // as the kernel's overlayfs says of its own
+	}
 	disk, value := fs.diskName(attr), append([]byte(nil), data...)
 	err := fs.changeXattr(ctx, n, disk, func(fd int, shown bool) error {
 		if !shown {
@@ -195,6 +213,9 @@ func (fs *FS) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader, attr string
 	n := fs.table.get(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
+	}
+	if fs.isOurs(attr) {
+		return fuse.ENODATA
 	}
 	disk := fs.diskName(attr)
 	if !n.isUpper() && !fs.ReadOnly() {
