@@ -72,9 +72,10 @@
 //
 // Settle runs at any mount, while other hosts are at these steps. It ends d where
 // the upper has the file with that origin at that path. Else a match stays in the
-// trash, also when the unlink fails: back at its name, an older version would show
-// as soon as the upper loses the name, as it may have by now. A lone IN.path may be
-// of a host that is between a and b: it goes when it is old.
+// trash: back at its name, an older version would show as soon as the upper loses
+// the name, as it may have by now. So does one whose unlink fails, as IN.done, which
+// Settle removes in any case. A lone IN.path may be of a host that is between a and
+// b: it goes when it is old.
 //
 // # Data
 //

@@ -14,8 +14,12 @@ import (
 	"github.com/migratefs/migratefs/layers/local"
 )
 
-// pathSuffix marks the symlink that remembers where a trashed file came from.
-const pathSuffix = ".path"
+const (
+	// pathSuffix marks the symlink that remembers where a trashed file came from.
+	pathSuffix = ".path"
+	// doneSuffix marks a file that is to go, whatever becomes of its successor.
+	doneSuffix = ".done"
+)
 
 // ErrReplaced: the name to be removed holds another file than the one that was
 // copied. It was left, or put back, where it was.
@@ -66,10 +70,11 @@ func Remove(dir int, name string, was *layers.Attr, trash int, path layers.Path)
 	return discard(trash, in)
 }
 
-// discard takes in out of the trash for good. Where that fails it stays: back at
-// its name it would show once the upper has lost that.
+// discard takes in out of the trash for good. Where that fails it stays, and the
+// next Settle does it: back at its name it would show once the upper has lost that.
 func discard(trash int, in string) error {
-	if err := sys.Unlink(trash, in); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := ignoreGone(sys.Unlink(trash, in)); err != nil {
+		_ = sys.Rename(trash, in, trash, in+doneSuffix, 0)
 		return err
 	}
 	_ = sys.Unlink(trash, in+pathSuffix)
@@ -82,10 +87,17 @@ func putBack(trash int, in string, dir int, name string) error {
 	if errors.Is(err, unix.EEXIST) && sameName(trash, in, dir, name) {
 		err = nil // another host has done so
 	}
-	if err != nil && !errors.Is(err, unix.ENOENT) {
+	if ignoreGone(err) != nil {
 		return err
 	}
 	return discard(trash, in)
+}
+
+func ignoreGone(err error) error {
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
 }
 
 func sameName(adir int, a string, bdir int, b string) bool {
@@ -124,6 +136,10 @@ func (t *Trash) Settle(ctx context.Context) (left int, err error) {
 				left++
 			}
 			errs = append(errs, err)
+		}
+		if in, ok := strings.CutSuffix(e.Name, doneSuffix); ok {
+			errs = append(errs, ignoreGone(sys.Unlink(t.Dir, e.Name)))
+			_ = sys.Unlink(t.Dir, in+pathSuffix)
 		}
 	}
 	return left, errors.Join(errs...)
