@@ -84,10 +84,11 @@ func discard(trash int, in string) error {
 // putBack gives a file that is not meant its name again.
 func putBack(trash int, in string, dir int, name string) error {
 	err := sys.Link(trash, in, dir, name)
-	if errors.Is(err, unix.EEXIST) && sameName(trash, in, dir, name) {
-		err = nil // another host has done so
-	}
-	if ignoreGone(err) != nil {
+	var st unix.Stat_t
+	switch {
+	case errors.Is(err, unix.EEXIST) && sameName(trash, in, dir, name): // another host has done so
+	case errors.Is(err, unix.ENOENT) && unix.Fstatat(trash, in, &st, unix.AT_SYMLINK_NOFOLLOW) == unix.ENOENT: // and more
+	case err != nil: // the directory may be gone, too
 		return err
 	}
 	return discard(trash, in)

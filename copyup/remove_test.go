@@ -89,6 +89,30 @@ func TestRemove(t *testing.T) {
 	}
 }
 
+// A file that is somebody else's stays in the trash if its directory is gone.
+func TestRemoveWithoutAWayBack(t *testing.T) {
+	l := newLowerWithTrash(t)
+	must(t, os.Mkdir(filepath.Join(l.dir, "d"), 0o700))
+	must(t, os.WriteFile(filepath.Join(l.dir, "d/f"), []byte("somebody else's"), 0o600))
+	dir, err := unix.Open(filepath.Join(l.dir, "d"), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	must(t, err)
+	defer unix.Close(dir)
+	sys.SetHook(func(c sys.Change) error {
+		if c == "link" {
+			sys.SetHook(nil)
+			must(t, os.Remove(filepath.Join(l.dir, "d")))
+		}
+		return nil
+	})
+	defer sys.SetHook(nil)
+	if err := Remove(dir, "f", &l.was, l.bin, "d/f"); !errors.Is(err, ErrReplaced) {
+		t.Error(err)
+	}
+	if got := l.holds(t); !slices.Equal(got, []string{": old", "trash/: somebody else's"}) {
+		t.Errorf("there is %q", got)
+	}
+}
+
 // TestSettle ends removals that stopped with the file in the trash.
 func TestSettle(t *testing.T) {
 	const steps = 3 // the unlink of the file is the third change
