@@ -156,6 +156,16 @@ func (l *layer) isLocal() bool { return l.root >= 0 }
 // New stacks the layers. It sweeps what a crash left in the work directory and
 // finishes what it interrupted.
 func New(ctx context.Context, cfg Config) (*FS, error) {
+	fs := newFS(cfg)
+	if err := fs.start(ctx); err != nil {
+		_ = fs.closeOwn()
+		return nil, err
+	}
+	return fs, nil
+}
+
+// newFS is New without a look at any layer.
+func newFS(cfg Config) *FS {
 	fs := &FS{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		cfg:           cfg,
@@ -177,11 +187,7 @@ func New(ctx context.Context, cfg Config) (*FS, error) {
 	fs.table.init()
 	fs.stack()
 	fs.timeouts()
-	if err := fs.start(ctx); err != nil {
-		_ = fs.closeOwn()
-		return nil, err
-	}
-	return fs, nil
+	return fs
 }
 
 func (fs *FS) start(ctx context.Context) error {

@@ -63,7 +63,7 @@ func (fs *FS) lookIndex(ctx context.Context, f *found, parent *node, called stri
 	dir, name := fs.indexAt(&f.lowers[0])
 	var stx unix.Statx_t
 	err := sys.Statx(dir, name, &stx)
-	if errors.Is(err, unix.ENOENT) {
+	if errors.Is(err, unix.ENOENT) || dir < 0 { // no index: Check looks without one
 		f.attr.Nlink = fs.linksLeft(&f.lowers[0])
 		return nil
 	}

@@ -37,6 +37,22 @@ func (fs *FS) findHandles() error {
 	if fs.cfg.Mode != Overlay || fs.cfg.Format != whiteout.Trusted {
 		return nil
 	}
+	fs.openAllHandles()
+	err := fs.markIndex()
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) {
+		err = errNoMarks
+	}
+	if errors.Is(err, errNoMarks) {
+		for _, l := range append([]*layer{fs.upper}, fs.lowers...) {
+			l.closeHandles()
+		}
+		return nil
+	}
+	return err
+}
+
+// openAllHandles looks which layers have file handles.
+func (fs *FS) openAllHandles() {
 	for _, l := range append([]*layer{fs.upper}, fs.lowers...) {
 		if l.isLocal() {
 			l.handles = openHandles(l.root)
@@ -50,17 +66,6 @@ func (fs *FS) findHandles() error {
 			}
 		}
 	}
-	err := fs.markIndex()
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) {
-		err = errNoMarks
-	}
-	if errors.Is(err, errNoMarks) {
-		for _, l := range append([]*layer{fs.upper}, fs.lowers...) {
-			l.closeHandles()
-		}
-		return nil
-	}
-	return err
 }
 
 // errNoMarks: the upper cannot hold what the kernel's overlayfs would look for.

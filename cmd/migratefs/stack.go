@@ -162,6 +162,9 @@ func (st *stack) overlaps(context.Context, string) error {
 				return mountErrorf("%s %q is inside %s %q: layers must not contain each other", b.what, b.text, a.what, a.text)
 			}
 		}
+		if st.point == "" {
+			continue // nothing is mounted
+		}
 		if a.real == st.point || isBelow(st.point, a.real) {
 			return mountErrorf("mountpoint %q is inside %s %q: mount somewhere else", st.point, a.what, a.text)
 		}

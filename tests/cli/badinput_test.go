@@ -205,6 +205,21 @@ var badInputs = []badInput{
 		must(t, unix.Mount("ro", s.at("ro"), "tmpfs", unix.MS_RDONLY, ""))
 		t.Cleanup(func() { must(t, unix.Unmount(s.at("ro"), 0)) })
 	}, "plan DIR/lower DIR/ro", exitFailure, []string{"DIR/ro", "read-only"}},
+	{"check of nothing", nil, "check", exitUsage, []string{"upper"}},
+	{"check with an unknown mode", nil, "check --mode both DIR/upper", exitUsage, []string{"both", "migrate", "overlay"}},
+	{"check of what does not exist", nil, "check DIR/noupper", exitFailure, []string{"upper", "DIR/noupper"}},
+	{"check of a file", nil, "check DIR/lower/file", exitFailure, []string{"DIR/lower/file", "directory"}},
+	{"check of what was never mounted", nil, "check DIR/upper", exitFailure, []string{"DIR/upper", "--mode"}},
+	{"check with a lower that does not exist", nil, "check --mode migrate DIR/upper DIR/nolower", exitFailure, []string{"lower", "DIR/nolower"}},
+	{"check with a remote lower", nil, "check DIR/upper source:/data", exitUsage, []string{"source:/data", "this host"}},
+	{"check with a lower in the upper", nil, "check --mode migrate DIR/upper DIR/upper/sub", exitFailure, []string{"DIR/upper/sub", "inside"}},
+	{"check with a work directory in migrate mode", nil, "check --mode migrate --workdir DIR/alone DIR/upper", exitUsage, []string{"--workdir"}},
+	{"check of both modes", func(t *testing.T, s *site) {
+		for _, d := range []string{"upper/.migratefs", "upper/.migratefs/daemons", ".upper.migratefs", ".upper.migratefs/index", ".upper.migratefs/stubs"} {
+			must(t, os.Mkdir(s.at(d), 0o700))
+		}
+	}, "check DIR/upper", exitUsage, []string{"--mode"}},
+	{"check with a negative number of days", nil, "check --trash-days -7 DIR/upper", exitUsage, []string{"--trash-days"}},
 	{"no such command", nil, "frobnicate", exitUsage, nil},
 
 	{"images do not exist", nil, "-o criu=DIR/noimages DIR/mnt", exitMount, []string{"DIR/noimages"}},

@@ -97,3 +97,83 @@ func TestPlan(t *testing.T) {
 		}
 	}
 }
+
+// findings are what check --json prints.
+func findings(t *testing.T, out string) (all []finding) {
+	t.Helper()
+	for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
+		var f finding
+		must(t, json.Unmarshal([]byte(line), &f))
+		if f.Kind != "" {
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+type finding struct {
+	Kind, Where, Path, Repair string
+	Repaired, Note            bool
+}
+
+func TestCheckMigrate(t *testing.T) {
+	testbed.NeedFUSE(t)
+	s := newSite(t)
+	m := testbed.Mount(t, "lowerdir="+s.at("lower")+",upperdir="+s.at("upper"), s.at("mnt"))
+	must(t, os.WriteFile(m.Path("file"), []byte("brought up"), 0o644))
+	_, line := tool(t, 1, "check", s.at("upper"), s.at("lower"))
+	contains(t, "check of what is mounted", line, s.at("upper"), "in use", "unmount")
+	m.Unmount()
+	out, _ := tool(t, 0, "check", s.at("upper"), s.at("lower"))
+	if out != "" {
+		t.Errorf("a clean upper:\n%s", out)
+	}
+
+	// A crash, and somebody who copied.
+	must(t, os.MkdirAll(s.at("upper/.migratefs/claims"), 0o700))
+	must(t, os.WriteFile(s.at("upper/.migratefs/claims/0123456789abcdef-1-2.3"), []byte("x"), 0o600))
+	must(t, os.WriteFile(s.at("lower/file"), []byte("something else"), 0o644))
+	const all = testbed.Usual | testbed.Mtime | testbed.Numbers
+	before := testbed.Snapshot(t, s.dir, all)
+	out, line = tool(t, exitFound, "check", s.at("upper"), s.at("lower"))
+	contains(t, "check", out, `claim: upper ".migratefs/claims/0123456789abcdef-1-2.3"`, "--repair: removed", `two contents: lower 1 "file"`)
+	contains(t, "check", line, "2 things")
+	testbed.Same(t, "before check", before, "after it", testbed.Snapshot(t, s.dir, all))
+
+	out, line = tool(t, exitFound, "check", "--repair", "--json", s.at("upper"), s.at("lower"))
+	contains(t, "check --repair", line, "1 things")
+	got := findings(t, out)
+	if len(got) != 2 || got[0].Kind != "claim" || !got[0].Repaired || got[1].Kind != "two contents" || got[1].Repaired {
+		t.Errorf("check --repair --json:\n%s", out)
+	}
+	must(t, os.Remove(s.at("lower/file")))
+	tool(t, 0, "check", s.at("upper"), s.at("lower"))
+}
+
+func TestCheckOverlay(t *testing.T) {
+	testbed.NeedFUSE(t)
+	s := newSite(t)
+	s.startSSHD(t)
+	m := testbed.Mount(t, "lowerdir=source:"+s.at("lower")+",upperdir="+s.at("upper"), s.at("mnt"), testbed.MountConfig{Env: s.env})
+	f, err := os.OpenFile(m.Path("file"), os.O_WRONLY, 0)
+	must(t, err)
+	_, err = f.WriteAt([]byte("OF"), 0)
+	must(t, err)
+	must(t, f.Close())
+	_, line := tool(t, 1, "check", s.at("upper"))
+	contains(t, "check of what is mounted", line, "in use")
+	m.Unmount()
+	out, _ := tool(t, 0, "check", s.at("upper"))
+	contains(t, "check", out, `pending: upper "file": 10 of 12 bytes`, `"file" of sftp`)
+
+	must(t, os.Remove(s.at("upper/file")))
+	must(t, os.WriteFile(s.at(".upper.migratefs/tmp-1"), nil, 0o600))
+	out, _ = tool(t, exitFound, "check", s.at("upper"))
+	contains(t, "check", out, `orphan: work "objects/`, `temporary: work "tmp-1"`)
+	out, _ = tool(t, 0, "check", "--repair", s.at("upper"))
+	contains(t, "check --repair", out, `orphan: work "objects/`, `temporary: work "tmp-1"`, ": removed")
+	out, _ = tool(t, 0, "check", "--workdir", s.at(".upper.migratefs"), s.at("upper"), s.at("lower"))
+	if out != "" {
+		t.Errorf("after the repair:\n%s", out)
+	}
+}
