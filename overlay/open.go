@@ -27,6 +27,8 @@ type handle struct {
 	fd    int         // in the upper, or -1
 	lower layers.File // of a local lower, or nil
 
+	within int64 // what lies before this offset of lower may go by a pipe; immutable
+
 	drops atomic.Pointer[pages] // what the kernel reads from this open on; see keep.go
 
 	uncapped uint32 // the thread that last removed n's capabilities; protected by n.mu
@@ -143,6 +145,8 @@ func (fs *FS) open(ctx context.Context, h *handle) error {
 			if h.lower, err = fs.openBelow(ctx, n); err == nil {
 				if err = mayOpen(ptr(h.lower.Attr()), h.flags); err != nil {
 					h.close()
+				} else {
+					h.within = n.pipes(h.lower)
 				}
 			}
 		}

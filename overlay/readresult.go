@@ -9,9 +9,10 @@ import (
 	"github.com/migratefs/migratefs/internal/sys"
 )
 
-// readWithin is readFile for a file that had the given size when it was opened.
-func readWithin(fd int, buf []byte, off, size int64) (fuse.ReadResult, error) {
-	if len(buf) >= spliceMin && off+int64(len(buf)) <= size {
+// readBelow is readFile for a lower file, of which the bytes before the offset within
+// may go by a pipe.
+func readBelow(fd int, buf []byte, off, within int64) (fuse.ReadResult, error) {
+	if len(buf) >= spliceMin && off+int64(len(buf)) <= within {
 		if r := spliceFile(fd, len(buf), off); r != nil {
 			return r, nil
 		}

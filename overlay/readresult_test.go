@@ -42,7 +42,7 @@ func TestReadAllocates(t *testing.T) {
 	fs := &FS{log: slog.New(slog.DiscardHandler)}
 	for name, h := range map[string]*handle{
 		"upper": {fd: fd, n: &node{fs: fs, upper: true}},
-		"lower": {fd: -1, lower: lower, n: &node{fs: fs}},
+		"lower": {fd: -1, lower: lower, within: int64(len(content)), n: &node{fs: fs}},
 	} {
 		fh := fs.handles.add(h)
 		for _, c := range []struct{ off, size, want int }{
@@ -118,10 +118,11 @@ func TestReadByPipe(t *testing.T) {
 		off, size, want int
 		piped           bool
 	}{
-		{0, spliceMin, spliceMin, true}, {0, spliceMin - 1, spliceMin - 1, false}, {0, 1016 << 10, 1016 << 10, true}, {4095, 1015 << 10, 1015 << 10, true},
+		{0, spliceMin, spliceMin, true}, {0, spliceMin - 1, spliceMin - 1, false}, {0, 1016 << 10, 1016 << 10, true}, {4096, 1015 << 10, 1015 << 10, true}, {4095, 1015 << 10, 1015 << 10, false},
+		{8192, 99_999, 99_999, true},
 		{0, 1 << 20, 1 << 20, false}, {2 << 20, 1 << 20, 1 << 20, false}, {3<<20 - 70_000, 128 << 10, 70_000, false}, {3 << 20, 128 << 10, 0, false},
 	} {
-		r, err := readWithin(fd, buf[:c.size], int64(c.off), 4<<20)
+		r, err := readBelow(fd, buf[:c.size], int64(c.off), 4<<20)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,7 +135,7 @@ func TestReadByPipe(t *testing.T) {
 			t.Errorf("%d at %d: %d bytes, or others: %v", c.size, c.off, len(got), st)
 		}
 	}
-	r, err := readWithin(fd, buf[:spliceMin], 0, 4<<20)
+	r, err := readBelow(fd, buf[:spliceMin], 0, 4<<20)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -73,7 +73,7 @@ func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 	case v.fd >= 0:
 		r, err = readFile(v.fd, buf, off)
 	case ok:
-		r, err = readWithin(d.Fd(), buf, off, v.lower.Attr().Size)
+		r, err = readBelow(d.Fd(), buf, off, h.within)
 	case v.lower == nil:
 		err = unix.EBADF
 	default:

@@ -6,6 +6,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/hanwen/go-fuse/v2/splice"
 	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
 )
 
 // Bytes that are answered from a buffer are copied twice, into it and out of it, which
@@ -15,16 +17,22 @@ import (
 // spliceMin is the least that is worth the system calls that a pipe takes more.
 const spliceMin = 64 << 10
 
-// spliceFile answers a read of all of the size bytes at off of the local file fd. It is
-// nil if that cannot be, whatever the cause: at the end of the file and before an error
-// a pipe takes less than it is asked for and does not say why, as pread(2) does.
+// spliceFile answers a read of all of the size bytes at off of the file fd, which lies on
+// a disk of this host. It is nil if that cannot be, whatever the cause: at the end of the
+// file and before an error a pipe takes less than it is asked for and does not say why,
+// as pread(2) does. A range that begins within a page is not for it: go-fuse moves the
+// bytes to a pipe that has room for the pages of an aligned one and its header, and what
+// does not fit there would be cut off. So is what does not come in whole pages.
 func spliceFile(fd, size int, off int64) fuse.ReadResult {
+	page := os.Getpagesize()
+	if off%int64(page) != 0 {
+		return nil
+	}
 	pair, err := splice.Get()
 	if err != nil {
 		return nil
 	}
-	// A page more where the range begins within one, and one for go-fuse's header.
-	if pair.Grow(size+2*os.Getpagesize()) != nil {
+	if pair.Grow(size+2*page) != nil {
 		splice.Done(pair)
 		return nil
 	}
@@ -34,13 +42,24 @@ func spliceFile(fd, size int, off int64) fuse.ReadResult {
 		if err == unix.EINTR {
 			continue
 		}
-		if err != nil || got <= 0 {
+		n += int(max(got, 0))
+		if err != nil || got <= 0 || n < size && n%page != 0 {
 			splice.Done(pair)
 			return nil
 		}
-		n += int(got)
 	}
 	return &inPipe{pair, size}
+}
+
+// pipes returns before which offset of f, n's data in a lower, spliceFile may be asked.
+func (n *node) pipes(f layers.File) int64 {
+	a := f.Attr()
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if r := n.dataRef(); r != nil && r.layer.disk && a.Dev == r.layer.dev {
+		return a.Size
+	}
+	return 0
 }
 
 // inPipe is what go-fuse sends by splice(2), for it has Stateful.
