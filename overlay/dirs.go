@@ -15,13 +15,14 @@ import (
 )
 
 // dirCacheMax bounds the descriptors that are kept of directories in local
-// layers.
-const dirCacheMax = 512
+// layers, and so does half of what a process may have.
+const dirCacheMax = 4096
 
 // dirCache keeps descriptors of directories that were used last. A descriptor
 // names the directory itself, not its path: what happens to the names above it
 // does not matter.
 type dirCache struct {
+	max int // immutable
 	mu  sync.Mutex
 	m   map[dirKey]*dirFD
 	lru list.List // of *dirFD, least recently used first
@@ -41,7 +42,13 @@ type dirFD struct {
 	elem *list.Element
 }
 
-func (c *dirCache) init() { c.m = make(map[dirKey]*dirFD) }
+func (c *dirCache) init() {
+	c.m, c.max = make(map[dirKey]*dirFD), dirCacheMax
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) == nil {
+		c.max = int(max(min(limit.Cur/2, dirCacheMax), 1))
+	}
+}
 
 func (c *dirCache) get(k dirKey) *dirFD {
 	c.mu.Lock()
@@ -65,7 +72,7 @@ func (c *dirCache) put(k dirKey, fd int, id fileID) *dirFD {
 		}
 		c.evictLocked(d) // another directory took its place underneath
 	}
-	for len(c.m) >= dirCacheMax {
+	for len(c.m) >= c.max {
 		c.evictLocked(c.lru.Front().Value.(*dirFD))
 	}
 	d := &dirFD{fd: fd, id: id, key: k, refs: 2}
@@ -96,10 +103,15 @@ func (c *dirCache) evictLocked(d *dirFD) {
 func (c *dirCache) drop(n *node) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for k, d := range c.m {
-		if k.n == n {
-			c.evictLocked(d)
-		}
+	c.dropInLocked(n, n.fs.upper)
+	for _, l := range n.fs.lowers {
+		c.dropInLocked(n, l)
+	}
+}
+
+func (c *dirCache) dropInLocked(n *node, l *layer) {
+	if d := c.m[dirKey{n, l}]; d != nil {
+		c.evictLocked(d)
 	}
 }
 

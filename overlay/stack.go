@@ -113,9 +113,39 @@ func (fs *FS) lookup(ctx context.Context, n *node, name string) (*found, error) 
 	if err == unix.ENOENT && fs.cfg.Mode == Migrate && n.parts() > 1 {
 		// Between our looks at the upper and at the lower a copy may have been
 		// published and its lower removed.
-		f, err = fs.lookupOnce(ctx, n, name)
+		if err = fs.lookAbove(ctx, n, name); err == nil {
+			f, err = fs.lookupOnce(ctx, n, name)
+		}
 	}
 	return f, err
+}
+
+// lookAbove looks whether a layer above the lowest that n is in has name: ENOENT if
+// none has.
+func (fs *FS) lookAbove(ctx context.Context, n *node, name string) error {
+	n.mu.RLock()
+	upper, lowers := n.upper, n.lowers
+	n.mu.RUnlock()
+	f := &found{}
+	if upper {
+		d, err := fs.upperDir(n)
+		if err != nil {
+			return err
+		}
+		defer fs.dirs.release(d)
+		if err := fs.foundUpper(f, d.fd, name, n); err != unix.ENOENT {
+			return err
+		}
+	}
+	if len(lowers) > 1 {
+		if err := fs.foundLowers(ctx, f, n, lowers[:len(lowers)-1], name); err != nil {
+			return err
+		}
+	}
+	if len(f.keys) == 0 {
+		return unix.ENOENT
+	}
+	return nil
 }
 
 // parts is in how many layers n is.

@@ -186,7 +186,6 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 		log.Info(n)
 	}
 	unix.Umask(0)
-	useProcessors()
 	if isRoot() {
 		if err := sys.DropCapability(unix.CAP_SYS_RESOURCE); err != nil {
 			log.Debug("CAP_SYS_RESOURCE is kept: root's writes may exceed quotas", "cause", err)
@@ -203,6 +202,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 		st.abandon()
 		return asMountError(fmt.Errorf("mount on %q: %w", st.point, err))
 	}
+	useProcessors()
 	go server.Serve()
 	if err := server.WaitMount(); err != nil {
 		_ = server.Unmount()
@@ -332,6 +332,8 @@ const minProcs = 8
 // as long as another is idle. Where none is, the runtime's monitor takes its turn
 // away after 20 us, wakes up for that each time, and the next request begins by
 // getting it back: on two processors up to a third of the daemon's time went there.
+// It comes after go-fuse has counted processors, and has as many threads wait: of
+// many that wait in turn each is woken on another processor, with cold caches.
 func useProcessors() {
 	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < minProcs {
 		runtime.GOMAXPROCS(minProcs)
