@@ -103,11 +103,11 @@ func (c *copying) clone(ctx context.Context, size int64) (done int64, err error)
 
 // block is a multiple of the block size of the source's filesystem.
 func (c *copying) block() int64 {
-	var st unix.Stat_t
-	if unix.Fstat(c.src, &st) != nil || st.Blksize < 4096 {
+	var stx unix.Statx_t
+	if sys.Statx(c.src, "", &stx) != nil || stx.Blksize < 4096 {
 		return 4096
 	}
-	return st.Blksize
+	return int64(stx.Blksize)
 }
 
 // copy copies the data in [off, end), which dst has as a hole. A large one is cut

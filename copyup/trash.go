@@ -8,8 +8,13 @@ import (
 	"github.com/migratefs/migratefs/layers/local"
 )
 
-// PathSuffix marks the symlink beside a file in the trash that holds where it lay.
-const PathSuffix = pathSuffix
+const (
+	// PathSuffix marks the symlink beside a file in the trash that holds where it lay.
+	PathSuffix = pathSuffix
+	// DoneSuffix marks a file in the trash that is to go, whatever becomes of its
+	// successor.
+	DoneSuffix = doneSuffix
+)
 
 // Trashed is a file in the trash of a lower.
 type Trashed struct {
@@ -30,7 +35,7 @@ func LookTrash(dir int, name string) (t Trashed, err error) {
 		return t, err
 	}
 	t.Attr = local.AttrOf(&stx)
-	t.Match = trashID(&t.Attr) == name
+	t.Match = meant(&t.Attr, name)
 	target, err := sys.Readlink(dir, name+PathSuffix)
 	if err != nil {
 		return t, err
@@ -45,5 +50,5 @@ func LookTrash(dir int, name string) (t Trashed, err error) {
 	return t, nil
 }
 
-// TrashName is what the file a is called in the trash.
-func TrashName(a *layers.Attr) string { return trashID(a) }
+// TrashName is a name for the file a in the trash.
+func TrashName(a *layers.Attr) string { return trashName(a) }

@@ -316,8 +316,15 @@ func (c *check) trash(ctx context.Context, l *checked) error {
 			c.leftover(l, path, e.Name)
 			return nil
 		}
+		if id, done := strings.CutSuffix(e.Name, copyup.DoneSuffix); done {
+			c.found(FoundTrash, l, path, "its removal was decided and failed", "removed", func(dir int, name string) error {
+				_ = sys.Unlink(dir, id+copyup.PathSuffix)
+				return sys.Unlink(dir, name)
+			})
+			return nil
+		}
 		if id, note := strings.CutSuffix(e.Name, copyup.PathSuffix); note {
-			if !has(l, trashPath.Join(id)) {
+			if !has(l, trashPath.Join(id)) && !has(l, trashPath.Join(id+copyup.DoneSuffix)) {
 				c.found(FoundTrash, l, path, "it says where a file lay that is not in the trash", "removed", remove)
 			}
 			return nil

@@ -215,6 +215,10 @@ var damages = []damage{
 		w.put("l1/.migratefs/trash/1-2-3.4-5.6", "x")
 		must(w.t, os.Symlink("back here", w.at("l1/.migratefs/trash/1-2-3.4-5.6.path")))
 	}, FoundTrash, "lower 1 .migratefs/trash/1-2-3.4-5.6", true},
+	{"a removal that failed", migrateOne, nil, func(w *world) {
+		w.put("l1/.migratefs/trash/1-2-3.4-5.6~77.done", "x")
+		must(w.t, os.Symlink("low", w.at("l1/.migratefs/trash/1-2-3.4-5.6~77.path")))
+	}, FoundTrash, "lower 1 .migratefs/trash/*.done", true},
 	{"a removal that was interrupted", migrateOne, nil, func(w *world) {
 		w.copyOf("low", true)
 		w.throw("low")
