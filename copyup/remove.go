@@ -46,15 +46,17 @@ func meant(a *layers.Attr, name string) bool {
 // lower's trash directory and path the file's path from the lower's root.
 func Remove(dir int, name string, was *layers.Attr, trash int, path layers.Path) error {
 	in := trashName(was)
-	if err := sys.Symlink(string(path), trash, in+pathSuffix); err != nil {
+	// NFS repeats requests whose answer was lost: what nobody else can have done is
+	// done, whatever the second answer was.
+	if err := sys.Symlink(string(path), trash, in+pathSuffix); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	if err := sys.Rename(dir, name, trash, in, 0); err != nil {
-		_ = sys.Unlink(trash, in+pathSuffix)
-		return err
-	}
+	moved := sys.Rename(dir, name, trash, in, 0)
 	var stx unix.Statx_t
 	switch err := sys.Statx(trash, in, &stx); {
+	case moved != nil && err != nil:
+		_ = sys.Unlink(trash, in+pathSuffix)
+		return moved
 	case errors.Is(err, unix.ENOENT):
 		return nil // another host has just been mounted, and has settled it
 	case err != nil:

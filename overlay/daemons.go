@@ -221,6 +221,11 @@ func (fs *FS) openPrivate() error {
 	if err := fs.self.settleIn(); err != nil {
 		return fmt.Errorf("upper %s: %w", fs.upper.ID(), err)
 	}
+	if fs.many() && fs.cfg.Probe != nil {
+		if err := fs.cfg.Probe(fs.self.work); err != nil {
+			return err
+		}
+	}
 	fs.work = fs.self.work
 	fs.self.origins = sys.Setxattr(fs.self.alive, "", copyup.XattrOrigin, []byte(fs.self.name), 0) == nil
 	return nil
@@ -252,7 +257,7 @@ func (d *daemon) settleIn() error {
 	for range 8 {
 		d.name = hostID() + "-" + randomHex(16)
 		err := sys.Mkdir(d.dirs, d.name, 0o700)
-		if err == nil {
+		if err == nil || err == unix.EEXIST { // NFS repeats requests
 			d.work, err = sys.OpenAt(d.dirs, d.name, unix.O_RDONLY|unix.O_DIRECTORY)
 		}
 		if err == nil {

@@ -57,10 +57,11 @@ type Lower struct {
 // Config says what is stacked, and how.
 type Config struct {
 	Mode   Mode
-	Upper  *local.Layer // nil: read-only
-	Hosts  Hosts        // of migrate mode
-	Work   *os.File     // the work directory of overlay mode; nil without an upper
-	Lowers []Lower      // highest first
+	Upper  *local.Layer        // nil: read-only
+	Hosts  Hosts               // of migrate mode
+	Probe  func(dir int) error // with Many: whether the upper is fit for it; dir is there, and empty
+	Work   *os.File            // the work directory of overlay mode; nil without an upper
+	Lowers []Lower             // highest first
 	Format whiteout.Format
 
 	Volatile      bool // no fsync in copy-up

@@ -360,7 +360,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		Log:           st.log,
 	}
 	if st.o.mode == "migrate" {
-		cfg.Mode, cfg.Hosts = overlay.Migrate, st.hosts
+		cfg.Mode, cfg.Hosts, cfg.Probe = overlay.Migrate, st.hosts, st.probe
 	}
 	if st.o.userXattr || !isRoot() || !initialUserNS() {
 		cfg.Format = whiteout.User

@@ -23,6 +23,8 @@ type mountInfo struct {
 	point  string
 	fsType string
 	dev    string // major:minor
+	id     string
+	opts   string // of the filesystem, behind commas: ",rw,..."
 }
 
 // mounts lists the mounts of this thread's namespace, the last made last.
@@ -42,7 +44,7 @@ func mountsOf(file string) ([]mountInfo, error) {
 		left, right, ok := strings.Cut(sc.Text(), " - ")
 		l, r := strings.Fields(left), strings.Fields(right)
 		if ok && len(l) >= 5 && len(r) >= 1 {
-			ms = append(ms, mountInfo{point: unoctal(l[4]), fsType: r[0], dev: l[2]})
+			ms = append(ms, mountInfo{point: unoctal(l[4]), fsType: r[0], dev: l[2], id: l[0], opts: "," + r[len(r)-1]})
 		}
 	}
 	return ms, sc.Err()
