@@ -97,6 +97,10 @@ func (fs *FS) setInodeFlags(ctx context.Context, n *node, f func(fd int, shown b
 	if fs.ReadOnly() {
 		return unix.EROFS
 	}
+	if fs.notify != nil {
+		// The kernel does not know that this changes the ctime.
+		defer fs.notify.InodeNotify(n.id, -1, 0)
+	}
 	if fs.cfg.Mode == Overlay {
 		if err := fs.up(ctx, n, flagging); err != nil {
 			return err

@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -346,7 +347,7 @@ func (fs *FS) rmdir(ctx context.Context, dir *node, name string) error {
 	if err := fs.mayLose(dir, f); err != nil {
 		return err
 	}
-	if err := fs.isEmpty(ctx, n); err != nil {
+	if err := fs.isEmpty(ctx, n, dir); err != nil {
 		return err
 	}
 	if fs.cfg.Mode == Overlay {
@@ -370,14 +371,18 @@ func (fs *FS) rmdir(ctx context.Context, dir *node, name string) error {
 	return nil
 }
 
-// isEmpty returns ENOTEMPTY if the merged directory n has entries.
-func (fs *FS) isEmpty(ctx context.Context, n *node) error {
+// isEmpty returns ENOTEMPTY if the merged directory n has entries, or EPERM if one
+// of parents, which lose a name with it, must not: any filesystem says that first.
+func (fs *FS) isEmpty(ctx context.Context, n *node, parents ...*node) error {
 	list, err := fs.readDir(ctx, n)
 	if err != nil {
 		return err
 	}
 	for _, e := range list {
 		if e.Name != "." && e.Name != ".." {
+			if slices.ContainsFunc(parents, fs.mayLoseNone) {
+				return unix.EPERM
+			}
 			return unix.ENOTEMPTY
 		}
 	}

@@ -92,7 +92,7 @@ func (fs *FS) ends(ctx context.Context, m *move) (err error) {
 	case !m.dst.isDir() && m.src.isDir():
 		err = unix.ENOTDIR
 	case m.dst.isDir():
-		err = fs.isEmpty(ctx, m.dst)
+		err = fs.isEmpty(ctx, m.dst, m.from.parent, m.to.parent)
 	}
 	if err != nil {
 		fs.Forget(m.src.id, 1)

@@ -42,6 +42,21 @@ func (fs *FS) mayLose(dir *node, f *found) error {
 	return nil
 }
 
+// mayLoseNone reports whether the directory dir must lose no name.
+func (fs *FS) mayLoseNone(dir *node) bool {
+	if !dir.isUpper() {
+		below := dir.attrIfBelow()
+		return below != nil && (below.Immutable || below.AppendOnly)
+	}
+	d, err := fs.upperDir(dir)
+	if err != nil {
+		return false
+	}
+	defer fs.dirs.release(d)
+	var stx unix.Statx_t
+	return sys.Statx(d.fd, "", &stx) == nil && stx.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0
+}
+
 // mayMove returns EPERM if what is known of both ends forbids the rename.
 func (fs *FS) mayMove(m *move) error {
 	if err := fs.mayLose(m.from.parent, m.srcFound); err != nil {

@@ -13,7 +13,7 @@ import (
 func init() {
 	cases = append(cases,
 		testcase{name: "birth-time", tree: files("f", "d/g"), beyondSFTP: true, run: birthTime},
-		testcase{name: "inode-flags", tree: files("f", "g", "d/h"), beyondSFTP: true, run: inodeFlags},
+		testcase{name: "inode-flags", tree: files("f", "g", "d/h", "d/i"), beyondSFTP: true, run: inodeFlags},
 		testcase{name: "flags-kept", tree: flagged, beyondSFTP: true, run: flagsKept},
 		testcase{name: "flags-rights", tree: files("f"), beyondSFTP: true, run: flagsRights},
 		testcase{name: "other-ioctls", tree: files("f"), run: otherIoctls},
@@ -139,6 +139,13 @@ func inodeFlags(c *at) {
 		c.note(name+" in the end", "%x", c.flags(name))
 	}
 	c.note("content", "%s", c.content("f"))
+	for _, name := range []string{"d/i", "d"} {
+		before := c.lstat(name).Ctim
+		time.Sleep(20 * time.Millisecond) // older kernels' clock for files ticks every 4
+		c.err("chattr +d "+name, c.chattr(name, flagNoDump, 0))
+		after := c.lstat(name).Ctim
+		c.note("ctime of "+name+" is later", "%v", after.Nano() > before.Nano())
+	}
 
 	fd := c.open("g", unix.O_RDONLY)
 	var x fsxattr
@@ -202,7 +209,7 @@ func onlyAppend(c *at, name string) {
 }
 
 func flagged(t *testing.T, dir string) {
-	files("sync", "imm", "app", "idir/f", "idir/g", "f")(t, dir)
+	files("sync", "imm", "app", "idir/f", "idir/g", "idir/full/f", "f")(t, dir)
 	for name, flags := range map[string]int{"sync": flagSync | flagNoAtime, "imm": flagImmutable, "app": flagAppend, "idir": flagImmutable} {
 		must(t, chattr(t, filepath.Join(dir, name), flags, 0))
 		t.Cleanup(func() { unflag(filepath.Join(dir, name)) })
@@ -223,6 +230,9 @@ func flagsKept(c *at) {
 	c.err("create in idir", os.WriteFile(c.path("idir/new"), nil, 0o644))
 	c.err("mkdir in idir", os.Mkdir(c.path("idir/new"), 0o755))
 	c.err("unlink in idir", unix.Unlink(c.path("idir/g")))
+	c.err("rmdir in idir", unix.Rmdir(c.path("idir/full")))
+	c.must(os.Mkdir(c.path("empty"), 0o755))
+	c.err("rename over a directory in idir", unix.Rename(c.path("empty"), c.path("idir/full")))
 	c.err("rename in idir", unix.Rename(c.path("idir/g"), c.path("idir/new")))
 	c.err("rename out of idir", unix.Rename(c.path("idir/g"), c.path("new")))
 	c.err("link in idir", unix.Link(c.path("f"), c.path("idir/new")))
