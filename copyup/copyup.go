@@ -100,7 +100,9 @@ func (c *Copy) fill(ctx context.Context, src Source, cfg Config) error {
 	case src.Bare:
 		err = sys.Truncate(c.Fd, src.Size)
 	case src.File != nil && src.Size > 0:
-		err = copyData(ctx, c.Fd, src.File, src.Size, src.Attr.Size, cfg)
+		if err = copyData(ctx, c.Fd, src.File, src.Size, src.Attr.Size, cfg); err == nil {
+			err = verify(ctx, c.Fd, src.File, src.Size)
+		}
 	}
 	if err != nil {
 		return err

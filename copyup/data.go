@@ -36,7 +36,7 @@ func copyData(ctx context.Context, fd int, src layers.File, size, length int64, 
 		}
 		return sys.Truncate(fd, size)
 	}
-	c := &copying{dst: fd, src: d.Fd(), length: length, durable: !cfg.Volatile}
+	c := &copying{dst: fd, src: d.Fd(), length: length, durable: !cfg.Volatile, pace: careOf(ctx).Pace}
 	if err := c.unchanged(); err != nil {
 		return err
 	}
@@ -64,6 +64,7 @@ type copying struct {
 	durable  bool
 	piece    pieceSize
 	hand     flag // copy_file_range does not do it between these two
+	pace     func(context.Context, int64) error
 }
 
 // unchanged compares the length of the source with what it was.
@@ -185,11 +186,20 @@ func (c *copying) span(ctx context.Context, s span) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, err := c.some(s)
+		part := s
+		if c.pace != nil {
+			part.n = min(s.n, pacePiece)
+		}
+		n, err := c.some(part)
 		if err != nil {
 			return err
 		}
 		s.off, s.n = s.off+n, s.n-n
+		if c.pace != nil {
+			if err := c.pace(ctx, n); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

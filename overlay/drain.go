@@ -24,9 +24,13 @@ type DrainConfig struct {
 
 	Jobs int // files under way at once; 0 is one
 
-	// Hold, if not nil, is called before each file, and returns when it may move: a
-	// limit on load or bandwidth. size is 0 but for a regular file.
-	Hold func(ctx context.Context, size int64) error
+	// Hold, if not nil, is called before each file, and returns when it may move; Pace
+	// after each piece of n bytes that was copied, and returns when the next may be.
+	Hold func(ctx context.Context) error
+	Pace func(ctx context.Context, n int64) error
+	// Verify compares each copy with its source before the lower one goes, both read
+	// from where they are stored.
+	Verify bool
 
 	// Failed is told of each name that stays although it is meant, one at a time.
 	Failed func(DrainFailure)

@@ -1,12 +1,13 @@
 package overlay
 
 import (
-	"bytes"
 	"context"
 	"errors"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/local"
@@ -36,16 +37,20 @@ func (d *drain) file(ctx context.Context, p *place, name string) {
 		return
 	}
 	if d.cfg.Hold != nil {
-		if err := d.cfg.Hold(ctx, sizeOf(&a)); err != nil {
+		if err := d.cfg.Hold(ctx); err != nil {
 			return // ctx has ended
 		}
 	}
-	copied, err := d.move(ctx, p, name, &a)
+	var seen atomic.Int64 // of its bytes
+	size, err := d.move(d.careful(ctx, &seen), p, name, &a)
+	if err != nil {
+		size = 0
+	}
+	d.seen.Bytes.Add(size - seen.Load())
 	switch {
 	case err == nil:
 		p.gone.Add(1)
 		d.seen.Files.Add(1)
-		d.seen.Bytes.Add(copied)
 	case ctx.Err() != nil:
 	case errors.Is(err, errMoved), nothing(err):
 		// Somebody renamed or removed it, or a directory above: the next look at
@@ -54,6 +59,18 @@ func (d *drain) file(ctx context.Context, p *place, name string) {
 		p.left.Add(1)
 		d.fail(p.path.Join(name), err)
 	}
+}
+
+// careful is ctx for the copy of one file; seen is how much of it has been counted.
+func (d *drain) careful(ctx context.Context, seen *atomic.Int64) context.Context {
+	return copyup.WithCare(ctx, copyup.Care{Verify: d.cfg.Verify, Pace: func(ctx context.Context, n int64) error {
+		seen.Add(n)
+		d.seen.Bytes.Add(n)
+		if d.cfg.Pace == nil {
+			return ctx.Err()
+		}
+		return d.cfg.Pace(ctx, n)
+	}})
 }
 
 // move brings up the file that is name in p, where it is the one a describes, and
@@ -191,28 +208,25 @@ func (d *drain) sameData(ctx context.Context, up, low int, name string, is, a *l
 		return false, err
 	}
 	defer unix.Close(ufd)
+	if err := sys.Fsync(ufd); err != nil {
+		return false, err
+	}
 	lfd, err := openVery(low, name, a)
 	if err != nil {
 		return false, err
 	}
 	defer unix.Close(lfd)
-	ub, lb := make([]byte, 1<<20), make([]byte, 1<<20)
-	for off := int64(0); off < a.Size; {
-		if err := ctx.Err(); err != nil {
-			return false, err
+	if d.cfg.Verify {
+		for _, fd := range []int{ufd, lfd} {
+			_ = unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED)
 		}
-		n, err := sys.Pread(ufd, ub, off)
-		if err != nil {
-			return false, err
-		}
-		m, err := sys.Pread(lfd, lb, off)
-		if err != nil {
-			return false, err
-		}
-		if n == 0 || n != m || !bytes.Equal(ub[:n], lb[:n]) {
-			return false, nil
-		}
-		off += int64(n)
+	}
+	err = copyup.Compare(ctx, ufd, lfd, a.Size)
+	if errors.Is(err, copyup.ErrDiffers) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
 	}
 	var stx unix.Statx_t
 	if err := sys.Statx(lfd, "", &stx); err != nil {
@@ -222,7 +236,7 @@ func (d *drain) sameData(ctx context.Context, up, low int, name string, is, a *l
 	if !now.SameVersion(a) || now.Ctime != a.Ctime && now.Nlink == a.Nlink {
 		return false, errChanged
 	}
-	return true, sys.Fsync(ufd)
+	return true, nil
 }
 
 // openVery opens the very file that was looked at.

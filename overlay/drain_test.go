@@ -326,7 +326,7 @@ func TestDrainStops(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n := 0
-	err = w.fs.Drain(ctx, DrainConfig{Seen: seen, Hold: func(ctx context.Context, _ int64) error {
+	err = w.fs.Drain(ctx, DrainConfig{Seen: seen, Hold: func(ctx context.Context) error {
 		if n++; n == 10 {
 			cancel()
 		}
@@ -362,7 +362,7 @@ func TestDrainMemory(t *testing.T) {
 		return m.HeapAlloc
 	}
 	start := live()
-	_, seen := w.drainAll(DrainConfig{Jobs: 1, Hold: func(context.Context, int64) error {
+	_, seen := w.drainAll(DrainConfig{Jobs: 1, Hold: func(context.Context) error {
 		if n++; n%5000 == 0 {
 			peak.Store(max(peak.Load(), live()))
 		}

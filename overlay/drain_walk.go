@@ -304,28 +304,28 @@ func (d *drain) leave(ctx context.Context, p *place) error {
 		}
 		return nil
 	}
-	parent, name := d.l.root, p.name
+	var parent int
 	if p.up != nil {
 		parent = p.up.fd
 	} else {
-		fd, last, err := sys.OpenParent(d.l.root, string(p.path))
+		fd, _, err := sys.OpenParent(d.l.root, string(p.path))
 		if err != nil {
 			return gone(err)
 		}
 		defer unix.Close(fd)
-		parent, name = fd, last
+		parent = fd
 	}
 	if err := d.prepare(ctx, p); err != nil {
 		return err
 	}
 	var stx unix.Statx_t
-	if err := sys.Statx(parent, name, &stx); err != nil {
+	if err := sys.Statx(parent, p.name, &stx); err != nil {
 		return ignoreNotThere(err)
 	}
 	if a := local.AttrOf(&stx); idOf(&a) != p.id {
 		return nil // moved: it will be found where it is
 	}
-	if err := sys.Rmdir(parent, name); err != nil {
+	if err := sys.Rmdir(parent, p.name); err != nil {
 		return ignoreNotThere(err)
 	}
 	d.fs.dirs.drop(p.n)

@@ -31,6 +31,10 @@ var errnoTable = []struct {
 	{layers.ErrNotRegular, unix.EINVAL},
 	{copyup.ErrReplaced, unix.ESTALE},
 	{copyup.ErrChanged, unix.ESTALE},
+	{copyup.ErrDiffers, unix.EIO},
+	{ErrShadowed, unix.EEXIST},
+	{ErrForeign, unix.EXDEV},
+	{ErrRestless, unix.EBUSY},
 	{os.ErrClosed, unix.EBADF},
 	{unix.ELOOP, unix.ESTALE}, // a symlink stands underneath where a directory was: look anew
 }
