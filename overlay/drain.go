@@ -53,7 +53,7 @@ type DrainCounts struct {
 // DrainFailure is a name that stays in a lower.
 type DrainFailure struct {
 	Path  layers.Path
-	Layer string // the lower's
+	Lower int // which one, from 0 on, the highest first
 	Err   error
 }
 
@@ -146,7 +146,7 @@ func (d *drain) fail(path layers.Path, err error) {
 	defer d.told.Unlock()
 	d.seen.Left.Add(1)
 	if d.cfg.Failed != nil {
-		d.cfg.Failed(DrainFailure{Path: path, Layer: d.l.ID(), Err: err})
+		d.cfg.Failed(DrainFailure{Path: path, Lower: d.l.index - 1, Err: err})
 	}
 	switch errnoOf(err) {
 	case unix.ENOSPC, unix.EROFS, unix.ENOTCONN, unix.ESHUTDOWN:

@@ -23,7 +23,7 @@ type Selection struct {
 	Clock        Clock
 	Newer, Older time.Time // not before, and before; zero: no bound
 	MinSize      int64     // of regular files; others have size 0
-	MaxSize      int64     // 0: no bound
+	MaxSize      int64     // 0: no bound; below 0: empty files
 	UIDs, GIDs   []uint32  // nil: any
 }
 
@@ -44,7 +44,7 @@ func (s *Selection) wants(a *layers.Attr) bool {
 	when := time.Unix(t.Sec, int64(t.Nsec))
 	return (s.Newer.IsZero() || !when.Before(s.Newer)) &&
 		(s.Older.IsZero() || when.Before(s.Older)) &&
-		size >= s.MinSize && (s.MaxSize == 0 || size <= s.MaxSize) &&
+		size >= s.MinSize && (s.MaxSize == 0 || size <= max(s.MaxSize, 0)) &&
 		among(s.UIDs, a.UID) && among(s.GIDs, a.GID)
 }
 

@@ -5,5 +5,6 @@ import "github.com/spf13/cobra"
 // moreCommands are the subcommands about checkpoints, and those for before and
 // after a migration.
 func moreCommands() []*cobra.Command {
-	return []*cobra.Command{newRestoreCommand(), newRestoreInitCommand(), newLazyfsCommand(), newPlanCommand(), newCheckCommand()}
+	return []*cobra.Command{newRestoreCommand(), newRestoreInitCommand(), newLazyfsCommand(), newPlanCommand(), newCheckCommand(),
+		newDrainCommand()}
 }

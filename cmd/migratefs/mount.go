@@ -211,6 +211,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 	m.readAhead(st.point, log)
 	unregister := register(st.point)
 	defer unregister()
+	defer noteOptions(st.point, m.options)()
 	if err := nameUmountHelper(m.opts.fsName, st.point); err != nil {
 		log.Debug("umount(8) will not wait for this daemon", "cause", err)
 	}
