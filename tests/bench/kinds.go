@@ -35,6 +35,10 @@ func overlayOptions(p *place) string {
 	return fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", p.lower, p.upper, p.work)
 }
 
+func migrateOptions(p *place) string {
+	return fmt.Sprintf("mode=migrate,lowerdir=%s,upperdir=%s", p.lower, p.upper)
+}
+
 // findKinds lists the kinds that are asked for and can be had here.
 func findKinds(cfg *config) ([]*kind, error) {
 	kinds := []*kind{
@@ -68,18 +72,19 @@ func findKinds(cfg *config) ([]*kind, error) {
 		builds = append(builds, [2]string{"base", cfg.base})
 	}
 	for _, b := range builds {
-		for _, m := range []struct{ name, options string }{
-			{"overlay", "mode=overlay"},
-			{"migrate", "mode=migrate"},
-			{"migrate-1s", "mode=migrate,entry_timeout=1,attr_timeout=1"},
+		for _, m := range []struct {
+			name    string
+			options func(p *place) string
+		}{
+			{"overlay", func(p *place) string { return "mode=overlay," + overlayOptions(p) }},
+			{"migrate", migrateOptions},
+			{"migrate-1s", func(p *place) string { return "entry_timeout=1,attr_timeout=1," + migrateOptions(p) }},
+			{"readonly", func(p *place) string { return "mode=overlay,lowerdir=" + p.lower }},
 		} {
-			kinds = append(kinds, &kind{name: b[0] + "-" + m.name, tells: true, args: func(p *place) []string {
-				return []string{b[1], "-f", "-o", m.options + "," + overlayOptions(p), p.point}
+			kinds = append(kinds, &kind{name: b[0] + "-" + m.name, readOnly: m.name == "readonly", tells: true, args: func(p *place) []string {
+				return []string{b[1], "-f", "-o", m.options(p), p.point}
 			}})
 		}
-		kinds = append(kinds, &kind{name: b[0] + "-readonly", readOnly: true, tells: true, args: func(p *place) []string {
-			return []string{b[1], "-f", "-o", "mode=overlay,lowerdir=" + p.lower, p.point}
-		}})
 	}
 	kinds = slices.DeleteFunc(kinds, func(k *kind) bool {
 		if !wants(cfg.mounts, k.name) || k.args == nil {

@@ -43,7 +43,7 @@ func parse() *config {
 	c := &config{}
 	only := flag.String("only", "", "workloads to run, by `name,...` (all)")
 	mounts := flag.String("mounts", "", "mounts to measure, by `name,...` (all that are here)")
-	flag.IntVar(&c.runs, "runs", 5, "how often each is measured")
+	flag.IntVar(&c.runs, "runs", 3, "how often each is measured")
 	flag.BoolVar(&c.quick, "quick", false, "a twentieth of the work")
 	flag.BoolVar(&c.counts, "counts", true, "count FUSE requests and system calls too")
 	flag.BoolVar(&c.detail, "detail", false, "name the requests and calls that were counted")
