@@ -183,6 +183,14 @@ func (d *drain) succeeds(ctx context.Context, up, low int, name string, a *layer
 	if is.Type() != a.Type() {
 		return false, nil
 	}
+	origin, err := copyup.ReadOrigin(up, name)
+	if err != nil {
+		return false, err
+	}
+	if origin == copyup.Origin(indexName(&lowerRef{layer: d.l, attr: a})) {
+		return true, syncFile(up, name, &is)
+	}
+	// None: the upper has no room for one, or somebody copied the file.
 	switch a.Type() {
 	case unix.S_IFREG:
 		return d.sameData(ctx, up, low, name, &is, a)
@@ -237,6 +245,19 @@ func (d *drain) sameData(ctx context.Context, up, low int, name string, is, a *l
 		return false, errChanged
 	}
 	return true, nil
+}
+
+// syncFile makes the file a durable. What is no regular file is with its name.
+func syncFile(dirfd int, name string, a *layers.Attr) error {
+	if !a.IsRegular() {
+		return nil
+	}
+	fd, err := openVery(dirfd, name, a)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return sys.Fsync(fd)
 }
 
 // openVery opens the very file that was looked at.

@@ -8,12 +8,15 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/tests/testbed"
 )
@@ -263,6 +266,93 @@ func TestDrainEndsRemovals(t *testing.T) {
 		must(t, err)
 		if string(b) != name+" "+map[string]string{"differs": "up", "longer": "upper"}[name] {
 			t.Errorf("the upper's %s is %q", name, b)
+		}
+	}
+}
+
+// TestDrainKnowsSuccessors: a copy that was changed since is the successor still.
+func TestDrainKnowsSuccessors(t *testing.T) {
+	w := emptyWorld(t, worlds(t), stackings[2])
+	defer w.remove()
+	w.mkdir("l1", "d")
+	w.file("l1", "d/f", "the old content")
+	must(t, os.Symlink("there", w.at("l1", "d/sym")))
+	must(t, w.open())
+	d := &driver{fs: w.fs}
+	sys.SetHook(func(c sys.Change) error {
+		if c == "symlink" { // of the trash: the lower copy stays
+			return unix.EIO
+		}
+		return nil
+	})
+	errno := d.write("d/f", "THE", 0)
+	sys.SetHook(nil)
+	d.end()
+	if below := w.namesIn("l1"); errno != 0 || !slices.Contains(below, "d/f") {
+		t.Fatalf("%v, and the lower has %q", errno, below)
+	}
+	if stays, _ := w.drainAll(DrainConfig{}); len(stays) > 0 || len(w.namesIn("l1")) > 0 {
+		t.Errorf("stay: %v, %q", stays, w.namesIn("l1"))
+	}
+	b, err := os.ReadFile(w.at("upper/d/f"))
+	must(t, err)
+	if string(b) != "THE old content" {
+		t.Errorf("%q", b)
+	}
+}
+
+// TestDrainVerifies: a copy that is stored otherwise than it was written does not
+// replace the lower file.
+func TestDrainVerifies(t *testing.T) {
+	w := emptyWorld(t, worlds(t), stackings[2])
+	defer w.remove()
+	for i := range 3 {
+		w.file("l1", fmt.Sprint(i), strings.Repeat("content ", 1000))
+	}
+	must(t, w.open())
+	n := 0
+	sys.SetHook(func(c sys.Change) error {
+		if c == "fdatasync" {
+			if n++; n == 2 {
+				corrupt(t, w.at("upper"))
+			}
+		}
+		return nil
+	})
+	stays, seen := w.drainAll(DrainConfig{Verify: true})
+	sys.SetHook(nil)
+	if n != 3 || len(stays) != 1 || seen.Files.Load() != 2 {
+		t.Fatalf("%d copies were read again, %d moved, and %v", n, seen.Files.Load(), stays)
+	}
+	for path, err := range stays {
+		if !errors.Is(err, copyup.ErrDiffers) {
+			t.Errorf("%q: %v", path, err)
+		}
+		if _, err := os.Lstat(w.at("upper", path)); err == nil {
+			t.Errorf("%q is in the upper", path)
+		}
+		b, err := os.ReadFile(w.at("l1", path))
+		must(t, err)
+		if string(b) != strings.Repeat("content ", 1000) {
+			t.Errorf("the lower's %q is %q", path, b)
+		}
+	}
+	if stays, _ := w.drainAll(DrainConfig{Verify: true}); len(stays) > 0 {
+		t.Errorf("once more: %v", stays)
+	}
+}
+
+// corrupt changes a byte of the files without a name below dir.
+func corrupt(t *testing.T, dir string) {
+	fds, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	for _, e := range fds {
+		fd, _ := strconv.Atoi(e.Name())
+		target, _ := os.Readlink("/proc/self/fd/" + e.Name())
+		if strings.HasPrefix(target, dir) && strings.HasSuffix(target, "(deleted)") {
+			if _, err := unix.Pwrite(fd, []byte("X"), 5000); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }

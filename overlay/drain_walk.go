@@ -289,6 +289,12 @@ func (d *drain) finish(ctx context.Context, p *place) (again bool) {
 	if p.up != nil {
 		p.up.left.Add(p.left.Load())
 	}
+	if p.gone.Load() > 0 {
+		// Whoever takes a name from the upper now does not know that the lower's went.
+		if err := sys.Fsync(p.fd); err != nil {
+			d.fail(p.path, err)
+		}
+	}
 	return false
 }
 
