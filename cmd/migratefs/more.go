@@ -2,9 +2,11 @@ package main
 
 import "github.com/spf13/cobra"
 
-// moreCommands are the subcommands about checkpoints, and those for before and
-// after a migration.
+// moreCommands are the subcommands about checkpoints, and those for before,
+// during and after a migration.
 func moreCommands() []*cobra.Command {
-	return []*cobra.Command{newRestoreCommand(), newRestoreInitCommand(), newLazyfsCommand(), newPlanCommand(), newCheckCommand(),
-		newDrainCommand()}
+	return []*cobra.Command{
+		newRestoreCommand(), newRestoreInitCommand(), newLazyfsCommand(),
+		newPlanCommand(), newDrainCommand(), newCheckCommand(), newUndoCommand(),
+	}
 }

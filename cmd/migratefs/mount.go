@@ -209,7 +209,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 		return asMountError(fmt.Errorf("mount on %q: %w", st.point, err))
 	}
 	m.readAhead(st.point, log)
-	unregister := register(st.point)
+	unregister := register(st.point, st.dirs)
 	defer unregister()
 	defer noteOptions(st.point, m.options)()
 	if err := nameUmountHelper(m.opts.fsName, st.point); err != nil {

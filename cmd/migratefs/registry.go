@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -38,7 +39,7 @@ func registryFile(m mountInfo) string {
 // lives. What it returns takes the name of the note away, not the lock: that goes
 // with the process, and so after everything else that holds a layer. It fails in
 // silence: only waiting depends on it.
-func register(point string) (end func()) {
+func register(point string, dirs []namedDir) (end func()) {
 	m, ok := mountAt(point)
 	name := registryFile(m)
 	if !ok || name == "" || os.MkdirAll(filepath.Dir(name), 0o700) != nil {
@@ -56,13 +57,37 @@ func register(point string) (end func()) {
 		unix.Close(fd)
 		return func() {}
 	}
-	_, _ = unix.Write(fd, fmt.Appendf(nil, "%d %s %s\n", os.Getpid(), pidNamespace(), point))
+	note := fmt.Appendf(nil, "%d %s %s\n", os.Getpid(), pidNamespace(), point)
+	for _, d := range dirs {
+		note = fmt.Appendf(note, "%s %q\n", d.what, d.real)
+	}
+	_, _ = unix.Write(fd, note)
 	return func() {
 		var now unix.Stat_t
 		if unix.Lstat(name, &now) == nil && now.Ino == own.Ino {
 			_ = os.Remove(name)
 		}
 	}
+}
+
+// layersOf returns the local layers of the mount m, as its daemon has noted them.
+func layersOf(m mountInfo) (upper string, lowers []string, err error) {
+	b, err := os.ReadFile(registryFile(m))
+	if err != nil {
+		return "", nil, fmt.Errorf("the layers of the mount on %q are not known: give them with -o lowerdir=...,upperdir=...", m.point)
+	}
+	for line := range strings.Lines(string(b)) {
+		what, quoted, _ := strings.Cut(strings.TrimSpace(line), " ")
+		dir, err := strconv.Unquote(quoted)
+		switch {
+		case err != nil:
+		case what == "upper":
+			upper = dir
+		case what == "lower":
+			lowers = append(lowers, dir)
+		}
+	}
+	return upper, lowers, nil
 }
 
 // pidNamespace names the namespace that a pid of this process is from.

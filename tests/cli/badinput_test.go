@@ -220,6 +220,15 @@ var badInputs = []badInput{
 		}
 	}, "check DIR/upper", exitUsage, []string{"--mode"}},
 	{"check with a negative number of days", nil, "check --trash-days -7 DIR/upper", exitUsage, []string{"--trash-days"}},
+	{"undo of nothing", nil, "undo", exitUsage, []string{"path"}},
+	{"undo of two", nil, "undo DIR/a DIR/b", exitUsage, []string{"one path"}},
+	{"undo of a version before the last", nil, "undo --version -1 DIR/lower/a", exitUsage, []string{"--version"}},
+	{"undo of everything to one file", nil, "undo --recursive --to DIR/x DIR/lower", exitUsage, []string{"--recursive"}},
+	{"undo in what was never a layer", nil, "undo DIR/lower/gone", exitFailure, []string{"DIR/lower/gone", "lowerdir="}},
+	{"undo with layers that do not exist", nil, "undo -o lowerdir=DIR/nolower gone", exitFailure, []string{"DIR/nolower"}},
+	{"undo with layers without a trash", nil, "undo -o lowerdir=DIR/lower gone", exitFailure, []string{"no trash", "trash_days"}},
+	{"undo with an unknown option", nil, "undo -o lowredir=DIR/lower gone", exitUsage, []string{"lowredir"}},
+	{"undo below a loop", func(t *testing.T, s *site) { must(t, os.Symlink("loop", s.at("loop"))) }, "undo DIR/loop/gone", exitFailure, []string{"DIR/loop/gone"}},
 	{"no such command", nil, "frobnicate", exitUsage, nil},
 
 	{"images do not exist", nil, "-o criu=DIR/noimages DIR/mnt", exitMount, []string{"DIR/noimages"}},

@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -176,4 +177,78 @@ func TestCheckOverlay(t *testing.T) {
 	if out != "" {
 		t.Errorf("after the repair:\n%s", out)
 	}
+}
+
+// throw makes a file of a lower and puts it into the trash there, as a mount with
+// trash_days does.
+func throw(t *testing.T, lower, path, content string) {
+	t.Helper()
+	name := filepath.Join(lower, path)
+	must(t, os.MkdirAll(filepath.Join(lower, ".migratefs/trash"), 0o700))
+	must(t, os.WriteFile(name, []byte(content), 0o640))
+	var x unix.Statx_t
+	must(t, unix.Statx(unix.AT_FDCWD, name, 0, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &x))
+	in := filepath.Join(lower, ".migratefs/trash", fmt.Sprintf("%x-%x-%x.%x-%x.%x~0123", x.Ino, x.Size, x.Mtime.Sec, x.Mtime.Nsec, x.Btime.Sec, x.Btime.Nsec))
+	must(t, os.Symlink(path, in+".path"))
+	must(t, os.Rename(name, in))
+}
+
+func reads(t *testing.T, name, want string) {
+	t.Helper()
+	if got, err := os.ReadFile(name); err != nil || string(got) != want {
+		t.Errorf("%s is %q, %v; want %q", name, got, err, want)
+	}
+}
+
+func TestUndo(t *testing.T) {
+	testbed.NeedFUSE(t)
+	s := newSite(t)
+	m := testbed.Mount(t, "lowerdir="+s.at("lower")+",upperdir="+s.at("upper"), s.at("mnt"))
+	_, line := tool(t, 1, "undo", m.Path("sub/gone"))
+	contains(t, "undo of nothing", line, "nothing", "sub/gone")
+	throw(t, s.at("lower"), "sub/gone", "first")
+
+	out, _ := tool(t, 0, "undo", "--list", m.Path("sub"))
+	contains(t, "undo --list", out, "1  removed ", "5 B", `"sub/gone"`)
+	out, _ = tool(t, 0, "undo", m.Path("sub/gone"))
+	contains(t, "undo", out, `"sub/gone" is back`)
+	reads(t, m.Path("sub/gone"), "first")
+
+	// Several, and a name that is taken.
+	throw(t, s.at("lower"), "sub/gone", "first")
+	throw(t, s.at("lower"), "sub/gone", "second, and longer")
+	out, line = tool(t, 1, "undo", m.Path("sub/gone"))
+	contains(t, "undo of several", line, "2 versions", "--version")
+	contains(t, "undo of several", out, "1  removed ", "2  removed ")
+	must(t, os.WriteFile(m.Path("sub/gone"), []byte("new"), 0o644))
+	_, line = tool(t, 1, "undo", "--version", "1", m.Path("sub/gone"))
+	contains(t, "undo of what is there", line, "sub/gone", "not overwritten", "--to")
+	_, line = tool(t, 1, "undo", "--version", "3", m.Path("sub/gone"))
+	contains(t, "undo of a version that is not there", line, "2 versions")
+	_, line = tool(t, 1, "undo", "--version", "1", "--to", m.Path("file"), m.Path("sub/gone"))
+	contains(t, "undo to what is there", line, "not overwritten", m.Path("file"))
+	tool(t, 0, "undo", "--version", "1", "--to", m.Path("old"), m.Path("sub/gone"))
+	reads(t, m.Path("old"), "second, and longer")
+	reads(t, m.Path("sub/gone"), "new")
+	reads(t, m.Path("file"), "of the lower")
+
+	// In the lower, and by layers that nobody has mounted.
+	out, _ = tool(t, 0, "undo", "--json", s.at("lower/sub/gone"))
+	var v struct {
+		Path    string
+		Bytes   int64
+		Version int
+	}
+	must(t, json.Unmarshal([]byte(strings.SplitN(out, "\n", 2)[0]), &v))
+	if v.Path != "sub/gone" || v.Version != 1 || v.Bytes != int64(len("second, and longer")) {
+		t.Errorf("undo --json: %+v", v)
+	}
+	m.Unmount()
+	layers := "lowerdir=" + s.at("lower") + ",upperdir=" + s.at("upper")
+	_, line = tool(t, 1, "undo", "-o", layers, "sub")
+	contains(t, "undo of a directory", line, "2 files below", "--recursive")
+	must(t, os.Remove(s.at("upper/sub/gone")))
+	out, _ = tool(t, 0, "undo", "--recursive", "-o", layers, "/sub")
+	contains(t, "undo --recursive", out, `"sub/gone" is back`)
+	reads(t, s.at("lower/sub/gone"), "second, and longer")
 }
