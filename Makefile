@@ -21,7 +21,7 @@ PKG      ?= ./...
 RUN      ?= .
 FUZZTIME ?= 60
 
-SCRIPTS := .ci/run $(shell git ls-files -co --exclude-standard '*.sh' 2>/dev/null)
+SCRIPTS := .ci/run $(shell git ls-files -co --exclude-standard '*.sh' '*.sbatch' 2>/dev/null)
 
 .PHONY: help
 help: ## show this list
