@@ -149,15 +149,24 @@ func (c *Copy) Publish() error {
 		return nil
 	}
 	if c.temp == "" {
-		return sys.LinkFd(c.Fd, c.at.Dir, c.at.Name)
+		return c.published(sys.LinkFd(c.Fd, c.at.Dir, c.at.Name))
 	}
-	if err := sys.Link(c.at.Work, c.temp, c.at.Dir, c.at.Name); err != nil {
+	if err := c.published(sys.Link(c.at.Work, c.temp, c.at.Dir, c.at.Name)); err != nil {
 		return err
 	}
 	// The name is published: a temporary name left behind is swept later.
 	_ = sys.Unlink(c.at.Work, c.temp)
 	c.temp = ""
 	return nil
+}
+
+// published is the error of the link that was to publish c: none if the name that is
+// taken is c's own, since NFS repeats requests.
+func (c *Copy) published(err error) error {
+	if errors.Is(err, unix.EEXIST) && isSame(c.Fd, c.at.Dir, c.at.Name) {
+		return nil
+	}
+	return err
 }
 
 // PublishAs is Publish under another name of the same directory: the file was
@@ -220,7 +229,8 @@ func Node(src Source, at Place, cfg Config, prepare func(temp string) error) (te
 	default:
 		err = sys.Mknod(at.Work, temp, a.Type()|0o600, a.Rdev)
 	}
-	if err != nil {
+	// Nobody else has that name, but NFS repeats requests.
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return "", err
 	}
 	if err = nodeMetadata(at.Work, temp, &src, cfg); err == nil && prepare != nil {
@@ -242,7 +252,16 @@ func PublishNode(temp string, at Place, isDir bool) error {
 		return err
 	}
 	if isDir {
-		return sys.Rename(at.Work, temp, at.Dir, at.Name, 0)
+		fd, ferr := sys.OpenAt(at.Work, temp, unix.O_PATH)
+		if ferr != nil {
+			return ferr
+		}
+		defer unix.Close(fd)
+		err = sys.Rename(at.Work, temp, at.Dir, at.Name, 0)
+		if errors.Is(err, unix.ENOENT) && isSame(fd, at.Dir, at.Name) {
+			return nil // NFS repeats requests
+		}
+		return err
 	}
 	if err := sys.Link(at.Work, temp, at.Dir, at.Name); err != nil {
 		return err

@@ -279,8 +279,9 @@ func (d *daemon) lockAlive() bool {
 	if err := sys.Flock(d.alive, unix.LOCK_EX); errors.Is(err, unix.EWOULDBLOCK) {
 		return false
 	}
-	var st unix.Stat_t
-	return unix.Fstat(d.alive, &st) == nil && st.Nlink > 0
+	var ours, is unix.Stat_t
+	return unix.Fstat(d.alive, &ours) == nil && ours.Nlink > 0 &&
+		unix.Fstatat(d.dirs, d.name+"/"+aliveName, &is, unix.AT_SYMLINK_NOFOLLOW) == nil && is.Ino == ours.Ino
 }
 
 func (d *daemon) closeFDs() {
@@ -388,24 +389,39 @@ func (d *daemon) sweep(name string, now unix.Timespec) {
 	defer unix.Close(dir)
 	alive, err := sys.OpenAt(dir, aliveName, unix.O_RDWR)
 	if err != nil {
+		if strings.HasSuffix(name, goneSuffix) {
+			d.clear(dir)
+		}
 		_ = sys.Rmdir(d.dirs, name) // it is empty if it was just made, or all but swept
 		return
 	}
-	defer unix.Close(alive)
+	gone := name
+	if !strings.HasSuffix(name, goneSuffix) {
+		gone += goneSuffix
+	}
+	dead := isDead(name, alive, now) && (gone == name || sys.Rename(d.dirs, name, d.dirs, gone, 0) == nil)
+	unix.Close(alive) // before it is removed: on NFS what is open keeps a name
+	if dead {
+		d.clear(dir)
+		_ = sys.Unlink(dir, aliveName)
+		_ = sys.Rmdir(d.dirs, gone)
+	}
+}
+
+// goneSuffix marks what is being swept. Who settles in there sees that its name is
+// another's, or nobody's.
+const goneSuffix = ".gone"
+
+// isDead reports whether the daemon whose file alive is open is not there any more,
+// and has it locked then.
+func isDead(name string, alive int, now unix.Timespec) bool {
 	var st unix.Stat_t
-	if err := unix.Fstat(alive, &st); err != nil {
-		return
+	if unix.Fstat(alive, &st) != nil {
+		return false
 	}
 	old := time.Duration(now.Nano()-st.Mtim.Nano()) > lifeless
-	switch err := sys.Flock(alive, unix.LOCK_EX); {
-	case errors.Is(err, unix.EWOULDBLOCK):
-		return
-	case !old && (err != nil || !strings.HasPrefix(name, hostID()+"-")):
-		return
-	}
-	d.clear(dir)
-	_ = sys.Unlink(dir, aliveName)
-	_ = sys.Rmdir(d.dirs, name)
+	err := sys.Flock(alive, unix.LOCK_EX)
+	return !errors.Is(err, unix.EWOULDBLOCK) && (old || err == nil && strings.HasPrefix(name, hostID()+"-"))
 }
 
 // clear removes all but alive, which goes last: without it nobody would look.
@@ -429,6 +445,8 @@ func (d *daemon) leave() {
 	}
 	if d.alive >= 0 {
 		d.clear(d.work)
+		unix.Close(d.alive) // first: on NFS what is open keeps a name
+		d.alive = -1
 		_ = sys.Unlink(d.work, aliveName)
 		_ = sys.Rmdir(d.dirs, d.name)
 	}

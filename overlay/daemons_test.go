@@ -194,3 +194,17 @@ func TestOwnXattrsAreHidden(t *testing.T) {
 		t.Errorf("it was %q and is %q, %v", before[:n], after[:m], err)
 	}
 }
+
+// What somebody was sweeping when it died is swept on.
+func TestSweepAfterASweep(t *testing.T) {
+	w := manyHosts(t)
+	dir := w.leave(t, hostID()+"-1"+goneSuffix, 0)
+	must(t, os.Remove(filepath.Join(dir, aliveName)))
+	other := w.leave(t, hostID()+"-2"+goneSuffix, 0)
+	w.fs.sweepDaemons(t.Context())
+	for _, d := range []string{dir, other} {
+		if _, err := os.Stat(d); err == nil {
+			t.Errorf("%s is there", d)
+		}
+	}
+}

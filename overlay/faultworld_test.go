@@ -30,6 +30,10 @@ type stacking struct {
 	lowers int
 	remote bool // the lowers look as over SFTP: no inodes, whole seconds
 	hosts  Hosts
+
+	// Where else the directory that worlds are made in is shown, by a filesystem that
+	// lacks things: to what stacks the upper and the lowers. Empty: nowhere.
+	upperAt, lowersAt string
 }
 
 var stackings = []stacking{
@@ -180,7 +184,13 @@ func (w *world) age() {
 // open stacks the layers, as a new process would. Lowers are not read-only clones:
 // a change that went astray shall be seen, not refused.
 func (w *world) open() error {
-	upper, err := local.Open(w.at("upper"), local.Config{})
+	seen := func(through, l string) string {
+		if through == "" {
+			return w.at(l)
+		}
+		return filepath.Join(through, filepath.Base(w.dir), l)
+	}
+	upper, err := local.Open(seen(w.kind.upperAt, "upper"), local.Config{})
 	must(w.t, err)
 	w.work, err = os.Open(w.at("work"))
 	must(w.t, err)
@@ -189,7 +199,7 @@ func (w *world) open() error {
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 	for i := range w.kind.lowers {
-		l, err := local.Open(w.at(fmt.Sprintf("l%d", i+1)), local.Config{})
+		l, err := local.Open(seen(w.kind.lowersAt, fmt.Sprintf("l%d", i+1)), local.Config{})
 		must(w.t, err)
 		low := Lower{Layer: l}
 		if w.kind.remote {
@@ -222,6 +232,10 @@ func (w *world) close() {
 	w.fs.handles.mu.Unlock()
 	for _, id := range left {
 		w.fs.Release(nil, &fuse.ReleaseIn{Fh: id})
+	}
+	if w.first != nil && w.first.fs == w.fs {
+		w.first.open = nil
+		w.first.end() // descriptors that are kept for what it knows
 	}
 	_ = w.fs.Close()
 	w.work.Close()

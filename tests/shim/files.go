@@ -1,6 +1,9 @@
 package shim
 
 import (
+	"sync/atomic"
+	"time"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
@@ -10,6 +13,8 @@ type handle struct {
 	n   *node // nil for a directory
 	fd  int
 	dir *dirHandle
+	// closed: it was flushed, and not used since. The kernel releases it later.
+	closed atomic.Bool
 }
 
 func (fs *FS) newHandle(h *handle) uint64 {
@@ -18,7 +23,10 @@ func (fs *FS) newHandle(h *handle) uint64 {
 	fs.lastFh++
 	fs.handles[fs.lastFh] = h
 	if h.n != nil {
-		h.n.opens++
+		if h.n.open == nil {
+			h.n.open = map[*handle]bool{}
+		}
+		h.n.open[h] = true
 	}
 	return fs.lastFh
 }
@@ -29,6 +37,13 @@ func (fs *FS) handle(fh uint64) *handle {
 	return fs.handles[fh]
 }
 
+// used is handle for what only who has it open does.
+func (fs *FS) used(fh uint64) *handle {
+	h := fs.handle(fh)
+	h.closed.Store(false)
+	return h
+}
+
 func (fs *FS) dropHandle(fh uint64) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -37,17 +52,48 @@ func (fs *FS) dropHandle(fh uint64) {
 	if h.fd >= 0 {
 		unix.Close(h.fd)
 	}
-	if h.n == nil {
+	if h.n != nil {
+		delete(h.n.open, h)
+		fs.lastClosed(h.n)
+	}
+}
+
+// inUse reports whether a program has n open. The caller holds fs.mu.
+func (n *node) inUse() bool {
+	for h := range n.open {
+		if !h.closed.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+// isOpen reports whether a program has n open, and waits a moment for the kernel to
+// release what was flushed: a close(2) of a copy of a descriptor flushes, too.
+func (fs *FS) isOpen(n *node) bool {
+	for range 20 {
+		fs.mu.Lock()
+		left, used := len(n.open) > 0, n.inUse()
+		fs.mu.Unlock()
+		if !left || used {
+			return used
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return true
+}
+
+// lastClosed takes away the names that n has for being open, if it is not any more.
+// The caller holds fs.mu.
+func (fs *FS) lastClosed(n *node) {
+	if len(n.open) > 0 {
 		return
 	}
-	if h.n.opens--; h.n.opens > 0 {
-		return
-	}
-	for _, s := range h.n.silly {
+	for _, s := range n.silly {
 		_ = unix.Unlinkat(s.dir, s.name, 0)
 		unix.Close(s.dir)
 	}
-	h.n.silly = nil
+	n.silly = nil
 }
 
 // openFlags are the flags of an open that the directory's file is opened with:
@@ -126,7 +172,7 @@ func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut)
 // Read implements fuse.RawFileSystem.
 func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (res fuse.ReadResult, st fuse.Status) {
 	st = fs.do("read", "", func(l *Lies) error {
-		h := fs.handle(in.Fh)
+		h := fs.used(in.Fh)
 		if err := h.n.gone(l); err != nil {
 			return err
 		}
@@ -140,7 +186,7 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (res fuse.Rea
 // Write implements fuse.RawFileSystem.
 func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (n uint32, st fuse.Status) {
 	st = fs.do("write", "", func(l *Lies) error {
-		h := fs.handle(in.Fh)
+		h := fs.used(in.Fh)
 		if err := h.n.gone(l); err != nil {
 			return err
 		}
@@ -156,7 +202,7 @@ func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fus
 	if fs.lies.Load().NoHoles {
 		return fuse.ENOSYS
 	}
-	off, err := unix.Seek(fs.handle(in.Fh).fd, int64(in.Offset), int(in.Whence))
+	off, err := unix.Seek(fs.used(in.Fh).fd, int64(in.Offset), int(in.Whence))
 	out.Offset = uint64(max(off, 0))
 	return fuse.ToStatus(err)
 }
@@ -166,18 +212,21 @@ func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	if fs.lies.Load().NoHoles {
 		return fuse.Status(unix.EOPNOTSUPP)
 	}
-	return fuse.ToStatus(unix.Fallocate(fs.handle(in.Fh).fd, in.Mode, int64(in.Offset), int64(in.Length)))
+	return fuse.ToStatus(unix.Fallocate(fs.used(in.Fh).fd, in.Mode, int64(in.Offset), int64(in.Length)))
 }
 
 // Flush implements fuse.RawFileSystem.
-func (fs *FS) Flush(_ <-chan struct{}, _ *fuse.FlushIn) fuse.Status {
-	return fs.do("flush", "", func(*Lies) error { return nil })
+func (fs *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	return fs.do("flush", "", func(*Lies) error {
+		fs.handle(in.Fh).closed.Store(true)
+		return nil
+	})
 }
 
 // Fsync implements fuse.RawFileSystem.
 func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	return fs.do("fsync", "", func(l *Lies) error {
-		h := fs.handle(in.Fh)
+		h := fs.used(in.Fh)
 		if err := h.n.gone(l); err != nil {
 			return err
 		}

@@ -128,8 +128,9 @@ func (fs *FS) openBy(dir *node, name string) *node {
 		return nil
 	}
 	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	if n := fs.byInode[inode{st.Dev, st.Ino}]; n != nil && n.opens > 0 {
+	n := fs.byInode[inode{st.Dev, st.Ino}]
+	fs.mu.Unlock()
+	if n != nil && fs.isOpen(n) {
 		return n
 	}
 	return nil

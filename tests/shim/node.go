@@ -18,9 +18,9 @@ type node struct {
 	id      uint64
 	fd      int // O_PATH
 	inode   inode
-	lookups uint64 // protected by FS.mu
-	opens   int    // protected by FS.mu
-	silly   []sillyName
+	lookups uint64           // protected by FS.mu
+	open    map[*handle]bool // protected by FS.mu
+	silly   []sillyName      // likewise
 }
 
 // sillyName is what a name became whose file was open.

@@ -167,3 +167,6 @@ func (fs *FS) do(op, name string, f func(l *Lies) error) fuse.Status {
 var changesNames = map[string]bool{
 	"link": true, "unlink": true, "mkdir": true, "rmdir": true, "symlink": true, "mknod": true, "create": true, "rename": true,
 }
+
+// Stale is for how long names may be believed that are not so.
+func (fs *FS) Stale() time.Duration { return fs.lies.Load().Stale }
