@@ -277,7 +277,7 @@ func (pr *probe) xattrs(t *tally, p layers.Path, a *layers.Attr, x layers.Xattrs
 				return pr.setXattrs(a.Type(), []string{n}, x)
 			})
 			if err != nil {
-				t.issue("xattr", class(n)+" cannot be set: "+err.Error(), true, p)
+				t.issue("xattr", class(n)+" cannot be set, and only xattr=lenient leaves it out: "+err.Error(), true, p)
 			}
 		}
 		return
@@ -285,7 +285,7 @@ func (pr *probe) xattrs(t *tally, p layers.Path, a *layers.Attr, x layers.Xattrs
 	pr.mu.Lock()
 	defer pr.mu.Unlock()
 	if err := pr.setXattrs(a.Type(), names, x); err != nil && !pr.full(err) {
-		t.issue("xattr", "so many or so large ones cannot be set: "+err.Error(), true, p)
+		t.issue("xattr", "so many or so large ones cannot be set, and only xattr=lenient leaves some out: "+err.Error(), true, p)
 	}
 }
 

@@ -79,7 +79,7 @@ func (w *planWalk) plan() (*Plan, error) {
 	if t.files.Files > 0 {
 		p.Largest = &Largest{Quoted(t.largestPath), t.largest}
 	}
-	if t.unreadable.Files > 0 {
+	if t.unreadable.Names > 0 {
 		p.Unread = &t.unreadable
 	}
 	p.Room = Size{Bytes: int64(pr.fs.Bavail) * int64(pr.fs.Frsize), Inodes: int64(pr.fs.Ffree)}
@@ -111,19 +111,19 @@ func (w *planWalk) tryRest(t *tally) {
 			continue
 		}
 		if err := w.probe.owner(c.ID, 0); err != nil {
-			t.issues["owner"] = &Issue{Kind: "owner", What: fmt.Sprintf("files cannot be given to user %d: %v", c.ID, err), Files: c.Files, Fatal: true}
+			t.issues["owner"] = &Issue{Kind: "owner", What: fmt.Sprintf("files cannot be given to user %d: %v", c.ID, err), Names: c.Files, Fatal: true}
 			break
 		}
 	}
 	if t.links.Files > 0 {
 		if err := w.probe.links(); err != nil {
-			t.issues["links"] = &Issue{Kind: "link", What: "hard links cannot be made: " + err.Error(), Files: t.links.Files, Fatal: true}
+			t.issues["links"] = &Issue{Kind: "link", What: "hard links cannot be made: " + err.Error(), Names: t.links.Names, Fatal: true}
 		}
 	}
 	for _, sec := range t.times {
 		if err := w.probe.time(sec); err != nil {
 			when := time.Unix(sec, 0).UTC().Format(time.RFC3339)
-			t.issues["time "+when] = &Issue{Kind: "time", What: fmt.Sprintf("the modification time %s cannot be kept: %v", when, err), Files: 1}
+			t.issues["time "+when] = &Issue{Kind: "time", What: fmt.Sprintf("the modification time %s cannot be kept: %v", when, err), Names: 1}
 		}
 	}
 }

@@ -76,7 +76,7 @@ type Links struct {
 type Issue struct {
 	Kind  string   `json:"kind"`
 	What  string   `json:"what"`
-	Files int64    `json:"files"`
+	Names int64    `json:"names"`
 	Paths []Quoted `json:"paths"` // some of them
 	// Fatal: bringing these files up fails.
 	Fatal bool `json:"fatal"`
@@ -215,16 +215,16 @@ func (t *tally) issue(kind, what string, fatal bool, p layers.Path) {
 		x = &Issue{Kind: kind, What: what, Fatal: fatal}
 		t.issues[kind+what] = x
 	}
-	x.merge(&Issue{Files: 1, Paths: []Quoted{Quoted(p)}})
+	x.merge(&Issue{Names: 1, Paths: []Quoted{Quoted(p)}})
 }
 
 func (t *tally) unread(p layers.Path, err error) {
 	t.unreadable.What = err.Error()
-	t.unreadable.merge(&Issue{Files: 1, Paths: []Quoted{Quoted(p)}})
+	t.unreadable.merge(&Issue{Names: 1, Paths: []Quoted{Quoted(p)}})
 }
 
 func (x *Issue) merge(y *Issue) {
-	x.Files += y.Files
+	x.Names += y.Names
 	x.Paths = append(x.Paths, y.Paths[:min(len(y.Paths), examples-len(x.Paths))]...)
 }
 
@@ -259,7 +259,7 @@ func (t *tally) merge(u *tally) {
 		}
 		t.issues[k].merge(x)
 	}
-	if u.unreadable.Files > 0 {
+	if u.unreadable.Names > 0 {
 		t.unreadable.What = u.unreadable.What
 		t.unreadable.merge(&u.unreadable)
 	}

@@ -138,7 +138,7 @@ func TestPlanOnWhatCannotHoldIt(t *testing.T) {
 		return p
 	}
 	p := plan("ramfs", "mode=0755")
-	if len(p.Issues) != 1 || p.Issues[0].Kind != "xattr" || !p.Issues[0].Fatal || p.Issues[0].Files != 1 ||
+	if len(p.Issues) != 1 || p.Issues[0].Kind != "xattr" || !p.Issues[0].Fatal || p.Issues[0].Names != 1 ||
 		p.Issues[0].Paths[0] != "noted" || !strings.Contains(p.Issues[0].What, "user.*") || p.Fits {
 		t.Errorf("on ramfs: fits %v, %+v", p.Fits, p.Issues)
 	}
@@ -223,7 +223,7 @@ func TestPlanSaysWhatItCannotRead(t *testing.T) {
 	p, err := w.plan()
 	must(t, err)
 	must(t, pr.close())
-	if p.Unread == nil || p.Unread.Files != 1 || p.Unread.Paths[0] != "d" || !strings.Contains(p.Unread.What, "input/output") {
+	if p.Unread == nil || p.Unread.Names != 1 || p.Unread.Paths[0] != "d" || !strings.Contains(p.Unread.What, "input/output") {
 		t.Errorf("unread: %+v", p.Unread)
 	}
 }

@@ -99,3 +99,14 @@ func belongsToStorage(name string) bool {
 	}
 	return false
 }
+
+// HasAll reports whether a copy with the extended attributes x has all that a copy-up
+// brings along of y.
+func HasAll(x, y layers.Xattrs) bool {
+	for n, v := range y {
+		if w, ok := x[n]; !belongsToStorage(n) && (!ok || string(v) != string(w)) {
+			return false
+		}
+	}
+	return true
+}

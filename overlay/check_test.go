@@ -128,6 +128,10 @@ var damages = []damage{
 			w.setxattr("upper/second", x, string(v[:n]))
 		}
 	}, FoundDamaged, "upper *", false},
+	{"a file without a work directory", remoteOne, pend, func(w *world) {
+		must(w.t, os.RemoveAll(w.at("work")))
+		must(w.t, os.Mkdir(w.at("work"), 0o700))
+	}, FoundLost, "upper low", false},
 	{"a file that names no object", remoteOne, nil, func(w *world) {
 		w.put("upper/odd", "")
 		w.setxattr("upper/odd", "trusted.overlay.metacopy", "")
@@ -237,6 +241,11 @@ var damages = []damage{
 		w.copyOf("low", false)
 		must(w.t, os.Chtimes(w.at("upper/low"), past, past.Add(time.Hour)))
 	}, FoundUnmoved, "lower 1 low", false},
+	{"a copy without an xattr", migrateOne, nil, func(w *world) {
+		w.copyOf("low", false)
+		must(w.t, unix.Removexattr(w.at("upper/low"), "user.note"))
+	}, FoundUnmoved, "lower 1 low", false},
+	{"a copy of one name of several", migrateOne, nil, func(w *world) { w.copyOf("hard1", false) }, FoundUnmoved, "lower 1 hard1", false},
 	{"a copy that was changed", migrateOne, nil, func(w *world) {
 		w.copyOf("low", true)
 		w.put("upper/low", "changed")

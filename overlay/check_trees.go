@@ -111,12 +111,12 @@ func (c *check) compare(ctx context.Context, high, low *checked, p layers.Path, 
 		c.found(FoundDifferent, low, p, "it was brought up, and its copy in the upper was changed since: the removal of this one, which is hidden, is still to be done", "", nil)
 	case !same:
 		c.found(FoundDifferent, low, p, "it is hidden by another content in "+high.name, "", nil)
-	case successor || high == c.upper && sameMetadata(h, l):
-		c.found(FoundUnmoved, low, p, "its copy is in the upper: its removal was interrupted", "removed", func(dir int, name string) error {
+	case successor || high == c.upper && isCopy(high, low, p, h, l):
+		c.found(FoundUnmoved, low, p, "its copy is in the upper: its removal was interrupted, or the mounts have keep_lower (then say --keep-lower)", "removed", func(dir int, name string) error {
 			return c.finishRemoval(low, dir, name, p, l)
 		})
 	default:
-		c.found(FoundUnmoved, low, p, "it is hidden by the same content in "+high.name+", with other rights or times: nothing says that one was made of the other", "", nil)
+		c.found(FoundUnmoved, low, p, "it is hidden by the same content in "+high.name+", and may have other metadata: nothing says that one was made of the other", "", nil)
 	}
 	return false
 }
@@ -139,6 +139,28 @@ func typeName(a *layers.Attr) string {
 		return "a symlink"
 	}
 	return "a special file"
+}
+
+// isCopy reports whether h, with the content of l, has all else that l has, so that
+// nothing is lost with that: copies made by others, as by rsync, may be without xattrs,
+// and without the other names of hard links.
+func isCopy(high, low *checked, p layers.Path, h, l *layers.Attr) bool {
+	if !sameMetadata(h, l) || l.Nlink > 1 {
+		return false
+	}
+	same := false
+	_ = inParent(high.Root(), p, func(hdir int, name string) error {
+		return inParent(low.Root(), p, func(ldir int, _ string) error {
+			x, err := local.XattrsAt(hdir, name)
+			if err != nil {
+				return err
+			}
+			y, err := local.XattrsAt(ldir, name)
+			same = err == nil && copyup.HasAll(x, y)
+			return err
+		})
+	})
+	return same
 }
 
 // sameMetadata reports whether h can only be a copy of l: copy-up keeps all this.

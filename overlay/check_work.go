@@ -239,7 +239,8 @@ func (c *check) pendings(ctx context.Context) error {
 // pendingFile is for a file in the upper that names the object id.
 func (c *check) pendingFile(path layers.Path, ino uint64, id string) {
 	if c.work == nil {
-		return // without a work directory nothing is known of it
+		c.found(FoundUnread, c.upper, path, "its content lies in the work directory, which is not at hand: name it with --workdir", "", nil)
+		return
 	}
 	o := c.objects[id]
 	_, err := extent.ParseID(id)

@@ -82,7 +82,7 @@ func (f *planFlags) run(out io.Writer, old, next string) error {
 	case err != nil:
 		return err
 	case p.Unread != nil:
-		return fmt.Errorf("%d directories or files of %q could not be looked at: %s", p.Unread.Files, old, p.Unread.What)
+		return fmt.Errorf("%d names in %q could not be looked at: %s", p.Unread.Names, old, p.Unread.What)
 	case !p.Fits:
 		return &codeError{exitFound, fmt.Errorf("%q does not fit into %q as it is: see above", old, next)}
 	}
@@ -264,10 +264,10 @@ func writeFit(line func(string, ...any), p *copyup.Plan) {
 		line("quotas are not known: %s", p.QuotaUnknown)
 	}
 	for _, x := range p.Issues {
-		line("%s: %s: %d files, such as %q", x.Kind, x.What, x.Files, examplesOf(x.Paths))
+		line("%s: %s: %d names, such as %q", x.Kind, x.What, x.Names, examplesOf(x.Paths))
 	}
 	if p.Unread != nil {
-		line("NOT COUNTED: %d, such as %q: %s", p.Unread.Files, examplesOf(p.Unread.Paths), p.Unread.What)
+		line("NOT COUNTED: %d, such as %q: %s", p.Unread.Names, examplesOf(p.Unread.Paths), p.Unread.What)
 	}
 	line("")
 	if p.Fits {

@@ -74,7 +74,7 @@ func register(point string, dirs []namedDir) (end func()) {
 func layersOf(m mountInfo) (upper string, lowers []string, err error) {
 	b, err := os.ReadFile(registryFile(m))
 	if err != nil {
-		return "", nil, fmt.Errorf("the layers of the mount on %q are not known: give them with -o lowerdir=...,upperdir=...", m.point)
+		return "", nil, fmt.Errorf("the layers of the mount on %q are not known: give them with -o lowerdir=A,upperdir=B", m.point)
 	}
 	for line := range strings.Lines(string(b)) {
 		what, quoted, _ := strings.Cut(strings.TrimSpace(line), " ")

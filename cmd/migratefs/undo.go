@@ -177,7 +177,7 @@ func (f *undoFlags) find(path string) (*undoWork, error) {
 			return openUndo(strings.TrimPrefix(strings.TrimPrefix(abs, dir), "/"), "", []string{dir})
 		}
 		if dir == "/" {
-			return nil, fmt.Errorf("%q is in no mount of migratefs and in no lower of one: give the layers with -o lowerdir=...,upperdir=...", path)
+			return nil, fmt.Errorf("%q is in no mount of migratefs and in no lower of one: give the layers with -o lowerdir=A,upperdir=B", path)
 		}
 	}
 }

@@ -149,6 +149,17 @@ func TestCheckMigrate(t *testing.T) {
 	}
 	must(t, os.Remove(s.at("lower/file")))
 	tool(t, 0, "check", s.at("upper"), s.at("lower"))
+
+	m = testbed.Mount(t, "lowerdir="+s.at("lower")+",upperdir="+s.at("upper"), s.at("mnt"))
+	m.Kill()
+	m.RemoveDead()
+	out, _ = tool(t, exitFound, "check", s.at("upper"), s.at("lower"))
+	contains(t, "check after kill -9", out, "daemon: upper", "--repair: removed")
+	tool(t, 0, "check", "--repair", s.at("upper"), s.at("lower"))
+	out, _ = tool(t, 0, "check", s.at("upper"), s.at("lower"))
+	if out != "" {
+		t.Errorf("after the repair:\n%s", out)
+	}
 }
 
 func TestCheckOverlay(t *testing.T) {
