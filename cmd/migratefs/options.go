@@ -132,7 +132,9 @@ var optionTable = map[string]func(o *options, v string) error{
 	"enospc":      setEnospc,
 	"allow_other": func(o *options, _ string) error { t := true; o.allowOther = &t; return nil },
 	// What is always so.
-	"metacopy": setMetacopy, "index": onlyOn("index"), "xino": onlyOn("xino"),
+	"metacopy": setMetacopy,
+	"index":    onlyOn("index", "without it the names of one lower file would become different files while programs have it open"),
+	"xino":     onlyOn("xino", "a FUSE filesystem has one st_dev, so the numbers alone must tell files of different layers apart"),
 	"creds": func(o *options, v string) error {
 		var s string
 		err := oneOf(&s, "creds", v, "daemon", "caller")
@@ -161,12 +163,12 @@ var mountFlags = map[string]bool{
 	"suid": true, "nosuid": true, "dev": true, "nodev": true, "exec": true, "noexec": true,
 }
 
-func onlyOn(name string) func(*options, string) error {
+func onlyOn(name, why string) func(*options, string) error {
 	return func(_ *options, v string) error {
 		if v == "on" || v == "auto" || v == "" {
 			return nil
 		}
-		return usageErrorf("option %s=%s: only %s=on is supported", name, v, name)
+		return usageErrorf("option %s=%s: only %s=on is supported: %s", name, v, name, why)
 	}
 }
 

@@ -77,7 +77,8 @@ func TestRefused(t *testing.T) {
 		"lowerdir=/a,uid=x":                   "number",
 		"lowerdir=/a,timeout=-1":              "seconds",
 		"lowerdir=/a,upperdir=/b,volatile":    "volatile",
-		"lowerdir=/a,index=off":               "index",
+		"lowerdir=/a,index=off":               "index=off: only index=on is supported: without it",
+		"lowerdir=/a,xino=off":                "xino=off: only xino=on is supported: a FUSE filesystem",
 		"lowerdir=/a,xattr=some":              "strict or lenient",
 		"lowerdir=/a,enospc=bypass":           "only enospc=serve",
 	} {
