@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,7 +15,6 @@ import (
 
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
-	"github.com/migratefs/migratefs/tests/testbed"
 )
 
 // An operation, and what a program sees after it that it did not see before.
@@ -396,8 +397,8 @@ func linked(old, name string) func(sight, stacking) {
 // may be refused: mv then copies (EXDEV).
 func mayRefuse(k stacking) bool { return k.mode == Migrate }
 
-// run brings a new world to where the operation starts.
-func (o *operation) start(t *testing.T, base string, k stacking) (*world, sight) {
+// start brings a new world to where the operation starts.
+func (o *operation) start(t *testing.T, base string, k stacking) *world {
 	t.Helper()
 	w := newWorld(t, base, k)
 	must(t, w.open())
@@ -406,12 +407,16 @@ func (o *operation) start(t *testing.T, base string, k stacking) (*world, sight)
 		o.first(d)
 		w.first = d
 	}
-	before, err := w.look()
-	must(t, err)
-	return w, before
+	if k.remote {
+		// All is fetched. Of a file of which nothing is here, a death in a write that
+		// goes beyond its end may leave what is beyond it without what is before.
+		_, err := w.look()
+		must(t, err)
+	}
+	return w
 }
 
-// finish does the operation as one program would.
+// run does the operation as one program would.
 func (o *operation) run(w *world) unix.Errno {
 	d := &driver{fs: w.fs}
 	defer d.end()
@@ -422,8 +427,10 @@ func (o *operation) run(w *world) unix.Errno {
 // refused says that it may not be done on this stacking.
 func (o *operation) expect(t *testing.T, base string, k stacking) (before, after sight, refused bool) {
 	t.Helper()
-	w, before := o.start(t, base, k)
+	w := o.start(t, base, k)
 	defer w.remove()
+	before, err := w.look()
+	must(t, err)
 	switch errno := o.run(w); {
 	case errno == unix.EXDEV && mayRefuse(k):
 		refused = true
@@ -498,6 +505,12 @@ func (f *fault) set() {
 
 func (f *fault) met() bool { return f.n >= f.at }
 
+// sameAsBefore reports whether a death here leaves what one at the change before
+// leaves, which is looked at too: a sync changes nothing in what a process sees.
+func (f *fault) sameAsBefore() bool {
+	return f.met() && f.at > 1 && slices.Contains([]string{"fsync", "fdatasync", "syncfs"}, f.names[f.at-2])
+}
+
 // where says which change it was.
 func (f *fault) where() string {
 	return fmt.Sprintf("change %d of %s", f.at, strings.Join(f.names[:min(len(f.names), f.at)], " "))
@@ -530,7 +543,7 @@ func TestDeathAtEveryChange(t *testing.T) {
 // many changes the last recovery made.
 func (o *operation) dieAt(t *testing.T, base string, k stacking, n, m int, before, after sight) (met bool, changes int) {
 	t.Helper()
-	w, _ := o.start(t, base, k)
+	w := o.start(t, base, k)
 	defer w.remove()
 	lowers := w.lowers()
 	f := &fault{at: n, dead: true, err: errDead}
@@ -540,12 +553,18 @@ func (o *operation) dieAt(t *testing.T, base string, k stacking, n, m int, befor
 	sys.SetHook(nil)
 	met = f.met()
 	where := f.where()
+	if errno != 0 && f.sameAsBefore() {
+		return met, 0
+	}
 	if m > 0 {
 		f = &fault{at: m, dead: true, err: errDead}
 		f.set()
 		_ = w.open()
 		w.close()
 		sys.SetHook(nil)
+		if f.sameAsBefore() {
+			return met, 0
+		}
 		where += ", then " + f.where()
 	}
 	f = &fault{}
@@ -600,23 +619,30 @@ func (w *world) judge(where string, errno unix.Errno, before, after sight) {
 	}
 }
 
-// lowers takes a picture of the lowers, if nothing may change them.
-func (w *world) lowers() []*testbed.Tree {
+// lowers takes a picture of the lowers, if nothing may change them: of what lstat(2)
+// tells, since no change leaves all times as they were.
+func (w *world) lowers() []string {
 	if w.kind.mode == Migrate {
 		return nil
 	}
-	const all = testbed.Usual | testbed.Mtime | testbed.Numbers
-	trees := []*testbed.Tree{testbed.Snapshot(w.t, w.at("l1"), all)}
-	if w.kind.lowers > 1 {
-		trees = append(trees, testbed.Snapshot(w.t, w.at("l2"), all))
+	var seen []string
+	for _, l := range []string{"l1", "l2"} {
+		must(w.t, filepath.WalkDir(w.at(l), func(p string, _ os.DirEntry, err error) error {
+			var st unix.Stat_t
+			if err == nil {
+				err = unix.Lstat(p, &st)
+			}
+			seen = append(seen, fmt.Sprint(strings.TrimPrefix(p, w.dir), st.Ino, st.Mode, st.Uid, st.Gid, st.Nlink, st.Rdev, st.Size, st.Mtim, st.Ctim))
+			return err
+		}))
 	}
-	return trees
+	return seen
 }
 
-func (w *world) lowersUnchanged(where string, was []*testbed.Tree) {
+func (w *world) lowersUnchanged(where string, was []string) {
 	w.t.Helper()
-	for i, now := range w.lowers() {
-		testbed.Same(w.t, "the lower before", was[i], "after "+where, now)
+	if now := w.lowers(); !slices.Equal(now, was) {
+		w.t.Errorf("after %s, the lowers, before\n\t%s\nare\n\t%s", where, strings.Join(was, "\n\t"), strings.Join(now, "\n\t"))
 	}
 }
 
@@ -636,7 +662,7 @@ func TestFailureOfEveryChange(t *testing.T) {
 
 func (o *operation) failAt(t *testing.T, base string, k stacking, n int, err unix.Errno, before, after sight, refused bool) (met bool) {
 	t.Helper()
-	w, _ := o.start(t, base, k)
+	w := o.start(t, base, k)
 	defer w.remove()
 	lowers, held := w.lowers(), descriptors(t)
 	f := &fault{at: n, err: err}

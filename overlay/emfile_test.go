@@ -41,7 +41,7 @@ func TestFewDescriptors(t *testing.T) {
 // enough. It reports whether they were enough.
 func (o *operation) runWith(t *testing.T, base string, k stacking, free int, before, after sight) (enough bool) {
 	t.Helper()
-	w, _ := o.start(t, base, k)
+	w := o.start(t, base, k)
 	defer w.remove()
 	lowers, held := w.lowers(), descriptors(t)
 	w.fs.dirs.closeAll()

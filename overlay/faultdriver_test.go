@@ -96,8 +96,8 @@ func (d *driver) readNode(id uint64) ([]byte, unix.Errno) {
 
 func (d *driver) readHandle(fh uint64) ([]byte, unix.Errno) {
 	var all []byte
+	buf := make([]byte, 4096)
 	for {
-		buf := make([]byte, 4096)
 		res, st := d.fs.Read(nil, &fuse.ReadIn{Fh: fh, Offset: uint64(len(all)), Size: uint32(len(buf))}, buf)
 		if st != 0 {
 			return nil, unix.Errno(st)
