@@ -93,7 +93,7 @@ func remains(f *Finding) bool {
 
 func (o *operation) checkDeathAt(t *testing.T, base string, k stacking, n int, before, after sight) (met bool) {
 	t.Helper()
-	w, _ := o.start(t, base, k)
+	w := o.start(t, base, k)
 	defer w.remove()
 	w.first.endIfAny()
 	w.close()

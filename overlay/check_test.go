@@ -392,7 +392,7 @@ func TestCheckRandomDamage(t *testing.T) {
 		if o.only != nil && !o.only(k) {
 			continue
 		}
-		w, _ := o.start(t, base, k)
+		w := o.start(t, base, k)
 		_ = o.run(w)
 		w.first.endIfAny()
 		w.close()

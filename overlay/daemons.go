@@ -101,12 +101,20 @@ func Identify(root int, anyOwner bool) (id string, f *os.File, err error) {
 	return "", nil, fmt.Errorf("%s/%s cannot be made: %w", Reserved, idName, unix.EBUSY)
 }
 
-// openReserved opens the directory Reserved in a layer, which is made if needed.
-// A directory that others may write to leads nowhere.
+// openReserved opens the directory Reserved in a layer, which is made if needed: no
+// change of the layer's root, whose times it leaves. A directory that others may
+// write to leads nowhere.
 func openReserved(root int, anyOwner bool) (int, error) {
+	var before, after unix.Statx_t
+	if err := sys.Statx(root, "", &before); err != nil {
+		return -1, err
+	}
 	dir, err := sys.MkdirOpen(root, Reserved)
 	if err != nil {
 		return -1, err
+	}
+	if sys.Statx(root, "", &after) == nil && after.Mtime != before.Mtime {
+		_ = copyup.RestoreTimes(root, ptr(local.AttrOf(&before)))
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(dir, &st); err != nil {
