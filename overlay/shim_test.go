@@ -115,7 +115,7 @@ func TestRepeatedRequests(t *testing.T) {
 		for _, op := range []string{"link", "unlink", "mkdir", "rmdir", "symlink", "mknod", "rename"} {
 			t.Run(o.name+", "+op+" twice", func(t *testing.T) {
 				_, after, _ := o.expect(t, base, k)
-				w, _ := o.start(t, base, k)
+				w := o.start(t, base, k)
 				defer w.remove()
 				twice := func(asked, _ string) bool { return asked == op }
 				up.Set(func(l *shim.Lies) { l.Repeat = twice })
