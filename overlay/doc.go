@@ -87,6 +87,8 @@
 //	copy-up of a hard-linked file    the count (overlay mode: overlay.nlink; migrate mode: the
 //	                                 marker LOWER/.migratefs/hl/ID and the name back), index/ID,
 //	                                 the name. From index/ID on, all names show the copy.
+//	drain                            copy-ups; a lower directory goes when it is empty, and its part in
+//	                                 the upper durable with all above it
 //	mount in migrate mode            LOWER/.migratefs/id, UPPER/.migratefs/id: a temporary name, whole and
 //	                                 synced, linked, never replaced; UPPER/.migratefs/daemons/DAEMON, which
 //	                                 the next mount of this host sweeps when its lock is free, and those of

@@ -251,17 +251,20 @@ func (s *drainShow) end(err error) error {
 }
 
 func (s *drainShow) outcome(o *drainOutcome) string {
-	if s.dry {
-		return fmt.Sprintf("would move %d files, %s; %d files are not meant", o.Files, bytesText(o.Bytes), o.NotMeant)
+	others := ""
+	if o.NotMeant > 0 {
+		others = fmt.Sprintf("; files that are not meant: %d", o.NotMeant)
 	}
-	text := fmt.Sprintf("moved %d files, %s, and removed %d directories", o.Files, bytesText(o.Bytes), o.Directories)
+	text := fmt.Sprintf("files moved: %d, %s; directories removed: %d", o.Files, bytesText(o.Bytes), o.Directories)
 	switch {
+	case s.dry:
+		return fmt.Sprintf("files to move: %d, %s%s", o.Files, bytesText(o.Bytes), others)
 	case !o.Complete:
 		return text + "; not all was looked at"
 	case o.Left > 0:
-		return fmt.Sprintf("%s; names left in the lower: %d", text, o.Left)
+		return fmt.Sprintf("%s; names left in the lower: %d%s", text, o.Left, others)
 	case s.partly:
-		return fmt.Sprintf("%s; nothing of what was meant is left in the lower (%d files were not meant)", text, o.NotMeant)
+		return text + "; nothing of what is meant is left in the lower" + others
 	}
 	return text + "; nothing is left in the lower"
 }
