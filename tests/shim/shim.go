@@ -85,6 +85,23 @@ type FS struct {
 // Mount shows dir at point, which must be there, until the test ends.
 func Mount(tb testing.TB, dir, point string, l Lies) *FS {
 	tb.Helper()
+	fs, err := Serve(dir, point, l)
+	if err != nil {
+		tb.Fatalf("shim on %s: %v", point, err)
+	}
+	tb.Cleanup(func() {
+		if err := unix.Unmount(point, 0); err != nil {
+			tb.Errorf("unmount of the shim on %s: %v", point, err)
+			_ = unix.Unmount(point, unix.MNT_DETACH)
+			return
+		}
+		fs.Wait()
+	})
+	return fs
+}
+
+// Serve shows dir at point until that is unmounted.
+func Serve(dir, point string, l Lies) (*FS, error) {
 	fs := &FS{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(), Point: point,
 		nodes: map[uint64]*node{}, byInode: map[inode]*node{}, handles: map[uint64]*handle{}, lastID: 1,
@@ -92,11 +109,11 @@ func Mount(tb testing.TB, dir, point string, l Lies) *FS {
 	fs.lies.Store(&l)
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		tb.Fatal(err)
+		return nil, err
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		tb.Fatal(err)
+		return nil, err
 	}
 	root := &node{id: fuse.FUSE_ROOT_ID, fd: fd, inode: inode{st.Dev, st.Ino}, lookups: 1}
 	fs.nodes[root.id], fs.byInode[root.inode] = root, root
@@ -106,26 +123,20 @@ func Mount(tb testing.TB, dir, point string, l Lies) *FS {
 		DisableReadDirPlus: true, EnableLocks: l.NoLocks, MaxWrite: 1 << 20,
 	})
 	if err != nil {
-		tb.Fatalf("shim on %s: %v", point, err)
+		return nil, err
 	}
 	go fs.server.Serve()
-	if err := fs.server.WaitMount(); err != nil {
-		tb.Fatalf("shim on %s: %v", point, err)
+	return fs, fs.server.WaitMount()
+}
+
+// Wait returns when the filesystem is unmounted.
+func (fs *FS) Wait() {
+	fs.server.Wait()
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for _, n := range fs.nodes {
+		unix.Close(n.fd)
 	}
-	tb.Cleanup(func() {
-		if err := unix.Unmount(point, 0); err != nil {
-			tb.Errorf("unmount of the shim on %s: %v", point, err)
-			_ = unix.Unmount(point, unix.MNT_DETACH)
-			return
-		}
-		fs.server.Wait()
-		fs.mu.Lock()
-		defer fs.mu.Unlock()
-		for _, n := range fs.nodes {
-			unix.Close(n.fd)
-		}
-	})
-	return fs
 }
 
 // Set changes what is told from now on.

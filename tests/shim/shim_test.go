@@ -190,3 +190,20 @@ func waitFor(t *testing.T, what string, f func() bool) {
 		}
 	}
 }
+
+func TestStart(t *testing.T) {
+	testbed.NeedRoot(t)
+	testbed.NeedFUSE(t)
+	base := testbed.TempDir(t)
+	dir, point := filepath.Join(base, "dir"), filepath.Join(base, "point")
+	for _, d := range []string{dir, point} {
+		must(t, os.Mkdir(d, 0o755))
+	}
+	Start(t, "lustre", dir, point)
+	must(t, os.WriteFile(filepath.Join(point, "f"), []byte("content"), 0o640))
+	if b, err := os.ReadFile(filepath.Join(dir, "f")); string(b) != "content" {
+		t.Errorf("%q, %v", b, err)
+	}
+	_, err := unix.Open(point, unix.O_TMPFILE|unix.O_RDWR, 0o600)
+	is(t, "O_TMPFILE", err, unix.EOPNOTSUPP)
+}
