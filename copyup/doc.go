@@ -70,6 +70,10 @@
 // that name. The order of a and b needs no fsync: both are operations on names of
 // one filesystem, whose journal (or server) keeps them in order.
 //
+// Keep ends after c: a match stays in the trash. KeepLink links it there before another
+// file is renamed over its last name; if that does not come to pass, Settle finds it at
+// its name and takes it out of the trash. On a full lower a is left out.
+//
 // Settle runs at any mount, while other hosts are at these steps. It ends d where
 // the upper has the file with that origin at that path. Else a match stays in the
 // trash: back at its name, an older version would show as soon as the upper loses

@@ -45,31 +45,47 @@ func meant(a *layers.Attr, name string) bool {
 // that was describes; see the package comment for the steps. trash is the
 // lower's trash directory and path the file's path from the lower's root.
 func Remove(dir int, name string, was *layers.Attr, trash int, path layers.Path) error {
-	in := trashName(was)
-	// NFS repeats requests whose answer was lost: what nobody else can have done is
-	// done, whatever the second answer was.
-	if err := sys.Symlink(string(path), trash, in+pathSuffix); err != nil && !errors.Is(err, unix.EEXIST) {
+	in, err := toTrash(dir, name, was, trash, path)
+	if err != nil || in == "" {
 		return err
 	}
-	moved := sys.Rename(dir, name, trash, in, 0)
+	return discard(trash, in)
+}
+
+// toTrash renames name in dir, if it still is the file that was describes, to in in
+// the trash. An empty in says that it has gone from there already.
+func toTrash(dir int, name string, was *layers.Attr, trash int, path layers.Path) (in string, err error) {
 	var stx unix.Statx_t
+	if err := sys.Statx(dir, name, &stx); err != nil {
+		return "", err
+	}
+	if is := local.AttrOf(&stx); trashID(&is) != trashID(was) {
+		return "", ErrReplaced // what is another file at the first look is not touched
+	}
+	in = trashName(was)
+	// NFS repeats requests whose answer was lost: what nobody else can have done is
+	// done, whatever the second answer was.
+	if err := ignoreFull(sys.Symlink(string(path), trash, in+pathSuffix)); err != nil && !errors.Is(err, unix.EEXIST) {
+		return "", err
+	}
+	moved := sys.Rename(dir, name, trash, in, 0)
 	switch err := sys.Statx(trash, in, &stx); {
 	case moved != nil && err != nil:
 		_ = sys.Unlink(trash, in+pathSuffix)
-		return moved
+		return "", moved
 	case errors.Is(err, unix.ENOENT):
-		return nil // another host has just been mounted, and has settled it
+		return "", nil // another host has just been mounted, and has settled it
 	case err != nil:
-		return err
+		return "", err
 	}
 	if is := local.AttrOf(&stx); !meant(&is, in) {
 		// EEXIST: somebody made yet another file there; both stay.
 		if err := putBack(trash, in, dir, name); err != nil {
-			return fmt.Errorf("%w; it is kept as .migratefs/trash/%s", ErrReplaced, in)
+			return "", fmt.Errorf("%w; it is kept as .migratefs/trash/%s", ErrReplaced, in)
 		}
-		return ErrReplaced
+		return "", ErrReplaced
 	}
-	return discard(trash, in)
+	return in, nil
 }
 
 // discard takes in out of the trash for good. Where that fails it stays, and the
@@ -120,6 +136,8 @@ type Trash struct {
 	// Grace is how old an intent without a file must be before it is removed: other
 	// hosts may be about to carry theirs out. Zero: there are none.
 	Grace time.Duration
+	// Keep says that files lie in the trash to stay there.
+	Keep bool
 }
 
 // Settle ends the removals that a crash, of this host or another, interrupted. A
@@ -182,7 +200,9 @@ func (t *Trash) settle(in string) (stays bool, err error) {
 			return true, fmt.Errorf("trash entry %q cannot go back to %q: %w", in, target, err)
 		}
 		return false, nil
-	case t.Successor(path, OriginOf(t.Lower, &is)):
+	case t.Keep && !t.stillThere(in, path, &is):
+		return false, nil
+	case t.Keep || t.Successor(path, OriginOf(t.Lower, &is)):
 		return false, discard(t.Dir, in)
 	}
 	return true, nil

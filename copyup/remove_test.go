@@ -58,10 +58,15 @@ func (l *lowerWithTrash) holds(t *testing.T) (names []string) {
 	return names
 }
 
-// die runs Remove as far as the n-th change.
-func (l *lowerWithTrash) die(n int) {
+// die runs Remove as far as the n-th change, and meanwhile, when it has had its first
+// look, what somebody else does.
+func (l *lowerWithTrash) die(n int, meanwhile func()) {
 	dead := errors.New("dead")
 	sys.SetHook(func(sys.Change) error {
+		if meanwhile != nil {
+			meanwhile()
+			meanwhile = nil
+		}
 		if n--; n <= 0 {
 			return dead
 		}
@@ -93,11 +98,15 @@ func TestRemove(t *testing.T) {
 func TestRemoveWithoutAWayBack(t *testing.T) {
 	l := newLowerWithTrash(t)
 	must(t, os.Mkdir(filepath.Join(l.dir, "d"), 0o700))
-	must(t, os.WriteFile(filepath.Join(l.dir, "d/f"), []byte("somebody else's"), 0o600))
+	must(t, os.Link(filepath.Join(l.dir, "f"), filepath.Join(l.dir, "d/f")))
 	dir, err := unix.Open(filepath.Join(l.dir, "d"), unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	must(t, err)
 	defer unix.Close(dir)
 	sys.SetHook(func(c sys.Change) error {
+		if c == "symlink" { // after the first look
+			must(t, os.Remove(filepath.Join(l.dir, "d/f")))
+			must(t, os.WriteFile(filepath.Join(l.dir, "d/f"), []byte("somebody else's"), 0o600))
+		}
 		if c == "link" {
 			sys.SetHook(nil)
 			must(t, os.Remove(filepath.Join(l.dir, "d")))
@@ -134,11 +143,12 @@ func TestSettle(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLowerWithTrash(t)
 			f := filepath.Join(l.dir, "f")
-			if c.replace != "" {
-				must(t, os.WriteFile(f+"2", []byte(c.replace), 0o600))
-				must(t, os.Rename(f+"2", f))
-			}
-			l.die(steps)
+			l.die(steps, func() {
+				if c.replace != "" {
+					must(t, os.WriteFile(f+"2", []byte(c.replace), 0o600))
+					must(t, os.Rename(f+"2", f))
+				}
+			})
 			if c.retake != "" {
 				must(t, os.WriteFile(f, []byte(c.retake), 0o600))
 			}
@@ -163,7 +173,7 @@ func TestSettle(t *testing.T) {
 // TestSettleWhileOthersRemove leaves what another host may be about to do.
 func TestSettleWhileOthersRemove(t *testing.T) {
 	l := newLowerWithTrash(t)
-	l.die(2)
+	l.die(2, nil)
 	intents := func() int {
 		es, err := os.ReadDir(filepath.Join(l.dir, "trash"))
 		must(t, err)

@@ -44,6 +44,9 @@ func (fs *FS) upCut(ctx context.Context, n *node, size int64) (cut bool, err err
 		return false, unix.ESTALE
 	}
 	ctx = untilKilled(ctx)
+	if err := fs.roomForRemoval(ctx); err != nil {
+		return false, err
+	}
 	err = fs.asOwner(n, func() (err error) {
 		if n.isDir() {
 			return fs.upDir(ctx, n)

@@ -318,8 +318,12 @@ func (fs *FS) live() {
 		defer close(d.ended)
 		tick := time.NewTicker(heartbeat)
 		defer tick.Stop()
-		swept := time.Now()
+		swept, expired := time.Now(), time.Time{}
 		for {
+			if now := time.Now(); now.Sub(expired) > expiry {
+				expired = now
+				fs.expireNow(now)
+			}
 			select {
 			case <-d.stop:
 				return

@@ -37,6 +37,9 @@
 //     and stays until the last is closed. In passthrough it is the upper file.
 //   - The upper inode of a metacopy holds no data, or a part of it: nothing reads it,
 //     nor writes to it but the copy-up that completes it (node.dataInUpper).
+//   - A name in the upper hides the same name in lowers: an older copy, or the one that
+//     it came of, for a while or, with keep_lower, for as long as it has the name. Nothing
+//     gives up a name in the upper before those are gone, durably.
 //   - Who has looked a file up may open it after its last name went: a descriptor
 //     is kept until the kernel forgets it (node.kept). So it is of a file that never
 //     had a name (O_TMPFILE), which unlike the other is not dead: Link may give it one.
@@ -73,6 +76,10 @@
 //	                                 hidden, and the rename has succeeded.
 //	write, truncate, ...             copy-up (package copyup), then the change. A truncate that
 //	                                 brings up less than all is one step.
+//	lower copies, migrate mode       a copy-up leaves the name in both layers; a worker (removals.go)
+//	                                 makes many names durable, then removes their lower copies. A
+//	                                 crash before that leaves both, and what takes the name away
+//	                                 takes it from below first
 //	first change of a remote file    the object durably pending; WORK/stubs/ID; the stub linked.
 //	                                 Between: an object without a stub, or a stub with no other
 //	                                 name, which are swept

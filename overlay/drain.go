@@ -95,6 +95,7 @@ func (fs *FS) Drain(ctx context.Context, cfg DrainConfig) error {
 	if fs.cfg.Mode != Migrate || fs.upper == nil {
 		return fmt.Errorf("drain is for mode=migrate: %w", unix.EINVAL)
 	}
+	fs.removals.now.Store(true) // it looks at what is left
 	return newDrain(fs, cfg).run(ctx, fs.lowers)
 }
 

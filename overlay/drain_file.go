@@ -43,7 +43,7 @@ func (d *drain) file(ctx context.Context, p *place, name string) {
 	}
 	var seen atomic.Int64 // of its bytes
 	size, err := d.move(d.careful(ctx, &seen), p, name, &a)
-	if err != nil {
+	if err != nil && !errors.Is(err, errKept) {
 		size = 0
 	}
 	d.seen.Bytes.Add(size - seen.Load())
@@ -52,6 +52,13 @@ func (d *drain) file(ctx context.Context, p *place, name string) {
 		p.gone.Add(1)
 		d.seen.Files.Add(1)
 	case ctx.Err() != nil:
+	case errors.Is(err, errKept):
+		p.left.Add(1)
+		if size > 0 {
+			d.seen.Files.Add(1)
+		} else {
+			d.seen.Other.Add(1)
+		}
 	case errors.Is(err, errMoved), nothing(err):
 		// Somebody renamed or removed it, or a directory above: the next look at
 		// the directory shows what is left.
@@ -82,7 +89,7 @@ func (d *drain) move(ctx context.Context, p *place, name string, a *layers.Attr)
 	for range 4 {
 		came, err := d.step(ctx, p, name, a)
 		if err != nil {
-			return 0, err
+			return copied, err
 		}
 		copied += came
 		// A copy-up is no failure because the lower's name stayed.
@@ -129,8 +136,14 @@ func (d *drain) step(ctx context.Context, p *place, name string, a *layers.Attr)
 	if !named { // a hard link, whose file has come up under another name
 		return 0, fs.ensureNamed(ctx, at, n)
 	}
+	if fs.keepsCopy(a) {
+		return 0, errKept
+	}
 	return 0, d.endRemoval(ctx, p, at, n, a)
 }
+
+// errKept: the lower copy stays where it is (keep_lower).
+var errKept = errors.New("the lower copy is kept")
 
 // isNamed reports whether the upper's part of dir has name.
 func (fs *FS) isNamed(dir *node, name string) (bool, error) {

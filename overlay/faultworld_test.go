@@ -54,7 +54,8 @@ type world struct {
 	fs   *FS
 	work *os.File
 
-	first *driver // what prepared the operation; its handles may be open
+	tweak func(*Config) // of each open; nil: none
+	first *driver       // what prepared the operation; its handles may be open
 }
 
 // worlds is where worlds are made: a tmpfs, since what is tested is what a dead
@@ -200,7 +201,7 @@ func (w *world) open() error {
 	must(w.t, err)
 	cfg := Config{
 		Mode: w.kind.mode, Hosts: w.kind.hosts, Upper: upper, Work: w.work, Format: whiteout.Trusted, Metacopy: true,
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), gather: -1,
 	}
 	for i := range w.kind.lowers {
 		l, err := local.Open(seen(w.kind.lowersAt, fmt.Sprintf("l%d", i+1)), local.Config{})
@@ -210,6 +211,9 @@ func (w *world) open() error {
 			low.Layer = distant{l}
 		}
 		cfg.Lowers = append(cfg.Lowers, low)
+	}
+	if w.tweak != nil {
+		w.tweak(&cfg)
 	}
 	w.fs, err = New(context.Background(), cfg)
 	if err != nil {

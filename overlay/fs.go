@@ -65,6 +65,8 @@ type Config struct {
 	Format whiteout.Format
 
 	Volatile      bool // no fsync in copy-up
+	KeepLower     bool // migrate mode: lower copies stay while the upper has their names, then in the trash
+	TrashDays     int  // migrate mode: what is removed from lowers lies in their trash for so long
 	Lenient       bool // xattrs that the upper cannot hold stay behind, and the log says so
 	NoAtime       bool // reading an upper file leaves its access time
 	IDs           IDs
@@ -77,6 +79,10 @@ type Config struct {
 	AttrTimeout   *time.Duration
 	NegTimeout    *time.Duration // of names that are not there; nil: EntryTimeout
 	Log           *slog.Logger
+
+	// gather is how long the removal of lower copies waits for more; negative: each goes
+	// before its copy-up returns. Tests count changes.
+	gather time.Duration
 }
 
 // forever is how long the kernel may believe us about layers that are ours alone.
@@ -126,6 +132,7 @@ type FS struct {
 
 	complaints complaints
 	losses     losses
+	removals   removals
 
 	// strange: a layer is not the one that was mounted.
 	strange atomic.Bool
@@ -183,6 +190,7 @@ func newFS(cfg Config) *FS {
 		fs.cfg.NoRedirect, fs.cfg.NoFollow = true, true // as the kernel's overlayfs
 	}
 	fs.copies.Lenient, fs.copies.LeftOut = cfg.Lenient, fs.leftOut
+	fs.removals.init(cfg.gather)
 	fs.giveBack = newGiveBack()
 	fs.dirs.init()
 	fs.table.init()
@@ -347,6 +355,7 @@ func (fs *FS) Close() error {
 // closeOwn is Close but for the layers, which a New that fails leaves to its
 // caller.
 func (fs *FS) closeOwn() (err error) {
+	fs.finishRemovals()
 	fs.giveBack.Stop()
 	fs.dirs.closeAll()
 	if fs.store != nil {

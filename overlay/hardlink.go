@@ -328,8 +328,18 @@ func (fs *FS) sweepMarks(ctx context.Context, l *layer) error {
 	if err != nil {
 		return err
 	}
+	kept := map[uint64]bool{}
+	if fs.keeps() {
+		if kept, err = copyup.Kept(ctx, l.trash); err != nil {
+			return err
+		}
+	}
 	for _, e := range entries {
-		fs.unmarkLast(l, e.Name)
+		if kept[e.Ino] {
+			fs.unmarkLast(l, e.Name, 1)
+			continue
+		}
+		fs.unmarkLast(l, e.Name, 0)
 	}
 	return nil
 }

@@ -42,8 +42,8 @@ func (fs *FS) marks(l *layer) (int, error) {
 }
 
 // afterUp ends a copy-up. In migrate mode the copy's name becomes durable and
-// the lower copy goes; if that fails, both stay, and the upper one shows. The
-// caller holds n.mu.
+// the lower copy goes, later (removals.go) or now; if that fails, both stay, and the
+// upper one shows. The caller holds n.mu.
 func (fs *FS) afterUp(_ context.Context, n *node, src *copyup.Source) {
 	// What was looked up may be older: the file's other names are removed as
 	// what was copied, too.
@@ -52,13 +52,14 @@ func (fs *FS) afterUp(_ context.Context, n *node, src *copyup.Source) {
 		r.attr = &src.Attr
 		n.lowers = append([]lowerRef{r}, n.lowers[1:]...)
 	}
-	if fs.cfg.Mode != Migrate || n.isDir() || n.dead != nil {
-		return
-	}
-	if err := fs.removeLower(n, src); err != nil {
-		path, _ := n.path()
-		fs.log.Warn("lower copy left", "path", string(path), "cause", err)
-		return
+	switch {
+	case fs.cfg.Mode != Migrate || n.isDir() || n.dead != nil || fs.keepsCopy(&src.Attr):
+	case fs.mayRemoveLater(src):
+		fs.removeLater(n, src)
+	default:
+		if err := fs.removeLower(n, src); err != nil {
+			fs.lowerCopyLeft(n, err)
+		}
 	}
 }
 
@@ -90,12 +91,8 @@ func (fs *FS) removeFrom(d dentry, r *lowerRef, was *layers.Attr, path layers.Pa
 		return err
 	}
 	defer fs.dirs.release(dir)
-	trash, err := fs.trash(r.layer)
-	if err != nil {
-		return err
-	}
 	fs.unsynced.changed(r.layer, dir)
-	if err := copyup.Remove(dir.fd, d.name, was, trash, path); err != nil {
+	if err := fs.takeAway(r, dir.fd, d.name, was, path); err != nil {
 		return err
 	}
 	fs.unmarkIfLast(r)
@@ -151,12 +148,12 @@ func (fs *FS) unmarkIfLast(r *lowerRef) {
 	if r.layer.marks < 0 || r.attr.IsDir() {
 		return
 	}
-	_ = fs.asDaemon(func() error { fs.unmarkLast(r.layer, indexName(r)); return nil })
+	_ = fs.asDaemon(func() error { fs.unmarkLast(r.layer, indexName(r), 0); return nil })
 }
 
-func (fs *FS) unmarkLast(l *layer, name string) {
+func (fs *FS) unmarkLast(l *layer, name string, kept uint64) {
 	var st unix.Stat_t
-	if unix.Fstatat(l.marks, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Nlink > 1 {
+	if unix.Fstatat(l.marks, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || uint64(st.Nlink) > 1+kept {
 		return
 	}
 	var up unix.Stat_t
@@ -388,7 +385,7 @@ func (fs *FS) recover(ctx context.Context) error {
 // settleTrash ends the removals that a crash interrupted, of this host or of
 // another, while others may be at theirs.
 func (fs *FS) settleTrash(ctx context.Context, l *layer, trash int) error {
-	t := copyup.Trash{Dir: trash, Root: l.root, Lower: l.name, Successor: fs.hasSuccessor}
+	t := copyup.Trash{Dir: trash, Root: l.root, Lower: l.name, Successor: fs.hasSuccessor, Keep: fs.keeps()}
 	if fs.many() {
 		t.Grace = lifeless
 	}

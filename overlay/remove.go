@@ -244,7 +244,7 @@ func (fs *FS) unlinkEverywhere(_ context.Context, dir *node, name string, n *nod
 		if i == 0 {
 			fs.unsynced.changed(parts[i].layer, parts[i].d)
 		}
-		if err := sys.Unlink(parts[i].d.fd, name); err != nil && err != unix.ENOENT {
+		if err := fs.unlinkPart(&parts[i], dir, name); err != nil && err != unix.ENOENT {
 			return err
 		}
 		if i > 0 {

@@ -93,7 +93,7 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 			return true, nil
 		}
 		// A shadowed copy is older than what shows: it goes before anything moves.
-		if err := fs.unlinkParts(old[1:], m.from.name, old[0].d); err != nil {
+		if err := fs.unlinkParts(old[1:], m.from, old[0].d); err != nil {
 			return false, err
 		}
 	}
@@ -119,7 +119,7 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 		if m.dst.isDir() {
 			return true, nil
 		}
-		if err := fs.unlinkParts(targets[1:], m.to.name, targets[0].d); err != nil {
+		if err := fs.unlinkParts(targets[1:], m.to, targets[0].d); err != nil {
 			return false, err
 		}
 		targets = targets[:1]
@@ -127,10 +127,17 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 	flags := uint(m.flags & unix.RENAME_EXCHANGE)
 	fs.unsynced.changed(at, old[0].d)
 	fs.unsynced.changed(at, dir)
+	forget := func() {}
+	if !m.exchange() {
+		if forget, err = fs.keepTarget(targets, at, m.to); err != nil {
+			return false, err
+		}
+	}
 	if err := sys.Rename(old[0].d.fd, m.from.name, dir.fd, m.to.name, flags); err != nil {
+		forget()
 		return false, err
 	}
-	if err := fs.unlinkShadowed(targets, at, m.to.name, dir); err != nil {
+	if err := fs.unlinkShadowed(targets, at, m.to, dir); err != nil {
 		// What shows has moved. What is under it is hidden, and goes with it.
 		fs.log.Warn("lower copies left under a renamed file", "name", m.to.name, "cause", err)
 	}
@@ -156,9 +163,9 @@ func (fs *FS) partIn(ctx context.Context, n *node, l *layer) (*dirFD, error) {
 	return fs.lowerDir(n, r)
 }
 
-// unlinkParts removes name from layers under the one that shows, the lowest
+// unlinkParts removes the name of from layers under the one that shows, the lowest
 // first, after what shows is durable.
-func (fs *FS) unlinkParts(parts []part, name string, above *dirFD) error {
+func (fs *FS) unlinkParts(parts []part, of dentry, above *dirFD) error {
 	if err := fs.syncDir(above.fd, copyup.Config{}); err != nil {
 		return err
 	}
@@ -166,9 +173,9 @@ func (fs *FS) unlinkParts(parts []part, name string, above *dirFD) error {
 		fs.unsynced.changed(parts[i].layer, parts[i].d)
 		var err error
 		if parts[i].isDir {
-			err = sys.Rmdir(parts[i].d.fd, name)
+			err = sys.Rmdir(parts[i].d.fd, of.name)
 		} else {
-			err = sys.Unlink(parts[i].d.fd, name)
+			err = fs.unlinkPart(&parts[i], of.parent, of.name)
 		}
 		if err != nil && err != unix.ENOENT {
 			return err
@@ -178,10 +185,10 @@ func (fs *FS) unlinkParts(parts []part, name string, above *dirFD) error {
 }
 
 // unlinkShadowed ends a rename onto a name that layers under at have too.
-func (fs *FS) unlinkShadowed(targets []part, at *layer, name string, dir *dirFD) error {
+func (fs *FS) unlinkShadowed(targets []part, at *layer, of dentry, dir *dirFD) error {
 	for i := range targets {
 		if targets[i].layer.index > at.index {
-			return fs.unlinkParts(targets[i:], name, dir)
+			return fs.unlinkParts(targets[i:], of, dir)
 		}
 	}
 	return nil

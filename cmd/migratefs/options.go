@@ -34,6 +34,8 @@ type options struct {
 	noMetacopy bool // changes of metadata bring files up whole
 	volatile   bool
 	lenient    bool // xattr=lenient
+	keepLower  bool
+	trashDays  int
 	noAtime    bool
 	// The kernel keeps these locks itself, for this mount alone.
 	localFlock, localFcntl bool
@@ -129,6 +131,8 @@ var optionTable = map[string]func(o *options, v string) error{
 	},
 	"whiteout":    setWhiteout,
 	"xattr":       setXattrPolicy,
+	"keep_lower":  func(o *options, _ string) error { o.keepLower = true; return nil },
+	"trash_days":  func(o *options, v string) error { return number(&o.trashDays, "trash_days", v, 0, 36500) },
 	"enospc":      setEnospc,
 	"allow_other": func(o *options, _ string) error { t := true; o.allowOther = &t; return nil },
 	// What is always so.
@@ -369,6 +373,9 @@ func (o *options) check() error {
 		o.mode = "overlay" // nothing is ever changed without an upper
 	}
 	if err := o.checkHosts(); err != nil {
+		return err
+	}
+	if err := o.checkKeeping(); err != nil {
 		return err
 	}
 	if o.mountBits != 0 && !isRoot() {

@@ -81,6 +81,11 @@ func TestRefused(t *testing.T) {
 		"lowerdir=/a,xino=off":                "xino=off: only xino=on is supported: a FUSE filesystem",
 		"lowerdir=/a,xattr=some":              "strict or lenient",
 		"lowerdir=/a,enospc=bypass":           "only enospc=serve",
+		"lowerdir=/a,upperdir=/b,keep_lower,trash_days=3":   "leave trash_days",
+		"lowerdir=/a,upperdir=/b,keep_lower=1":              "no value",
+		"lowerdir=/a,upperdir=/b,trash_days=-1":             "from 0",
+		"lowerdir=/a,upperdir=/b,mode=overlay,trash_days=3": "mode=migrate",
+		"lowerdir=/a,upperdir=/b,mode=overlay,keep_lower":   "mode=migrate",
 	} {
 		_, err := parseOptions([]string{in})
 		var ce *codeError

@@ -347,6 +347,8 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		Work:          st.work,
 		Volatile:      st.o.volatile,
 		Lenient:       st.o.lenient,
+		KeepLower:     st.o.keepLower,
+		TrashDays:     st.o.trashDays,
 		NoAtime:       st.o.noAtime,
 		NoPassthrough: st.o.noPass,
 		NoRedirect:    st.o.noRedirect,
