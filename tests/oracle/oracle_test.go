@@ -187,20 +187,24 @@ func (w *world) checkNothingLeft() string {
 		})
 	}
 	isDir := func(st *unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFDIR }
-	look(w.path(".upper.migratefs"), func(rel string, st *unix.Stat_t) bool {
-		// A file with names that a higher layer hides never loses its last one.
-		hidden := slices.Contains(w.layers, "worn") && (strings.HasPrefix(rel, "index/") || strings.HasPrefix(rel, "links/"))
-		return isDir(st) || rel == "whiteout" || hidden
-	})
-	look(w.path("upper"), func(rel string, st *unix.Stat_t) bool {
-		return rel == "." || w.mode == "overlay" && st.Mode&unix.S_IFMT == unix.S_IFCHR && !strings.Contains(rel, "/")
-	})
+	// A file with names that a higher layer hides never loses its last one.
+	worn := func(rel string) bool {
+		return slices.Contains(w.layers, "worn") && (strings.Contains(rel, "index/") || strings.HasPrefix(rel, "links/"))
+	}
 	if w.mode == "migrate" {
-		for _, l := range w.layers {
+		for _, l := range append([]string{"upper"}, w.layers...) {
 			look(w.path(l), func(rel string, st *unix.Stat_t) bool {
-				return rel == "." || isDir(st) && strings.HasPrefix(rel, ".migratefs")
+				ours := strings.HasPrefix(rel, ".migratefs") && isDir(st) || rel == ".migratefs/id"
+				return rel == "." || ours || l == "upper" && worn(rel)
 			})
 		}
+	} else {
+		look(w.path(".upper.migratefs"), func(rel string, st *unix.Stat_t) bool {
+			return isDir(st) || rel == "whiteout" || worn(rel)
+		})
+		look(w.path("upper"), func(rel string, st *unix.Stat_t) bool {
+			return rel == "." || st.Mode&unix.S_IFMT == unix.S_IFCHR && !strings.Contains(rel, "/")
+		})
 	}
 	if len(left) == 0 {
 		return ""
