@@ -14,8 +14,12 @@ import (
 )
 
 // lacking are tests of the suite that NFS cannot pass: what is open when it is
-// removed keeps a name there, and a link.
-var lacking = map[string][]string{"nfs": {"FstatDeleted", "NlinkZero"}}
+// removed keeps a name there, and a link; and a name that is replaced again and
+// again is believed to be what it was.
+var lacking = map[string][]string{"nfs": {"FstatDeleted", "NlinkZero", "OpenSymlinkRace"}}
+
+// long are tests that take long where each request of ours is another of a shim.
+var long = []string{"OpenSymlinkRace"}
 
 // TestPosixOnShims runs the suite in migrate mode for many hosts, over filesystems
 // that behave like those that they share.
@@ -48,7 +52,8 @@ func TestPosixOnShims(t *testing.T) {
 			for _, where := range []string{"in", "worn"} {
 				t.Run(where, func(t *testing.T) {
 					for _, name := range names {
-						if !slices.Contains(lacking[like], name) {
+						left := slices.Contains(lacking[like], name) || slices.Contains(long, name) && os.Getenv("MIGRATEFS_TEST_LONG") == ""
+						if !left {
 							t.Run(name, func(t *testing.T) { posixtest.All[name](t, m.Path(where, name)) })
 						}
 					}
