@@ -116,6 +116,13 @@ func run(cfg *config) (err error) {
 		}
 		rep.memoryTable(os.Stdout)
 	}
+	if wants(cfg.only, "drain") {
+		log.Printf("%v: drain", time.Since(began).Round(time.Second))
+		if rep.drains, err = bed.drain(); err != nil {
+			return fmt.Errorf("drain: %w", err)
+		}
+		rep.drainTable(os.Stdout)
+	}
 	rep.took = time.Since(began)
 	log.Printf("took %v", rep.took.Round(time.Second))
 	if cfg.docs == "" || cfg.quick {

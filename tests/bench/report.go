@@ -22,6 +22,7 @@ type report struct {
 	took   time.Duration
 	rows   []row
 	memory map[*kind]memoryUse
+	drains []moved
 }
 
 // row is one step of one load on all mounts.
@@ -212,6 +213,10 @@ Our time by that of the peer in the same run; less is better.
 	if r.memory != nil {
 		fmt.Fprintf(w, "\n## Memory\n\nResident memory of the daemon around a walk over a million files, and after the kernel was told to forget them.\n")
 		r.memoryTable(w)
+	}
+	if r.drains != nil {
+		fmt.Fprintf(w, "\n## Moving a tree to another filesystem\n\nUntil it is durable. `drain` removes the old files, too, each when its copy is durable.\n")
+		r.drainTable(w)
 	}
 }
 
