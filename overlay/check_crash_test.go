@@ -88,7 +88,7 @@ const everyDeath = 13
 // remains reports what a crash may leave that is not mended without a mount: a copy
 // that was cut as it came up, whose lower file is still there.
 func remains(f *Finding) bool {
-	return f.Kind == FoundDifferent || f.Kind == FoundTrash && strings.Contains(f.Means, "no copy")
+	return f.Kind == FoundDifferent && strings.Contains(f.Means, "brought up")
 }
 
 func (o *operation) checkDeathAt(t *testing.T, base string, k stacking, n int, before, after sight) (met bool) {
