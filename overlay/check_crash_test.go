@@ -83,7 +83,7 @@ func TestCheckAfterDeath(t *testing.T) {
 }
 
 // everyDeath is how many changes lie between two deaths: all of them take minutes.
-const everyDeath = 13
+const everyDeath = 29
 
 // remains reports what a crash may leave that is not mended without a mount: a copy
 // that was cut as it came up, whose lower file is still there.

@@ -364,6 +364,8 @@ func (c *check) trashed(ctx context.Context, l *checked, path layers.Path, t *co
 			}
 			return drop(dir, name)
 		})
+	case sameInode(l, t):
+		c.found(FoundTrash, l, path, "it has its name as well: what was to take that from it, or to bring it back, did not come to its end: "+where, "removed from the trash", drop)
 	case days < 0 || days > 0 && !expired:
 		c.tell(Finding{Kind: FoundTrash, Where: l.name, Path: copyup.Quoted(path), Note: true, Means: "kept: " + where})
 	case expired:
@@ -373,6 +375,12 @@ func (c *check) trashed(ctx context.Context, l *checked, path layers.Path, t *co
 	default:
 		c.found(FoundTrash, l, path, "its removal was interrupted, and no copy of it is in the upper ('migratefs undo' brings it back): "+where, "", nil)
 	}
+}
+
+// sameInode reports whether a file in the trash of l still is where it lay.
+func sameInode(l *checked, t *copyup.Trashed) bool {
+	a, err := statAt(l, t.Path)
+	return err == nil && a.Ino == t.Attr.Ino && a.Dev == t.Attr.Dev
 }
 
 // hasSuccessor reports whether the upper has the copy of a file in the trash of l, at

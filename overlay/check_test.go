@@ -231,6 +231,10 @@ var damages = []damage{
 		w.copyOf("low", false)
 		w.throw("low")
 	}, FoundTrash, "lower 1 .migratefs/trash/*", true},
+	{"a removal that began with a link", migrateOne, nil, func(w *world) {
+		w.throw("low")
+		must(w.t, os.Link(w.one("l1/.migratefs/trash/*[0-9a-f]"), w.at("l1/low")))
+	}, FoundTrash, "lower 1 .migratefs/trash/*", true},
 	{"a removal without a copy", migrateOne, nil, func(w *world) { w.throw("low") }, FoundTrash, "lower 1 .migratefs/trash/*", false},
 
 	// Migrate mode: names in two layers.

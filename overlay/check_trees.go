@@ -108,7 +108,7 @@ func (c *check) compare(ctx context.Context, high, low *checked, p layers.Path, 
 	case err != nil:
 		c.unread(low, p, err)
 	case !same && successor:
-		c.found(FoundDifferent, low, p, "it was brought up, and its copy in the upper was changed since: the removal of this one, which is hidden, is still to be done", "", nil)
+		c.found(FoundDifferent, low, p, "it was brought up, and its copy in the upper was changed since: this one is hidden, and 'migratefs drain' takes it away", "", nil)
 	case !same:
 		c.found(FoundDifferent, low, p, "it is hidden by another content in "+high.name, "", nil)
 	case successor || high == c.upper && isCopy(high, low, p, h, l):

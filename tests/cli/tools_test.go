@@ -263,3 +263,30 @@ func TestUndo(t *testing.T) {
 	contains(t, "undo --recursive", out, `"sub/gone" is back`)
 	reads(t, s.at("lower/sub/gone"), "second, and longer")
 }
+
+// What users delete and what has moved comes back while it is kept.
+func TestUndoOfWhatIsKept(t *testing.T) {
+	testbed.NeedFUSE(t)
+	s := newSite(t)
+	m := testbed.Mount(t, "trash_days=7,lowerdir="+s.at("lower")+",upperdir="+s.at("upper"), s.at("mnt"))
+	must(t, os.Remove(m.Path("file")))
+	tool(t, 0, "undo", m.Path("file"))
+	reads(t, m.Path("file"), "of the lower")
+
+	must(t, os.WriteFile(m.Path("file"), []byte("changed"), 0o644))
+	testbed.Until(t, "the lower copy is gone", func() bool {
+		_, err := os.Lstat(s.at("lower/file"))
+		return errors.Is(err, os.ErrNotExist)
+	})
+	_, line := tool(t, 1, "undo", m.Path("file"))
+	contains(t, "undo of what was changed", line, "file", "--to")
+	tool(t, 0, "undo", "--to", m.Path("as it was"), m.Path("file"))
+	reads(t, m.Path("as it was"), "of the lower")
+	reads(t, m.Path("file"), "changed")
+
+	m.Unmount()
+	out, _ := tool(t, 0, "check", s.at("upper"), s.at("lower"))
+	contains(t, "check", out, "trash: lower 1", `kept: "file"`)
+	out, _ = tool(t, exitFound, "check", "--trash-days", "0", s.at("upper"), s.at("lower"))
+	contains(t, "check where nothing is kept", out, "its copy is in the upper")
+}
