@@ -40,7 +40,7 @@ var offers = []offer{
 	{what: "O_TMPFILE", try: (*probing).tmpfile, lacking: "programs cannot use it, and make names instead"},
 	{
 		what: "flags of renameat2(2)", try: (*probing).renameFlags,
-		lacking: "programs that exchange names, or rename without replacing, get EINVAL",
+		lacking: "programs that exchange names get EINVAL",
 	},
 	{what: "fsync of directories", try: (*probing).syncDir, lacking: "names may be lost in a power failure, with files that moved"},
 	{what: "birth times", try: (*probing).born, lacking: "a file that reuses an inode number at once may be taken for the one before"},

@@ -34,6 +34,13 @@ var deviations = []deviate{
 	{"migrate,two", "rename", "over an emptied directory", "EXDEV", mvCopies},
 	{"migrate,two", "rename", "onto the old name", "EISDIR", mvCopies},
 	{"migrate,two", "rename", "in the end", "[. d d/h=content of f e full full/x=content of full/x new=content of g]", mvCopies},
+	{"shim", "rename", "EXCHANGE", "EINVAL", noExchange},
+	{"shim", "rename", "EXCHANGE with a directory", "EINVAL", noExchange},
+	{"shim", "rename", "after EXCHANGE",
+		"[. d d/h=content of d/h e e/k=content of e/k full full/x=content of full/x g=content of g new=content of f]", noExchange},
+	{"shim", "rename", "EXCHANGE back", "EINVAL", noExchange},
+	{"shim", "rename", "over a file (2)", "[. d d/h=content of g e e/k=content of e/k full full/x=content of full/x new=content of f]", noExchange},
+	{"shim", "rename", "in the end", "[. d=content of f e e/h=content of g full full/x=content of full/x]", noExchange},
 	{"", "direct", "unaligned", "100 ok", "O_DIRECT asks for no alignment: what is written or read so is copied"},
 	{"lower two", "flags-kept", "idir", "0", upwards},
 	{"lower two", "flags-kept", "create in idir after the write", "ok", upwards},
@@ -42,6 +49,8 @@ var deviations = []deviate{
 }
 
 const mvCopies = "in migrate mode a directory that lies in several layers is not renamed: EXDEV, and mv(1) copies"
+
+const noExchange = "the layers lie on a filesystem that has no flags of renameat2, as Lustre"
 
 const whiteouts = "they are what this filesystem is made of: refused as by the kernel's overlayfs, which it cannot be told to be a user's"
 

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/tests/shim"
 	"github.com/migratefs/migratefs/tests/testbed"
 )
 
@@ -151,7 +153,11 @@ type kind struct {
 	mode   string // "": no mount at all
 	fill   string // where the trees are: "upper", "lower", "two", "worn"
 	remote bool
+	like   string // the filesystem that the layers behave like, see package shim; "": they are ext4
 }
+
+// lustreLacks are cases of what such a filesystem has not.
+var lustreLacks = regexp.MustCompile("^(tmpfile|flags-|inode-flags|birth-time)")
 
 var kinds = []*kind{
 	{name: "overlay,upper", mode: "overlay", fill: "upper"},
@@ -162,6 +168,7 @@ var kinds = []*kind{
 	{name: "migrate,upper", mode: "migrate", fill: "upper"},
 	{name: "migrate,lower", mode: "migrate", fill: "lower"},
 	{name: "migrate,two", mode: "migrate", fill: "two"},
+	{name: "migrate,lower,shim", mode: "migrate", fill: "lower", like: "lustre"},
 	{name: "caller,migrate,lower", mode: "migrate,creds=caller", fill: "lower"},
 }
 
@@ -214,13 +221,21 @@ func TestConformance(t *testing.T) {
 		t.Run(k.name, func(t *testing.T) {
 			s := newStand(t, k, disks)
 			for _, tc := range cases {
-				if k.remote && tc.beyondSFTP {
+				if k.remote && tc.beyondSFTP || k.like != "" && lustreLacks.MatchString(tc.name) {
 					continue
 				}
 				t.Run(tc.name, func(t *testing.T) { s.compare(t, tc, right[tc.name]) })
 			}
 		})
 	}
+}
+
+// behaving shows dir as another filesystem would, and returns where.
+func behaving(t *testing.T, like, dir string) string {
+	t.Helper()
+	must(t, os.Mkdir(dir+"-seen", 0o755))
+	shim.Start(t, like, dir, dir+"-seen")
+	return dir + "-seen"
 }
 
 func (s *stand) run(t *testing.T, tc testcase) []line {
@@ -285,7 +300,11 @@ func newStand(t *testing.T, k *kind, disks [2]string) *stand {
 			}
 		}
 	}
-	s.mount = testbed.Mount(t, "mode="+k.mode+",lowerdir="+lowers+",upperdir="+d+"/upper", d+"/mnt", cfg)
+	upper := d + "/upper"
+	if k.like != "" {
+		lowers, upper = behaving(t, k.like, lowers), behaving(t, k.like, upper)
+	}
+	s.mount = testbed.Mount(t, "mode="+k.mode+",lowerdir="+lowers+",upperdir="+upper, d+"/mnt", cfg)
 	s.root = s.mount.Dir
 	for _, tc := range cases {
 		switch k.fill {

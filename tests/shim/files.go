@@ -99,7 +99,7 @@ func (fs *FS) lastClosed(n *node) {
 // openFlags are the flags of an open that the directory's file is opened with:
 // appending and caching are the kernel's business on this mount.
 func openFlags(flags uint32) int {
-	return int(flags)&(unix.O_ACCMODE|unix.O_TRUNC|unix.O_SYNC) | unix.O_CLOEXEC
+	return int(flags)&(unix.O_ACCMODE|unix.O_TRUNC|unix.O_SYNC|unix.O_NOATIME) | unix.O_CLOEXEC
 }
 
 func (fs *FS) open(n *node, flags uint32, out *fuse.OpenOut) error {
