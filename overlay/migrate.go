@@ -151,9 +151,9 @@ func (fs *FS) unmarkIfLast(r *lowerRef) {
 	_ = fs.asDaemon(func() error { fs.unmarkLast(r.layer, indexName(r), 0); return nil })
 }
 
-func (fs *FS) unmarkLast(l *layer, name string, kept uint64) {
+func (fs *FS) unmarkLast(l *layer, name string, kept int64) {
 	var st unix.Stat_t
-	if unix.Fstatat(l.marks, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || uint64(st.Nlink) > 1+kept {
+	if unix.Fstatat(l.marks, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || int64(st.Nlink) > 1+kept {
 		return
 	}
 	var up unix.Stat_t
