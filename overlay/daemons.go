@@ -329,14 +329,18 @@ func (fs *FS) live() {
 				return
 			case <-tick.C:
 			}
-			_ = sys.BeatAt(d.alive, "")
-			fs.sameLayers()
+			fs.beat()
 			if time.Since(swept) > lifeless {
 				swept = time.Now()
 				fs.sweepDaemons(context.Background())
 			}
 		}
 	}()
+}
+
+func (fs *FS) beat() {
+	_ = sys.BeatAt(fs.self.alive, "")
+	fs.sameLayers()
 }
 
 // sameLayers notices that a layer is another one than at the mount, as after a

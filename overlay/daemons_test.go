@@ -208,3 +208,20 @@ func TestSweepAfterASweep(t *testing.T) {
 		}
 	}
 }
+
+// A sign of life is no change: nothing that is tested by the number of changes, or
+// made to fail, sees it.
+func TestBeat(t *testing.T) {
+	w := manyHosts(t)
+	alive := w.at("upper", Reserved, "daemons", w.fs.self.name, aliveName)
+	long := time.Now().Add(-time.Hour)
+	must(t, os.Chtimes(alive, long, long))
+	sys.SetHook(func(c sys.Change) error { t.Errorf("a change: %s", c); return unix.EIO })
+	w.fs.beat()
+	sys.SetHook(nil)
+	fi, err := os.Stat(alive)
+	must(t, err)
+	if fi.ModTime().Equal(long) {
+		t.Error("no sign of life")
+	}
+}
