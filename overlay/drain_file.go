@@ -3,7 +3,6 @@ package overlay
 import (
 	"context"
 	"errors"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -12,102 +11,6 @@ import (
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/local"
 )
-
-// file drains the name in p, which is no directory's, or counts it.
-func (d *drain) file(ctx context.Context, p *place, name string) {
-	var stx unix.Statx_t
-	switch err := sys.Statx(p.fd, name, &stx); {
-	case err == unix.ENOENT:
-		return
-	case err != nil:
-		p.left.Add(1)
-		d.fail(p.path.Join(name), err)
-		return
-	}
-	a := local.AttrOf(&stx)
-	if !d.cfg.Select.wants(&a) {
-		p.left.Add(1)
-		d.seen.Other.Add(1)
-		return
-	}
-	if d.fs == nil {
-		p.left.Add(1)
-		d.seen.Files.Add(1)
-		d.seen.Bytes.Add(sizeOf(&a) / int64(max(a.Nlink, 1)))
-		return
-	}
-	if d.cfg.Hold != nil {
-		if err := d.cfg.Hold(ctx); err != nil {
-			return // ctx has ended
-		}
-	}
-	var seen atomic.Int64 // of its bytes
-	size, err := d.move(d.careful(ctx, &seen), p, name, &a)
-	if err != nil && !errors.Is(err, errKept) {
-		size = 0
-	}
-	d.seen.Bytes.Add(size - seen.Load())
-	switch {
-	case err == nil:
-		p.gone.Add(1)
-		d.seen.Files.Add(1)
-	case ctx.Err() != nil:
-	case errors.Is(err, errKept):
-		p.left.Add(1)
-		if size > 0 {
-			d.seen.Files.Add(1)
-		} else {
-			d.seen.Other.Add(1)
-		}
-	case errors.Is(err, errMoved), nothing(err):
-		// Somebody renamed or removed it, or a directory above: the next look at
-		// the directory shows what is left.
-	default:
-		p.left.Add(1)
-		d.fail(p.path.Join(name), err)
-	}
-}
-
-// careful is ctx for the copy of one file; seen is how much of it has been counted.
-func (d *drain) careful(ctx context.Context, seen *atomic.Int64) context.Context {
-	return copyup.WithCare(ctx, copyup.Care{Verify: d.cfg.Verify, Pace: func(ctx context.Context, n int64) error {
-		seen.Add(n)
-		d.seen.Bytes.Add(n)
-		if d.cfg.Pace == nil {
-			return ctx.Err()
-		}
-		return d.cfg.Pace(ctx, n)
-	}})
-}
-
-// move brings up the file that is name in p, where it is the one a describes, and
-// removes that name from the lower. copied is the size of what came up.
-func (d *drain) move(ctx context.Context, p *place, name string, a *layers.Attr) (copied int64, err error) {
-	if err := d.prepare(ctx, p); err != nil {
-		return 0, err
-	}
-	for range 4 {
-		came, err := d.step(ctx, p, name, a)
-		if err != nil {
-			return copied, err
-		}
-		copied += came
-		// A copy-up is no failure because the lower's name stayed.
-		var stx unix.Statx_t
-		switch err := sys.Statx(p.fd, name, &stx); {
-		case err == unix.ENOENT:
-			return copied, nil
-		case err != nil:
-			return 0, err
-		}
-		now := local.AttrOf(&stx)
-		if idOf(&now) != idOf(a) {
-			return 0, errMoved // another file: the next look at p finds it
-		}
-		*a = now
-	}
-	return 0, ErrRestless
-}
 
 // step does what is to be done next about name in p: the file comes up, or gets
 // the name in the upper, or loses that in the lower.

@@ -54,7 +54,7 @@ func (d *drain) walk(ctx context.Context) error {
 	if name != "" {
 		top.work.Add(1)
 		top.left.Add(1) // the directory is not meant
-		d.file(ctx, top, name)
+		d.files(ctx, top, []string{name})
 		d.done(ctx, top)
 		return nil
 	}
@@ -145,12 +145,7 @@ func (d *drain) part(ctx context.Context, p *place, es []layers.Entry) {
 		files = nil
 		p.work.Add(1)
 		d.hand(func() {
-			for _, name := range batch {
-				if ctx.Err() != nil {
-					break
-				}
-				d.file(ctx, p, name)
-			}
+			d.files(ctx, p, batch)
 			d.done(ctx, p)
 		})
 	}

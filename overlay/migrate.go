@@ -44,7 +44,7 @@ func (fs *FS) marks(l *layer) (int, error) {
 // afterUp ends a copy-up. In migrate mode the copy's name becomes durable and
 // the lower copy goes, later (removals.go) or now; if that fails, both stay, and the
 // upper one shows. The caller holds n.mu.
-func (fs *FS) afterUp(_ context.Context, n *node, src *copyup.Source) {
+func (fs *FS) afterUp(ctx context.Context, n *node, src *copyup.Source) {
 	// What was looked up may be older: the file's other names are removed as
 	// what was copied, too.
 	if len(n.lowers) > 0 {
@@ -54,6 +54,7 @@ func (fs *FS) afterUp(_ context.Context, n *node, src *copyup.Source) {
 	}
 	switch {
 	case fs.cfg.Mode != Migrate || n.isDir() || n.dead != nil || fs.keepsCopy(&src.Attr):
+	case fs.addTo(ctx, n, src):
 	case fs.mayRemoveLater(src):
 		fs.removeLater(n, src)
 	default:

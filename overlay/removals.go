@@ -66,18 +66,28 @@ func (fs *FS) mayRemoveLater(src *copyup.Source) bool {
 	return !fs.removals.now.Load() && !fs.cfg.AsCaller && src.Attr.Nlink <= 1
 }
 
+// newRemoval is that of the lower copy of n, which src describes. The caller holds
+// n.mu.
+func (fs *FS) newRemoval(n *node, src *copyup.Source) (m removal, ok bool) {
+	d, ok := n.dentry()
+	if !ok || len(n.lowers) == 0 {
+		return m, false
+	}
+	fs.table.ref(n)
+	return removal{n: n, d: d, r: n.lowers[0], was: src.Attr, upID: n.upID}, true
+}
+
 // removeLater has the lower copy of n removed, which src describes. The caller holds
 // n.mu.
 func (fs *FS) removeLater(n *node, src *copyup.Source) {
-	d, ok := n.dentry()
-	if !ok || len(n.lowers) == 0 {
+	m, ok := fs.newRemoval(n, src)
+	if !ok {
 		return
 	}
-	fs.table.ref(n)
 	q := &fs.removals
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.queue = append(q.queue, removal{n: n, d: d, r: n.lowers[0], was: src.Attr, upID: n.upID})
+	q.queue = append(q.queue, m)
 	if !q.running {
 		q.running = true
 		q.hurry, q.done = make(chan struct{}), make(chan struct{})
