@@ -290,11 +290,10 @@ func (fs *FS) bringUp(ctx context.Context, n *node, src copyup.Source, before fu
 
 // target is the directory a copy goes to, and its name there.
 type target struct {
-	fs     *FS
-	dir    *dirFD
-	parent layers.Attr // its attributes before
-	name   string
-	named  bool
+	fs    *FS
+	dir   *dirFD
+	name  string
+	named bool
 }
 
 func (t *target) release() {
@@ -319,12 +318,6 @@ func (fs *FS) placeFor(ctx context.Context, n *node) (*target, copyup.Place, err
 		return t, copyup.Place{}, err
 	}
 	t.dir, t.name, t.named = dir, d.name, true
-	var stx unix.Statx_t
-	if err := sys.Statx(dir.fd, "", &stx); err != nil {
-		t.release()
-		return t, copyup.Place{}, err
-	}
-	t.parent = local.AttrOf(&stx)
 	return t, copyup.Place{Dir: dir.fd, Name: d.name, Work: fs.copyWork()}, nil
 }
 
@@ -361,14 +354,33 @@ func (fs *FS) publish(ctx context.Context, n *node, c *copyup.Copy, src *copyup.
 	if err := fs.setImpure(d.parent, t.dir.fd); err != nil {
 		return err
 	}
-	err := fs.knownAs(n, c.Fd, "", func() error { return c.PublishAs(d.name) })
+	err := fs.knownAs(n, c.Fd, "", func() error {
+		return fs.timeless(d.parent, t.dir.fd, func() error { return c.PublishAs(d.name) })
+	})
 	if err != nil {
 		if errors.Is(err, unix.EEXIST) {
 			return layers.ErrStale // somebody else's file
 		}
 		return err
 	}
-	_ = copyup.RestoreTimes(t.dir.fd, &t.parent)
+	return nil
+}
+
+// timeless runs publish, which gives the upper directory dirfd of dir a name that it
+// had below: that is no change of it, and leaves its times. One at a time does so in
+// a directory, lest it takes the time of another's name for the directory's.
+func (fs *FS) timeless(dir *node, dirfd int, publish func() error) error {
+	mu := &fs.timesMu[dir.id%uint64(len(fs.timesMu))]
+	mu.Lock()
+	defer mu.Unlock()
+	var stx unix.Statx_t
+	if err := sys.Statx(dirfd, "", &stx); err != nil {
+		return err
+	}
+	if err := publish(); err != nil {
+		return err
+	}
+	_ = copyup.RestoreTimes(dirfd, ptr(local.AttrOf(&stx)))
 	return nil
 }
 

@@ -56,12 +56,13 @@ func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, inde
 		return err
 	}
 	err := fs.indexNode(n, at.Work, temp, index, func() error {
-		return fs.knownAs(n, at.Work, temp, func() error { return copyup.PublishNode(temp, at, n.isDir()) })
+		return fs.knownAs(n, at.Work, temp, func() error {
+			return fs.timeless(d.parent, t.dir.fd, func() error { return copyup.PublishNode(temp, at, n.isDir()) })
+		})
 	})
 	if err != nil {
 		return err
 	}
-	_ = copyup.RestoreTimes(t.dir.fd, &t.parent)
 	a := local.AttrOf(&stx)
 	n.upper, n.upID, n.origin = true, idOf(&a), true
 	n.fresh.Store(true)

@@ -24,6 +24,7 @@
 //	fileLocks.mu (per node: who has locked)    calls on a local layer that do not wait for a lock
 //	FS.tree (all names)                        nothing: memory only
 //	table.mu, dirCache.mu, handleTable.mu      nothing: memory only
+//	FS.timesMu (per directory in the upper)    one name made there, and its times put back
 //
 // in this order. No lock is held while a source is asked.
 //

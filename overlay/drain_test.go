@@ -140,6 +140,10 @@ func emptyWorld(t testing.TB, base string, k stacking) *world {
 func TestDrainKeepsEverything(t *testing.T) {
 	w := emptyWorld(t, worlds(t), stackings[2])
 	defer w.remove()
+	w.mkdir("l1", "wide")
+	for i := range 500 {
+		w.file("l1", fmt.Sprint("wide/", i), "one of many")
+	}
 	was := w.tree("l1", 20, 20)
 	must(t, w.open())
 	if stays, _ := w.drainAll(DrainConfig{Jobs: 6}); len(stays) > 0 {

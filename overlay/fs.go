@@ -138,6 +138,8 @@ type FS struct {
 	strange atomic.Bool
 
 	whiteoutMu sync.Mutex // making the shared whiteout
+
+	timesMu [64]sync.Mutex // by directory: a name for it that is no change
 }
 
 // layer is one element of the stack.

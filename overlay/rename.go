@@ -7,7 +7,6 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/local"
@@ -168,18 +167,12 @@ func (fs *FS) ensureNamed(ctx context.Context, d dentry, n *node) error {
 	if err != nil {
 		return err
 	}
-	var before unix.Statx_t
-	if err := sys.Statx(dir.fd, "", &before); err != nil {
-		return err
-	}
 	if err := fs.setImpure(d.parent, dir.fd); err != nil {
 		return err
 	}
-	if err := sys.LinkFd(fd, dir.fd, d.name); err != nil {
+	if err := fs.timeless(d.parent, dir.fd, func() error { return sys.LinkFd(fd, dir.fd, d.name) }); err != nil {
 		return err
 	}
-	// The directory had the name before.
-	_ = copyup.RestoreTimes(dir.fd, ptr(local.AttrOf(&before)))
 	if fs.cfg.Mode == Overlay {
 		if n.indexed {
 			fs.setNlink(fd, shown.Nlink)
