@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers/local"
 )
 
 // Several hosts work on one lower file by turns: who does something to it that
@@ -36,6 +38,9 @@ type Claims struct {
 	// Stale is how long a claim may be without change, by our own clock, before
 	// it is broken.
 	Stale time.Duration
+	// Published, if not nil, is called before the claim of that name, which is a copy
+	// that was published, is taken away from who has it.
+	Published func(name string) error
 
 	locks atomic.Uint64
 }
@@ -67,8 +72,9 @@ type Claim struct {
 	who  string // of a lock: what its symlink holds, like no other
 	made time.Time
 
-	mu   sync.Mutex
-	beat *time.Timer // nil: not any more
+	mu    sync.Mutex
+	beat  *time.Timer // nil: not any more
+	ended bool
 }
 
 // Take makes the claim of o as soon as it can be had. Between looks at somebody
@@ -146,11 +152,29 @@ func (w *watch) over(c *Claims, name string, kind Kind) (bool, error) {
 	case time.Since(w.since) < c.Stale:
 		return false, nil
 	}
-	if err := sys.Unlink(c.Dir, name); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := c.takeAway(name, &now); err != nil && !errors.Is(err, unix.ENOENT) {
 		return false, err
 	}
 	*w = watch{}
 	return true, nil
+}
+
+func (c *Claims) takeAway(name string, stx *unix.Statx_t) error {
+	if isPublished(stx) && c.Published != nil {
+		if err := c.Published(name); err != nil {
+			return err
+		}
+	}
+	if stx.Mode&unix.S_IFMT == unix.S_IFLNK && !strings.HasPrefix(name, nodePrefix) {
+		if err := sys.Unlink(c.Dir, nodePrefix+name); err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return sys.Unlink(c.Dir, name)
+}
+
+func isPublished(stx *unix.Statx_t) bool {
+	return stx.Mode&unix.S_IFMT == unix.S_IFREG && stx.Nlink > 1
 }
 
 func same(a, b *unix.Statx_t) bool {
@@ -186,21 +210,32 @@ func (l *Claim) quiet() {
 // isSlow reports whether the owner has had to show life, or soon will.
 func (l *Claim) isSlow() bool { return time.Since(l.made) > beatAfter/2 }
 
-// Release gives the claim up, and reports whether it was ours all the time. Of a
-// copy that was published it says nothing. The descriptor of a copy stays open.
-func (l *Claim) Release() (held bool) {
-	l.quiet()
-	// Within this time nobody can have broken a lock. Whoever revokes a copy does
-	// it at once, and the name may be another's by now: taking that away would
-	// harm nobody, but let in a third.
-	sure := l.Fd < 0 && time.Since(l.made) < l.c.Stale
-	if !sure && !l.isOurs() {
-		return false
+// Release gives the claim, if there is one, up; once is enough. The descriptor of a
+// copy, which must be open yet, stays so.
+func (l *Claim) Release() {
+	if l == nil {
+		return
 	}
-	return sys.Unlink(l.c.Dir, l.name) == nil
+	l.quiet()
+	l.mu.Lock()
+	ended := l.ended
+	l.ended = true
+	l.mu.Unlock()
+	// The name may be another's by now: taking that away would harm nobody, but let
+	// in a third.
+	if !ended && l.Held() {
+		_ = sys.Unlink(l.c.Dir, l.name)
+	}
 }
 
-func (l *Claim) isOurs() bool {
+// Held reports whether the claim, if there is one, was ours all the time until now.
+func (l *Claim) Held() bool {
+	if l == nil {
+		return true
+	}
+	if l.Fd < 0 && time.Since(l.made) < l.c.Stale {
+		return true // nobody can have broken a lock by now
+	}
 	if l.Fd < 0 {
 		who, err := sys.Readlink(l.c.Dir, l.name)
 		return err == nil && who == l.who
@@ -226,6 +261,41 @@ func (l *Claim) publish(dir int, target string) error {
 		return nil // NFS repeats requests
 	}
 	return err
+}
+
+// nodePrefix begins the name of a copy that has no data, which is made beside a lock:
+// who breaks the lock unlinks it, so that it cannot be linked.
+const nodePrefix = "n-"
+
+func (l *Claim) nodeName() (string, error) {
+	temp := nodePrefix + l.name
+	// Of somebody who had the lock before us, and is dead or will find it broken.
+	if err := sys.Unlink(l.c.Dir, temp); err != nil && !errors.Is(err, unix.ENOENT) {
+		return "", err
+	}
+	return temp, nil
+}
+
+// publishNode is publish for what is made beside a lock.
+func (l *Claim) publishNode(temp string, at Place) error {
+	fd, err := sys.OpenAt(l.c.Dir, temp, unix.O_PATH)
+	if errors.Is(err, unix.ENOENT) {
+		return ErrRevoked
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	// What was made after the lock was broken, nobody has unlinked.
+	if !l.Held() {
+		return ErrRevoked
+	}
+	node := Claim{Fd: fd, c: l.c, name: temp}
+	if err := node.publish(at.Dir, at.Name); err != nil {
+		return err
+	}
+	_ = sys.Unlink(l.c.Dir, temp)
+	return nil
 }
 
 // isSame reports whether name in dir is the file fd.
@@ -255,4 +325,38 @@ func (l *Claim) joinProject(dir int) error {
 	}
 	ours.SetProject(theirs.Project())
 	return sys.SetFsxattr(l.Fd, &ours)
+}
+
+// Sweeper takes away claims whose owners are dead and whose files nobody needs.
+type Sweeper struct {
+	c    *Claims
+	last map[string]watch
+}
+
+// Sweeper returns a Sweeper of c. It is for one goroutine.
+func (c *Claims) Sweeper() *Sweeper { return &Sweeper{c: c} }
+
+// Look looks at all claims. It breaks those that it has seen before and that have
+// not changed for long, and what is left of a copy that was published.
+func (s *Sweeper) Look(ctx context.Context) error {
+	entries, err := local.ReadDirAt(ctx, s.c.Dir)
+	if err != nil {
+		return err
+	}
+	seen := make(map[string]watch, len(entries))
+	for _, e := range entries {
+		var now unix.Statx_t
+		if sys.StatxNow(s.c.Dir, e.Name, &now) == nil && isPublished(&now) {
+			if err := s.c.takeAway(e.Name, &now); err != nil && !errors.Is(err, unix.ENOENT) {
+				return err
+			}
+			continue
+		}
+		w := s.last[e.Name]
+		if gone, err := w.over(s.c, e.Name, Lock); err == nil && !gone {
+			seen[e.Name] = w
+		}
+	}
+	s.last = seen
+	return nil
 }

@@ -59,9 +59,10 @@ func TestClaimExcludes(t *testing.T) {
 		if _, err := c.Take(ctx, someFile, Lock, nil); !errors.Is(err, context.Canceled) {
 			t.Errorf("waiting for a claim cannot be interrupted: %v", err)
 		}
-		if !l.Release() {
+		if !l.Held() {
 			t.Error("it was not held")
 		}
+		l.Release()
 		if es, _ := os.ReadDir(dir); len(es) != 0 {
 			t.Errorf("left over: %v", es)
 		}
@@ -75,9 +76,10 @@ func TestRevokedClaimIsNotPublished(t *testing.T) {
 	if err := l.publish(c.Dir, "target"); !errors.Is(err, ErrRevoked) {
 		t.Errorf("published: %v", err)
 	}
-	if l.Release() {
+	if l.Held() {
 		t.Error("what was revoked says it was held")
 	}
+	l.Release()
 	if _, err := os.Lstat(dir + "/" + string(someFile)); err != nil {
 		t.Errorf("the other's lock was taken away: %v", err)
 	}
@@ -87,7 +89,7 @@ func TestRevokedClaimIsNotPublished(t *testing.T) {
 	if _, err := c.Take(ctx, someFile, Revoke, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a lock was revoked: %v", err)
 	}
-	if !lock.Release() {
+	if !lock.Held() {
 		t.Error("the lock was not held")
 	}
 }
@@ -99,20 +101,17 @@ func TestStaleClaimIsBroken(t *testing.T) {
 		c.Stale = time.Millisecond
 		second := take(t, c, Lock)
 		c.Stale = time.Hour
-		if !l.lostFor(t, c) {
+		l.made = l.made.Add(-2 * c.Stale)
+		if l.Held() {
 			t.Error("a broken claim says it was held")
 		}
-		if !second.Release() {
+		l.Release()
+		second.made = second.made.Add(-2 * c.Stale)
+		if !second.Held() {
 			t.Error("who broke it does not hold it")
 		}
+		second.Release()
 	}
-}
-
-// lostFor releases l as if it had been held for long.
-func (l *Claim) lostFor(t *testing.T, c *Claims) bool {
-	t.Helper()
-	l.made = l.made.Add(-2 * c.Stale)
-	return !l.Release()
 }
 
 func TestLivingClaimIsNotBroken(t *testing.T) {
@@ -181,11 +180,50 @@ func TestOriginIsOfTheCopyAndStays(t *testing.T) {
 	if err := cp.Publish(); err != nil {
 		t.Fatal(err)
 	}
+	l.Release()
 	if o, err := ReadOrigin(c.Dir, "target"); o != someFile || err != nil {
 		t.Errorf("the origin is %q, %v", o, err)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(c.Dir, "target", &st, 0); err != nil || st.Nlink != 1 || st.Mode&0o777 != 0o640 {
 		t.Errorf("the published copy has %d links and mode %o, %v", st.Nlink, st.Mode, err)
+	}
+}
+
+func TestSweeperBreaksWhatDoesNotChange(t *testing.T) {
+	c, dir := claimsIn(t)
+	ctx := context.Background()
+	s := c.Sweeper()
+	l := take(t, c, ForCopy)
+	count := func() int {
+		t.Helper()
+		if err := s.Look(ctx); err != nil {
+			t.Fatal(err)
+		}
+		es, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(es)
+	}
+	if n := count() + count(); n != 2 {
+		t.Errorf("a young claim was swept: %d", n)
+	}
+	c.Stale = 0
+	l.showLife()
+	if n := count(); n != 1 {
+		t.Errorf("a claim that changed was swept: %d", n)
+	}
+	if n := count(); n != 0 {
+		t.Errorf("a claim that did not change is left: %d", n)
+	}
+	c.Stale = time.Hour
+	l = take(t, c, ForCopy)
+	other, _ := claimsIn(t)
+	if err := l.publish(other.Dir, "target"); err != nil {
+		t.Fatal(err)
+	}
+	if count(); l.Held() {
+		t.Error("what is left of a published copy is not swept")
 	}
 }

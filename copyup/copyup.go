@@ -34,7 +34,8 @@ type Place struct {
 	Name string // in Dir
 	Work int    // descriptor of the work directory, on the same filesystem
 
-	// Claim, if not nil, is the file that becomes the copy. It is released with it.
+	// Claim, if not nil, is the file that becomes the copy. Of what has no data it is
+	// a lock, beside which the copy is made: Work is then the directory of claims.
 	Claim *Claim
 }
 
@@ -51,8 +52,9 @@ type Config struct {
 }
 
 // File makes a copy of a regular file that has no name yet: data and metadata
-// complete and, unless volatile, durable. The caller publishes or discards it. The
-// claim in at is the copy's from now on, also if this fails.
+// complete and, unless volatile, durable. The caller publishes or discards it, and
+// releases the claim in at, if there is one, before the descriptor is closed; if this
+// fails, both is done.
 func File(ctx context.Context, src Source, at Place, cfg Config) (*Copy, error) {
 	c, err := newCopy(at)
 	if err != nil {
@@ -142,11 +144,7 @@ func settled(ctx context.Context, fd int, cfg Config) error {
 // has it was first. On success the descriptor stays open and is the caller's.
 func (c *Copy) Publish() error {
 	if l := c.at.Claim; l != nil {
-		if err := l.publish(c.at.Dir, c.at.Name); err != nil {
-			return err
-		}
-		c.release()
-		return nil
+		return l.publish(c.at.Dir, c.at.Name)
 	}
 	if c.temp == "" {
 		return c.published(sys.LinkFd(c.Fd, c.at.Dir, c.at.Name))
@@ -219,8 +217,13 @@ func randomHex(digits int) string {
 // a temporary name in the work directory, metadata complete, and returns that
 // name. PublishNode puts it in place.
 func Node(src Source, at Place, cfg Config, prepare func(temp string) error) (temp string, err error) {
-	temp = TempName()
 	a := &src.Attr
+	temp = TempName()
+	if at.Claim != nil && !a.IsDir() {
+		if temp, err = at.Claim.nodeName(); err != nil {
+			return "", err
+		}
+	}
 	switch a.Type() {
 	case unix.S_IFDIR:
 		err = sys.Mkdir(at.Work, temp, 0o700)
@@ -243,10 +246,19 @@ func Node(src Source, at Place, cfg Config, prepare func(temp string) error) (te
 	return temp, nil
 }
 
+// Renew gives the directory that was published at the place at the metadata of src
+// anew.
+func Renew(at Place, src Source, cfg Config) error {
+	return nodeMetadata(at.Dir, at.Name, &src, cfg)
+}
+
 // PublishNode renames temp into place, never over another name: EEXIST then.
 // Where the filesystem lacks RENAME_NOREPLACE, files are linked, and a directory
 // is renamed over nothing but an empty directory, as rename(2) has it.
 func PublishNode(temp string, at Place, isDir bool) error {
+	if at.Claim != nil && !isDir {
+		return at.Claim.publishNode(temp, at)
+	}
 	err := sys.Rename(at.Work, temp, at.Dir, at.Name, unix.RENAME_NOREPLACE)
 	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) {
 		return err

@@ -16,7 +16,7 @@ import (
 // Keep is Remove, but for the end: the file stays in the trash until Expire, and
 // IN.path says where it lay and, by its mtime, since when it is there.
 func Keep(dir int, name string, was *layers.Attr, trash int, path layers.Path) error {
-	_, err := toTrash(dir, name, was, trash, path)
+	_, err := toTrash(dir, name, was, trash, trashName(was), path)
 	return err
 }
 

@@ -19,6 +19,8 @@ const (
 	pathSuffix = ".path"
 	// doneSuffix marks a file that is to go, whatever becomes of its successor.
 	doneSuffix = ".done"
+	// olderSuffix ends the name of one that has no successor: another file hides it.
+	olderSuffix = ".old"
 )
 
 // ErrReplaced: the name to be removed holds another file than the one that was
@@ -45,7 +47,17 @@ func meant(a *layers.Attr, name string) bool {
 // that was describes; see the package comment for the steps. trash is the
 // lower's trash directory and path the file's path from the lower's root.
 func Remove(dir int, name string, was *layers.Attr, trash int, path layers.Path) error {
-	in, err := toTrash(dir, name, was, trash, path)
+	in, err := toTrash(dir, name, was, trash, trashName(was), path)
+	if err != nil || in == "" {
+		return err
+	}
+	return discard(trash, in)
+}
+
+// RemoveHidden is Remove for a file that another hides: that was not made of it, and
+// who removes it after a crash need not look for a successor.
+func RemoveHidden(dir int, name string, was *layers.Attr, trash int, path layers.Path) error {
+	in, err := toTrash(dir, name, was, trash, trashName(was)+olderSuffix, path)
 	if err != nil || in == "" {
 		return err
 	}
@@ -54,7 +66,7 @@ func Remove(dir int, name string, was *layers.Attr, trash int, path layers.Path)
 
 // toTrash renames name in dir, if it still is the file that was describes, to in in
 // the trash. An empty in says that it has gone from there already.
-func toTrash(dir int, name string, was *layers.Attr, trash int, path layers.Path) (in string, err error) {
+func toTrash(dir int, name string, was *layers.Attr, trash int, to string, path layers.Path) (in string, err error) {
 	var stx unix.Statx_t
 	if err := sys.Statx(dir, name, &stx); err != nil {
 		return "", err
@@ -62,7 +74,7 @@ func toTrash(dir int, name string, was *layers.Attr, trash int, path layers.Path
 	if is := local.AttrOf(&stx); trashID(&is) != trashID(was) {
 		return "", ErrReplaced // what is another file at the first look is not touched
 	}
-	in = trashName(was)
+	in = to
 	// NFS repeats requests whose answer was lost: what nobody else can have done is
 	// done, whatever the second answer was.
 	if err := ignoreFull(sys.Symlink(string(path), trash, in+pathSuffix)); err != nil && !errors.Is(err, unix.EEXIST) {
@@ -202,7 +214,7 @@ func (t *Trash) settle(in string) (stays bool, err error) {
 		return false, nil
 	case t.Keep && !t.stillThere(in, path, &is):
 		return false, nil
-	case t.Keep || t.Successor(path, OriginOf(t.Lower, &is)):
+	case t.Keep || strings.HasSuffix(in, olderSuffix) || t.Successor(path, OriginOf(t.Lower, &is)):
 		return false, discard(t.Dir, in)
 	}
 	return true, nil

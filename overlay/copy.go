@@ -68,6 +68,9 @@ func (fs *FS) upFile(ctx context.Context, n *node, size int64) (cut bool, err er
 	if n.isUpper() {
 		return fs.complete(ctx, n, size)
 	}
+	if fs.notice(n) {
+		return false, nil // another host was faster
+	}
 	if cut, err = fs.upLocked(ctx, n, size); err != nil {
 		return false, err
 	}
@@ -107,9 +110,16 @@ func (fs *FS) upLocked(ctx context.Context, n *node, size int64) (cut bool, err 
 		}
 		return false, err
 	}
-	for range 3 {
+	tries := 3
+	if fs.many() {
+		tries = sharedTries
+	}
+	for range tries {
 		src, err := fs.copySource(ctx, n)
 		if err != nil {
+			if fs.notice(n) {
+				return false, nil
+			}
 			return false, err
 		}
 		if err := mayComeUp(&src.Attr, size); err != nil {
@@ -122,6 +132,9 @@ func (fs *FS) upLocked(ctx context.Context, n *node, size int64) (cut bool, err 
 			src.Size = min(size, src.Size)
 		}
 		err = fs.upWith(ctx, n, src)
+		if err != nil && fs.notice(n) {
+			return false, nil
+		}
 		if !errors.Is(err, errChanged) {
 			return n.isRegular() && src.Size < src.Attr.Size, err
 		}
@@ -193,7 +206,7 @@ func (fs *FS) copySourceOnce(ctx context.Context, n *node) (copyup.Source, error
 		src.Xattrs = fs.setOrigin(fs.ownXattrsOut(src.Xattrs), &r)
 	} else {
 		r.attr = &attr
-		src.Origin = copyup.Origin(indexName(&r))
+		src.Origin = r.origin()
 	}
 	if attr.Type() == unix.S_IFLNK {
 		src.Target, err = r.layer.Readlink(ctx, path)
@@ -250,6 +263,11 @@ func (fs *FS) bringUp(ctx context.Context, n *node, src copyup.Source, before fu
 		return err
 	}
 	defer func() { dir.release() }()
+	claim, err := fs.claimCopy(ctx, n, dir)
+	if err != nil {
+		return err
+	}
+	at.Claim = claim
 	c, err := copyup.File(ctx, src, at, fs.copies)
 	if err != nil {
 		return err
@@ -283,8 +301,9 @@ func (fs *FS) bringUp(ctx context.Context, n *node, src copyup.Source, before fu
 	if src.Attr.AppendOnly {
 		keepAppendOnly(fs, n, c.Fd)
 	}
-	unix.Close(c.Fd)
 	fs.afterUp(ctx, n, &src)
+	claim.Release()
+	unix.Close(c.Fd)
 	return nil
 }
 
@@ -337,6 +356,9 @@ func (fs *FS) publish(ctx context.Context, n *node, c *copyup.Copy, src *copyup.
 				return err
 			}
 		}
+		if err := fs.enterShared(n, c.Fd, nil); err != nil {
+			return err
+		}
 		c.Nameless()
 		return nil
 	}
@@ -358,12 +380,15 @@ func (fs *FS) publish(ctx context.Context, n *node, c *copyup.Copy, src *copyup.
 		return fs.timeless(d.parent, t.dir.fd, func() error { return c.PublishAs(d.name) })
 	})
 	if err != nil {
-		if errors.Is(err, unix.EEXIST) {
+		switch {
+		case fs.many() && (errors.Is(err, unix.EEXIST) || errors.Is(err, copyup.ErrRevoked)):
+			return errChanged // whose file it is, or what became of the lower one, is looked at anew
+		case errors.Is(err, unix.EEXIST):
 			return layers.ErrStale // somebody else's file
 		}
 		return err
 	}
-	return nil
+	return fs.enterShared(n, c.Fd, t)
 }
 
 // timeless runs publish, which gives the upper directory dirfd of dir a name that it
@@ -448,7 +473,7 @@ func (fs *FS) indexer(n *node, src copyup.Source) func(fd int) error {
 		default:
 			err = fs.mark(n, &r)
 		}
-		if err == nil {
+		if err == nil && !fs.many() {
 			err = sys.LinkFd(fd, dir, name)
 		}
 		if err != nil {

@@ -22,6 +22,17 @@ func (fs *FS) bringUpNode(ctx context.Context, n *node, src copyup.Source) error
 	if !t.named {
 		return unix.ESTALE
 	}
+	claim, err := fs.claim(ctx, n, copyup.Lock)
+	if err != nil {
+		return err
+	}
+	defer claim.Release()
+	if claim != nil {
+		if err := fs.stillFree(n, t); err != nil {
+			return err
+		}
+		at.Claim, at.Work = claim, fs.claims
+	}
 	temp, err := copyup.Node(src, at, fs.copies, nil)
 	if err != nil {
 		return err
@@ -29,8 +40,11 @@ func (fs *FS) bringUpNode(ctx context.Context, n *node, src copyup.Source) error
 	index := fs.indexer(n, src)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := fs.publishNode(n, temp, at, t, index); err != nil {
-		copyup.RemoveTemp(fs.copyWork(), temp)
+	if err := fs.publishNode(n, temp, at, t, &src, index); err != nil {
+		copyup.RemoveTemp(at.Work, temp)
+		if errors.Is(err, copyup.ErrRevoked) || claim != nil && errors.Is(err, unix.EEXIST) {
+			return errChanged
+		}
 		return err
 	}
 	fs.afterUp(ctx, n, &src)
@@ -39,7 +53,7 @@ func (fs *FS) bringUpNode(ctx context.Context, n *node, src copyup.Source) error
 
 // publishNode puts the copy at temp in place; index, if not nil, enters it into
 // the index first.
-func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, index func(fd int) error) error {
+func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, src *copyup.Source, index func(fd int) error) error {
 	d, ok := n.dentry()
 	if !ok || n.dead != nil {
 		return unix.ESTALE
@@ -48,6 +62,11 @@ func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, inde
 		return errChanged
 	}
 	at.Name = d.name
+	if at.Claim != nil {
+		if err := fs.unchanged(context.Background(), n, src); err != nil {
+			return err
+		}
+	}
 	var stx unix.Statx_t
 	if err := sys.Statx(at.Work, temp, &stx); err != nil {
 		return err
@@ -55,7 +74,7 @@ func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, inde
 	if err := fs.setImpure(d.parent, t.dir.fd); err != nil {
 		return err
 	}
-	err := fs.indexNode(n, at.Work, temp, index, func() error {
+	err := fs.indexNode(n, at.Work, temp, t, index, func() error {
 		return fs.knownAs(n, at.Work, temp, func() error {
 			return fs.timeless(d.parent, t.dir.fd, func() error { return copyup.PublishNode(temp, at, n.isDir()) })
 		})
@@ -72,7 +91,7 @@ func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, inde
 
 // indexNode runs publish on the copy at temp after index has entered it; what
 // was entered is taken back if that fails.
-func (fs *FS) indexNode(n *node, work int, temp string, index func(fd int) error, publish func() error) error {
+func (fs *FS) indexNode(n *node, work int, temp string, t *target, index func(fd int) error, publish func() error) error {
 	if index == nil {
 		return publish()
 	}
@@ -83,6 +102,9 @@ func (fs *FS) indexNode(n *node, work int, temp string, index func(fd int) error
 	defer unix.Close(fd)
 	if err = index(fd); err == nil {
 		err = publish()
+	}
+	if err == nil {
+		err = fs.enterShared(n, fd, t)
 	}
 	switch {
 	case err == nil:
@@ -100,12 +122,8 @@ func (fs *FS) upDir(ctx context.Context, n *node) error {
 		return err
 	}
 	defer fs.flights.leave(n)
-	if n.isUpper() {
+	if fs.notice(n) {
 		return nil
-	}
-	src, err := fs.copySource(ctx, n)
-	if err != nil {
-		return err
 	}
 	t, at, err := fs.placeFor(ctx, n)
 	if err != nil {
@@ -115,14 +133,30 @@ func (fs *FS) upDir(ctx context.Context, n *node) error {
 	if !t.named {
 		return unix.ENOENT
 	}
+	claim, err := fs.claim(ctx, n, copyup.Lock)
+	if errors.Is(err, errChanged) || claim != nil && fs.notice(n) {
+		claim.Release()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer claim.Release()
+	src, err := fs.copySource(ctx, n)
+	if err != nil {
+		return err
+	}
 	temp, err := copyup.Node(src, at, fs.copies, nil)
 	if err != nil {
 		return err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	err = fs.publishNode(n, temp, at, t, nil)
-	if err == nil {
+	err = fs.publishNode(n, temp, at, t, &src, nil)
+	switch {
+	case err == nil && !claim.Held():
+		return fs.catchUp(ctx, n, at, &src)
+	case err == nil:
 		return nil
 	}
 	copyup.RemoveTemp(fs.copyWork(), temp)

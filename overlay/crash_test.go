@@ -675,6 +675,8 @@ func (o *operation) failAt(t *testing.T, base string, k stacking, n int, err uni
 		return false
 	case errno == 0:
 		w.judge(where, 0, after, after)
+	case refused && errno == unix.EXDEV: // what failed was on the way there
+		w.judge(where, errno, before, before)
 	case errno != err:
 		t.Errorf("%s: came out as %v", where, errno)
 	default:

@@ -145,7 +145,7 @@ func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 		return fs.statusIn("create", parent, name, err)
 	}
 	defer b.end()
-	fd, err := b.createFile(in)
+	fd, err := b.createFile(ctx, in)
 	if err != nil {
 		return fs.statusIn("create", parent, name, err)
 	}
@@ -172,7 +172,7 @@ func idOfFd(fd int) fileID {
 
 // createFile makes a regular file. Over a whiteout it is made nameless and then
 // renamed over it: at no instant does what lies below show through.
-func (b *birth) createFile(in *fuse.CreateIn) (fd int, err error) {
+func (b *birth) createFile(ctx context.Context, in *fuse.CreateIn) (fd int, err error) {
 	fd = -1
 	mode := b.mode(in.Mode&0o7777, in.Umask)
 	flags := dataFlags(in.Flags)
@@ -191,9 +191,22 @@ func (b *birth) createFile(in *fuse.CreateIn) (fd int, err error) {
 	if !b.white {
 		// The kernel looked the name up: there is none. Another host may be faster.
 		err = b.fs.as(b.caller, func() (err error) {
-			fd, err = sys.Create(b.dir.fd, b.name, flags|int(in.Flags)&unix.O_EXCL, mode)
+			excl := int(in.Flags) & unix.O_EXCL
+			if b.fs.many() {
+				excl = unix.O_EXCL // what was there before is not to be taken back
+			}
+			fd, err = sys.Create(b.dir.fd, b.name, flags|excl, mode)
 			return err
 		})
+		if err == nil && b.fs.many() {
+			err = b.wasFirst(ctx, idOfFd(fd))
+			if err != nil {
+				unix.Close(fd)
+			}
+		}
+		if err == unix.EEXIST && int(in.Flags)&unix.O_EXCL == 0 {
+			err = unix.ESTALE // the kernel looks it up again, and opens it
+		}
 		return fd, err
 	}
 	if flags&unix.O_ACCMODE == unix.O_RDONLY {
@@ -285,6 +298,9 @@ func (fs *FS) make(op string, cancel <-chan struct{}, parent *node, name string,
 		err = b.viaNursery(f)
 	} else {
 		err = f(b, b.dir.fd, name)
+	}
+	if err == nil {
+		err = b.wasFirst(ctx, fileID{})
 	}
 	if err == nil {
 		_, err = fs.born(ctx, b, out)
@@ -383,6 +399,9 @@ func (fs *FS) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *
 		})
 	default:
 		err = fs.as(b.caller, func() error { return sys.Mkdir(b.dir.fd, name, mode) })
+	}
+	if err == nil {
+		err = b.wasFirst(ctx, fileID{})
 	}
 	if err == nil {
 		_, err = fs.born(ctx, b, out)

@@ -319,7 +319,7 @@ func (fs *FS) live() {
 		tick := time.NewTicker(heartbeat)
 		defer tick.Stop()
 		swept, expired := time.Now(), time.Time{}
-		for {
+		for ticks := 1; ; ticks = (ticks + 1) % int(lifeless/heartbeat) {
 			if now := time.Now(); now.Sub(expired) > expiry {
 				expired = now
 				fs.expireNow(now)
@@ -330,6 +330,9 @@ func (fs *FS) live() {
 			case <-tick.C:
 			}
 			fs.beat()
+			if fs.many() && ticks <= 2 {
+				fs.sweepClaims(context.Background())
+			}
 			if time.Since(swept) > lifeless {
 				swept = time.Now()
 				fs.sweepDaemons(context.Background())

@@ -200,6 +200,16 @@ func (fs *FS) lowerDir(n *node, r *lowerRef) (*dirFD, error) {
 	})
 }
 
+// lowerOf returns a descriptor of the part of the directory n in the local lower l;
+// ESTALE if it has none.
+func (fs *FS) lowerOf(n *node, l *layer) (*dirFD, error) {
+	part := n.lowerIn(l)
+	if part == nil {
+		return nil, errMoved
+	}
+	return fs.lowerDir(n, part)
+}
+
 // statIn looks at name in n's part r of a local lower.
 func (fs *FS) statIn(ctx context.Context, n *node, r *lowerRef, name string) (layers.Attr, error) {
 	dir, err := fs.lowerDir(n, r)
@@ -250,7 +260,9 @@ func despiteRenames[T any](n *node, f func() (T, error)) (v T, err error) {
 		now, _ := n.dentry()
 		n.mu.RUnlock()
 		if now == before {
-			return v, err
+			if up := n.isUpper(); up || !n.fs.notice(n) {
+				return v, err
+			}
 		}
 	}
 	return v, err

@@ -216,6 +216,9 @@ func (w *world) open() error {
 		w.tweak(&cfg)
 	}
 	w.fs, err = New(context.Background(), cfg)
+	if err == nil && w.fs.many() {
+		w.fs.turns.Stale = time.Millisecond // others are dead, or stand still until we are done
+	}
 	if err != nil {
 		upper.Close()
 		for _, l := range cfg.Lowers {
@@ -469,6 +472,11 @@ func (w *world) leftovers() string {
 					found = append(found, "upper/.migratefs/daemons/DAEMON/"+e.Name())
 				}
 			}
+		}
+		if w.fs != nil && w.fs.many() { // as after a while without change
+			w.fs.turns.Stale = 0
+			must(w.t, w.fs.sweeper.Look(context.Background()))
+			must(w.t, w.fs.sweeper.Look(context.Background()))
 		}
 		for _, e := range list("upper/.migratefs/claims") {
 			found = append(found, "upper/.migratefs/claims/"+e.Name())

@@ -119,7 +119,10 @@ type FS struct {
 	attrTimeout  time.Duration
 	negTimeout   time.Duration
 
-	tree    sync.RWMutex // protects node.names of every node
+	tree    sync.RWMutex     // protects node.names of every node, and called
+	called  map[dentry]*node // who has which name; nil but with many hosts
+	turns   *copyup.Claims   // what fs.claims is the directory of
+	sweeper *copyup.Sweeper  // of turns
 	dirs    dirCache
 	handles handleTable
 	flights flights
@@ -285,6 +288,12 @@ func (fs *FS) openWork() (err error) {
 	if fs.cfg.Mode == Migrate {
 		if err := fs.openPrivate(); err != nil {
 			return err
+		}
+		if fs.many() {
+			fs.turns = &copyup.Claims{Dir: fs.claims, Who: fs.self.name, Stale: copyup.StaleAfter}
+			fs.turns.Published = fs.indexClaim
+			fs.sweeper = fs.turns.Sweeper()
+			fs.called = make(map[dentry]*node)
 		}
 		return fs.openTemps()
 	}

@@ -105,7 +105,11 @@ func (fs *FS) countLinks(f *found, n *node, name string) {
 // in dirfd, and whether it has a name in WORK/index.
 func (fs *FS) linksShown(a *layers.Attr, dirfd int, name string) (links uint32, indexed bool) {
 	if fs.cfg.Mode == Migrate {
-		_ = fs.asDaemon(func() error { links, indexed = fs.linksInLowers(a); return nil })
+		own := *a
+		if fs.isClaim(a, dirfd, name) {
+			own.Nlink--
+		}
+		_ = fs.asDaemon(func() error { links, indexed = fs.linksInLowers(&own); return nil })
 		return links, indexed
 	}
 	v, err := sys.Getxattr(dirfd, name, fs.cfg.Format.Name(whiteout.Nlink))
@@ -270,7 +274,8 @@ func (fs *FS) unindex(n *node, fd int) {
 		return
 	}
 	fs.unindexAt(dir, name, st.Ino)
-	if l := n.lowers[0].layer; fs.cfg.Mode == Migrate && l.marks >= 0 {
+	// Other hosts may rely on the marker.
+	if l := n.lowers[0].layer; fs.cfg.Mode == Migrate && !fs.many() && l.marks >= 0 {
 		_ = sys.Unlink(l.marks, name)
 	}
 }

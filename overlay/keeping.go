@@ -111,7 +111,7 @@ func (fs *FS) keepTarget(targets []part, at *layer, of dentry) (forget func(), e
 	}
 	for _, p := range targets {
 		var stx unix.Statx_t
-		if p.layer != at || p.isDir || sys.Statx(p.d.fd, of.name, &stx) != nil {
+		if p.layer != at || p.isDir() || sys.Statx(p.d.fd, of.name, &stx) != nil {
 			continue
 		}
 		is := local.AttrOf(&stx)

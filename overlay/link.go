@@ -2,11 +2,14 @@ package overlay
 
 import (
 	"context"
+	"errors"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers/local"
 )
 
 // Link implements fuse.RawFileSystem.
@@ -31,7 +34,16 @@ func (fs *FS) link(ctx context.Context, n, dir *node, name string, out *fuse.Ent
 	if fs.reserved(dir, name) {
 		return unix.EPERM
 	}
-	if done, err := fs.linkBelow(n, dir, name); err != nil || done {
+	for range sharedTries {
+		if err := fs.linkOnce(ctx, n, dir, name, out); !errors.Is(err, errChanged) {
+			return err
+		}
+	}
+	return unix.EBUSY
+}
+
+func (fs *FS) linkOnce(ctx context.Context, n, dir *node, name string, out *fuse.EntryOut) error {
+	if done, err := fs.linkBelow(ctx, n, dir, name); err != nil || done {
 		if err != nil {
 			return err
 		}
@@ -59,6 +71,9 @@ func (fs *FS) link(ctx context.Context, n, dir *node, name string, out *fuse.Ent
 		err = b.replaceWhiteout(func(temp string) error { return sys.LinkFd(fd, fs.work, temp) })
 	} else {
 		err = sys.LinkFd(fd, b.dir.fd, name)
+	}
+	if err == nil {
+		err = b.wasFirst(ctx, idOfFd(fd))
 	}
 	if err != nil {
 		return err
@@ -89,22 +104,48 @@ func (fs *FS) linked(ctx context.Context, n, dir *node, name string, out *fuse.E
 // linkBelow makes the link in the lower that has the file, in migrate mode where
 // the directory is there too and no higher layer has the name. done is false if
 // the file has to come up.
-func (fs *FS) linkBelow(n, dir *node, name string) (done bool, err error) {
-	if fs.cfg.Mode != Migrate || n.isUpper() {
+func (fs *FS) linkBelow(ctx context.Context, n, dir *node, name string) (done bool, err error) {
+	if fs.cfg.Mode != Migrate || fs.notice(n) {
 		return false, nil
 	}
+	d, ok := n.dentry()
+	if !ok {
+		return false, nil
+	}
+	claims, err := fs.claimNames(ctx, claimedName{d, copyup.Lock})
+	if err != nil {
+		return false, err
+	}
+	defer claims.release()
+	done, err = fs.linkClaimed(n, d, dentry{dir, name}, claims)
+	if !done || err != nil || claims.whole() || !fs.notice(n) {
+		return done, err
+	}
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.indexed {
+		return true, nil
+	}
+	// Our claim was broken, and the file came up before it had this name.
+	_ = fs.unlinkBelow(n, dentry{dir, name})
+	return false, errChanged
+}
+
+// linkClaimed makes the link to in the lower that has n at d.
+func (fs *FS) linkClaimed(n *node, d, to dentry, claims claimed) (done bool, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	d, ok := n.dentry()
-	if n.upper || !ok || len(n.lowers) == 0 {
+	if n.upper || len(n.lowers) == 0 {
 		return false, nil
 	}
 	r := &n.lowers[0]
-	from, to := d.parent.lowerIn(r.layer), dir.lowerIn(r.layer)
-	if from == nil || to == nil {
+	if claims != nil && claims[r.origin()] == nil {
+		return false, errChanged
+	}
+	if to.parent.lowerIn(r.layer) == nil {
 		return false, nil
 	}
-	old, err := fs.lowerDir(d.parent, from)
+	old, err := fs.lowerOf(d.parent, r.layer)
 	if err != nil {
 		return false, err
 	}
@@ -114,15 +155,42 @@ func (fs *FS) linkBelow(n, dir *node, name string) (done bool, err error) {
 		return false, gone(err)
 	}
 	defer unix.Close(fd)
-	at, err := fs.lowerDir(dir, to)
+	at, err := fs.lowerOf(to.parent, r.layer)
 	if err != nil {
 		return false, err
 	}
 	defer fs.dirs.release(at)
 	fs.unsynced.changed(r.layer, at)
-	if err := sys.LinkFd(fd, at.fd, name); err != nil {
+	if err := sys.LinkFd(fd, at.fd, to.name); err != nil {
 		return true, err
 	}
-	fs.dirChanged(dir, r.layer)
+	if claims != nil {
+		// What another host has made of the name in the upper was first.
+		err := fs.inUpperAt(to, func(int, *unix.Statx_t) error { return unix.EEXIST })
+		if err != nil {
+			_ = fs.unlinkBelow(n, to)
+			return true, err
+		}
+	}
+	fs.dirChanged(to.parent, r.layer)
 	return true, nil
+}
+
+// unlinkBelow takes back a link of n's lower file. The caller holds n.mu.
+func (fs *FS) unlinkBelow(n *node, d dentry) error {
+	r := &n.lowers[0]
+	at, err := fs.lowerOf(d.parent, r.layer)
+	if err != nil {
+		return err
+	}
+	defer fs.dirs.release(at)
+	var stx unix.Statx_t
+	if err := sys.Statx(at.fd, d.name, &stx); err != nil {
+		return err
+	}
+	p := part{r.layer, at, local.AttrOf(&stx)}
+	if idOf(&p.attr) != r.id() {
+		return nil
+	}
+	return fs.takeHidden(d, &p)
 }

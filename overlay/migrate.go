@@ -83,11 +83,7 @@ func (fs *FS) removeLower(n *node, src *copyup.Source) error {
 // removeFrom removes the name d from the lower r's layer, where it is the file
 // was describes.
 func (fs *FS) removeFrom(d dentry, r *lowerRef, was *layers.Attr, path layers.Path) error {
-	part := d.parent.lowerIn(r.layer)
-	if part == nil {
-		return unix.ENOENT
-	}
-	dir, err := fs.lowerDir(d.parent, part)
+	dir, err := fs.lowerOf(d.parent, r.layer)
 	if err != nil {
 		return err
 	}
@@ -118,11 +114,7 @@ func (fs *FS) mark(n *node, r *lowerRef) error {
 		defer unix.Close(held)
 		return ignoreExists(sys.LinkFd(held, marks, name))
 	}
-	part := d.parent.lowerIn(r.layer)
-	if part == nil {
-		return unix.ESTALE
-	}
-	dir, err := fs.lowerDir(d.parent, part)
+	dir, err := fs.lowerOf(d.parent, r.layer)
 	if err != nil {
 		return err
 	}
@@ -216,18 +208,14 @@ func (fs *FS) change(ctx context.Context, n *node, f func(fd int, shown bool) er
 	}
 	defer fs.flights.leave(n)
 	n.mu.RLock()
-	upper, lowers := n.upper, n.lowers
+	upper := n.upper
 	n.mu.RUnlock()
+	if !upper && fs.many() {
+		return fs.changeShared(ctx, n, f)
+	}
 	if n.isDir() || !upper {
-		if !n.isDir() {
-			lowers = lowers[:min(len(lowers), 1)]
-		}
-		for i := len(lowers) - 1; i >= 0; i-- {
-			shown := i == 0 && !upper
-			err := fs.changeLower(n, &lowers[i], func(fd int) error { return f(fd, shown) })
-			if err != nil {
-				return err
-			}
+		if err := fs.changeParts(n, f); err != nil {
+			return err
 		}
 	}
 	if upper {
@@ -284,11 +272,7 @@ func (fs *FS) openNamedBelow(n *node, r *lowerRef) (int, error) {
 	if !ok {
 		return -1, unix.ESTALE
 	}
-	part := d.parent.lowerIn(r.layer)
-	if part == nil {
-		return -1, unix.ESTALE
-	}
-	dir, err := fs.lowerDir(d.parent, part)
+	dir, err := fs.lowerOf(d.parent, r.layer)
 	if err != nil {
 		return -1, err
 	}
@@ -347,6 +331,9 @@ func (fs *FS) dirChanged(dir *node, l *layer) {
 func (fs *FS) recover(ctx context.Context) error {
 	if fs.cfg.Mode == Migrate {
 		fs.sweepDaemons(ctx)
+		if fs.many() {
+			fs.sweepClaims(ctx)
+		}
 	} else {
 		if err := copyup.Sweep(fs.work); err != nil {
 			return err

@@ -101,6 +101,8 @@ type node struct {
 	// makes it doubt the access time.
 	told atomic.Bool
 
+	noticed atomic.Int64 // when a reader last asked whether another host has brought n up: Unix time, ns
+
 	locks atomic.Pointer[fileLocks] // nil until somebody locks; set with mu held
 }
 
@@ -186,11 +188,13 @@ func (fs *FS) addName(n, parent *node, name string) {
 	case n.isDir(): // it has one name: it was moved underneath
 		moved = append(fs.cutLocked(n, parent), n.names...)
 		n.names = []dentry{d}
+		fs.uncallLocked(n, moved...)
 		fs.table.ref(parent)
 	default:
 		n.names = append([]dentry{d}, n.names...)
 		fs.table.ref(parent)
 	}
+	fs.callLocked(n, d)
 	fs.tree.Unlock()
 	fs.leave(moved)
 }
@@ -203,6 +207,7 @@ func (fs *FS) cutLocked(n, parent *node) (gone []dentry) {
 	for m := parent; len(m.names) > 0; m = m.names[0].parent {
 		if m.names[0].parent == n {
 			gone, m.names = m.names, nil
+			fs.uncallLocked(m, gone...)
 			return gone
 		}
 	}
@@ -216,6 +221,7 @@ func (fs *FS) dropName(n, parent *node, name string) (left int) {
 		if d.parent == parent && d.name == name {
 			gone = []dentry{d}
 			n.names = append(n.names[:i:i], n.names[i+1:]...)
+			fs.uncallLocked(n, d)
 			break
 		}
 	}
@@ -236,10 +242,13 @@ func (fs *FS) renameNameLocked(n *node, from, to dentry) []dentry {
 	for i, d := range n.names {
 		if d == from {
 			n.names[i] = to
+			fs.uncallLocked(n, from)
+			fs.callLocked(n, to)
 			return append(left, from)
 		}
 	}
 	n.names = append(n.names, to)
+	fs.callLocked(n, to)
 	return left
 }
 

@@ -153,6 +153,9 @@ func (fs *FS) open(ctx context.Context, h *handle) error {
 		if errnoOf(err) == unix.ESTALE && n.isHere() != here {
 			continue // it came up meanwhile, and its lower copy went
 		}
+		if err != nil && !here && fs.notice(n) {
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -269,7 +269,7 @@ func (fs *FS) readDir(ctx context.Context, n *node) ([]layers.Entry, error) {
 		}
 		list = fs.merge(list, es, seen, n, r.layer)
 	}
-	if upper {
+	if upper || fs.many() && fs.notice(n) {
 		es, err := fs.readUpper(ctx, n)
 		if err != nil {
 			return nil, err

@@ -62,7 +62,7 @@ func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 	off := int64(in.Offset)
 	v := h.view()
 	var err error
-	if !v.object && v.fd < 0 && (v.upper || v.lower == nil) {
+	if !v.object && v.fd < 0 && (v.upper || v.lower == nil || fs.noticeNowAndThen(h.n)) {
 		v, err = h.upperView()
 	}
 	var r fuse.ReadResult

@@ -11,6 +11,7 @@ import (
 	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
 	"github.com/migratefs/migratefs/layers/whiteout"
 )
 
@@ -30,51 +31,97 @@ func (fs *FS) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name string) fus
 	ctx := begin(cancel, in.Pid)
 	defer ctx.end()
 	dir := fs.table.get(in.NodeId)
-	err := fs.unlink(ctx, dir, name)
+	err := fs.remove(ctx, dir, name, false)
 	return fs.statusIn("unlink", dir, name, err)
 }
 
-func (fs *FS) unlink(ctx context.Context, dir *node, name string) error {
+// remove is unlink, or rmdir of a directory. Where other hosts do so too, what was
+// looked up may be another thing by the time it is removed: then it is looked up
+// again.
+func (fs *FS) remove(ctx context.Context, dir *node, name string, isDir bool) error {
 	if fs.ReadOnly() {
 		return unix.EROFS
 	}
 	if dir == nil {
 		return unix.ESTALE
 	}
-	n, f, err := fs.victim(ctx, dir, name)
+	for range sharedTries {
+		if err := fs.removeOnce(ctx, dentry{dir, name}, isDir); !errors.Is(err, errChanged) {
+			return err
+		}
+	}
+	return unix.EBUSY
+}
+
+func (fs *FS) removeOnce(ctx context.Context, d dentry, isDir bool) error {
+	n, f, err := fs.victim(ctx, d.parent, d.name)
 	if err != nil {
 		return err
 	}
 	defer fs.Forget(n.id, 1)
-	if n.isDir() {
+	switch {
+	case isDir && !n.isDir():
+		return unix.ENOTDIR
+	case !isDir && n.isDir():
 		return unix.EISDIR
 	}
-	if err := fs.mayLose(dir, f); err != nil {
+	if err := fs.mayLose(d.parent, f); err != nil {
 		return err
 	}
+	if isDir {
+		if err := fs.isEmpty(ctx, n, d.parent); err != nil {
+			return err
+		}
+	}
 	if fs.cfg.Mode == Overlay {
-		if err := fs.up(ctx, dir, whole); err != nil {
+		if err := fs.up(ctx, d.parent, whole); err != nil {
 			return err
 		}
 	}
 	fs.upCounted(ctx, n)
-	last := fs.hold(dentry{dir, name}, n)
-	n.mu.Lock()
-	remove := fs.whiteOut
-	if fs.cfg.Mode == Migrate {
-		remove = fs.unlinkEverywhere
+	claims, err := fs.claimNames(ctx, claimedName{d, copyup.Revoke})
+	if err != nil {
+		return err
 	}
-	if err := remove(ctx, dir, name, n); err != nil {
+	defer claims.release()
+	last := fs.hold(d, n)
+	links := linksOf(last)
+	n.mu.Lock()
+	if err := fs.removeHeld(ctx, d, n, claims); err != nil {
 		n.mu.Unlock()
 		closeFd(last)
 		return err
 	}
-	buried := fs.nameGone(n, dentry{dir, name}, f, last)
+	if !claims.whole() && last >= 0 && linksOf(last) == links {
+		// Somebody had broken our claim and put another file there: that has gone.
+		fs.dropName(n, d.parent, d.name)
+		n.mu.Unlock()
+		closeFd(last)
+		return nil
+	}
+	if isDir {
+		f.attr.Nlink = 0
+	}
+	buried := fs.nameGone(n, d, f, last)
 	n.mu.Unlock()
+	if isDir {
+		fs.dirs.drop(n)
+	}
 	if buried {
 		fs.bury(n)
 	}
 	return nil
+}
+
+// removeHeld takes the name d of n out of the layers. The caller holds n.mu.
+func (fs *FS) removeHeld(ctx context.Context, d dentry, n *node, claims claimed) error {
+	switch {
+	case fs.cfg.Mode == Migrate:
+		return fs.removeEverywhere(d, n, claims)
+	case n.isDir():
+		return fs.whiteOutDir(ctx, d.parent, d.name)
+	}
+	return fs.whiteOut(ctx, d.parent, d.name)
 }
 
 // hold opens the file at d, which is about to lose this name, O_PATH: who has
@@ -96,11 +143,7 @@ func (fs *FS) hold(d dentry, n *node) int {
 	if len(lowers) == 0 || !lowers[0].layer.writable {
 		return -1
 	}
-	part := d.parent.lowerIn(lowers[0].layer)
-	if part == nil {
-		return -1
-	}
-	dir, err := fs.lowerDir(d.parent, part)
+	dir, err := fs.lowerOf(d.parent, lowers[0].layer)
 	if err != nil {
 		return -1
 	}
@@ -109,6 +152,14 @@ func (fs *FS) hold(d dentry, n *node) int {
 		return fd
 	}
 	return -1
+}
+
+func linksOf(fd int) uint64 {
+	var st unix.Stat_t
+	if fd < 0 || unix.Fstat(fd, &st) != nil {
+		return 0
+	}
+	return uint64(st.Nlink)
 }
 
 func closeFd(fd int) {
@@ -167,7 +218,7 @@ func (fs *FS) recount(n *node, links uint32, fd int) {
 // whiteOut takes name out of dir in overlay mode. Where a lower has it, or may, a
 // whiteout takes its place by rename, so that at no instant the lower shows
 // through. The caller holds the victim's lock.
-func (fs *FS) whiteOut(ctx context.Context, dir *node, name string, _ *node) error {
+func (fs *FS) whiteOut(ctx context.Context, dir *node, name string) error {
 	d, err := fs.upperDir(dir)
 	if err != nil {
 		return err
@@ -228,23 +279,27 @@ func (fs *FS) linkWhiteout(dirfd int, name string) error {
 	return sys.Link(fs.work, sharedWhiteout, dirfd, name)
 }
 
-// unlinkEverywhere takes name out of every layer in migrate mode, the lowest
-// first and each durably before the next higher: no crash leaves an older
-// version in place of a newer. The caller holds the victim's lock.
-func (fs *FS) unlinkEverywhere(_ context.Context, dir *node, name string, n *node) error {
-	parts, err := fs.partsWith(dir, name)
+// removeEverywhere takes the name d of n out of every layer in migrate mode, the
+// lowest first and each durably before the next higher: no crash leaves an older
+// version in place of a newer. A directory must be empty; what another host puts into
+// it meanwhile makes it ENOTEMPTY, and it stays. The caller holds the victim's lock.
+func (fs *FS) removeEverywhere(d dentry, n *node, claims claimed) error {
+	parts, err := fs.partsWith(d.parent, d.name)
 	if err != nil {
 		return err
 	}
 	defer releaseAll(fs, parts)
-	if err := fs.settle(dir); err != nil {
+	if err := claims.agree(n, parts); err != nil {
+		return err
+	}
+	if err := fs.settle(d.parent); err != nil {
 		return err
 	}
 	for i := len(parts) - 1; i >= 0; i-- {
-		if i == 0 {
-			fs.unsynced.changed(parts[i].layer, parts[i].d)
+		if n.isDir() && !parts[i].isDir() {
+			continue
 		}
-		if err := fs.unlinkPart(&parts[i], dir, name); err != nil && err != unix.ENOENT {
+		if err := fs.removePart(d, &parts[i], i == 0, claims); err != nil {
 			return err
 		}
 		if i > 0 {
@@ -254,10 +309,46 @@ func (fs *FS) unlinkEverywhere(_ context.Context, dir *node, name string, n *nod
 		}
 	}
 	if len(parts) > 0 {
-		fs.dirChanged(dir, parts[0].layer)
+		fs.dirChanged(d.parent, parts[0].layer)
 	}
 	if n.indexed && len(n.lowers) > 0 {
 		fs.unmarkIfLast(&n.lowers[0])
+	}
+	return nil
+}
+
+// removePart takes the name d out of one layer. Of what lies under another layer's,
+// only the file that was looked at goes: others do not see it, and may have made
+// something else of the name by then.
+func (fs *FS) removePart(d dentry, p *part, top bool, claims claimed) (err error) {
+	switch {
+	case p.isDir():
+		if top {
+			fs.unsynced.changed(p.layer, p.d)
+		}
+		err = sys.Rmdir(p.d.fd, d.name)
+	case !top && claims != nil:
+		return fs.takeHidden(d, p)
+	default:
+		if top {
+			fs.unsynced.changed(p.layer, p.d)
+		}
+		err = fs.unlinkPart(p, d.parent, d.name)
+	}
+	switch {
+	case claims == nil:
+		return ignoreGone(err)
+	case err == unix.ENOENT && top:
+		return errChanged
+	case err != nil || p.layer == fs.upper || claims.whole():
+		return ignoreGone(err)
+	}
+	// Our claim was broken: what we removed may have come up before.
+	if p.isDir() {
+		return fs.inUpperAt(d, func(dirfd int, _ *unix.Statx_t) error { return ignoreGone(sys.Rmdir(dirfd, d.name)) })
+	}
+	if fs.succeededAt(d, p.origin()) {
+		return errChanged
 	}
 	return nil
 }
@@ -266,8 +357,10 @@ func (fs *FS) unlinkEverywhere(_ context.Context, dir *node, name string, n *nod
 type part struct {
 	layer *layer
 	d     *dirFD
-	isDir bool // what stands at the name there
+	attr  layers.Attr // of what stands at the name there
 }
+
+func (p *part) isDir() bool { return p.attr.IsDir() }
 
 func releaseAll(fs *FS, parts []part) {
 	for _, p := range parts {
@@ -291,7 +384,7 @@ func (fs *FS) partsWith(dir *node, name string) (parts []part, err error) {
 		var stx unix.Statx_t
 		switch err := sys.Statx(d.fd, name, &stx); {
 		case err == nil:
-			parts = append(parts, part{l, d, stx.Mode&unix.S_IFMT == unix.S_IFDIR})
+			parts = append(parts, part{l, d, local.AttrOf(&stx)})
 			return nil
 		case err == unix.ENOENT:
 			fs.dirs.release(d)
@@ -325,50 +418,8 @@ func (fs *FS) Rmdir(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse
 	ctx := begin(cancel, in.Pid)
 	defer ctx.end()
 	dir := fs.table.get(in.NodeId)
-	err := fs.rmdir(ctx, dir, name)
+	err := fs.remove(ctx, dir, name, true)
 	return fs.statusIn("rmdir", dir, name, err)
-}
-
-func (fs *FS) rmdir(ctx context.Context, dir *node, name string) error {
-	if fs.ReadOnly() {
-		return unix.EROFS
-	}
-	if dir == nil {
-		return unix.ESTALE
-	}
-	n, f, err := fs.victim(ctx, dir, name)
-	if err != nil {
-		return err
-	}
-	defer fs.Forget(n.id, 1)
-	if !n.isDir() {
-		return unix.ENOTDIR
-	}
-	if err := fs.mayLose(dir, f); err != nil {
-		return err
-	}
-	if err := fs.isEmpty(ctx, n, dir); err != nil {
-		return err
-	}
-	if fs.cfg.Mode == Overlay {
-		if err := fs.up(ctx, dir, whole); err != nil {
-			return err
-		}
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if fs.cfg.Mode == Migrate {
-		err = fs.rmdirEverywhere(dir, name)
-	} else {
-		err = fs.whiteOutDir(ctx, dir, name)
-	}
-	if err != nil {
-		return err
-	}
-	f.attr.Nlink = 0
-	fs.nameGone(n, dentry{dir, name}, f, -1)
-	fs.dirs.drop(n)
-	return nil
 }
 
 // isEmpty returns ENOTEMPTY if the merged directory n has entries, or EPERM if one
@@ -425,33 +476,6 @@ func (fs *FS) whiteOutDir(ctx context.Context, dir *node, name string) error {
 		return err
 	}
 	copyup.RemoveTemp(fs.work, temp)
-	return nil
-}
-
-// rmdirEverywhere removes an empty directory from every layer, the lowest first.
-// What another host put into it meanwhile makes it ENOTEMPTY, and it stays.
-func (fs *FS) rmdirEverywhere(dir *node, name string) error {
-	parts, err := fs.partsWith(dir, name)
-	if err != nil {
-		return err
-	}
-	defer releaseAll(fs, parts)
-	for i := len(parts) - 1; i >= 0; i-- {
-		if !parts[i].isDir {
-			continue
-		}
-		if err := sys.Rmdir(parts[i].d.fd, name); err != nil && err != unix.ENOENT {
-			return err
-		}
-		if i > 0 {
-			if err := fs.syncDir(parts[i].d.fd, copyup.Config{}); err != nil {
-				return err
-			}
-		}
-	}
-	if len(parts) > 0 {
-		fs.dirChanged(dir, parts[0].layer)
-	}
 	return nil
 }
 

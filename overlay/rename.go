@@ -7,6 +7,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/local"
@@ -48,6 +49,17 @@ func (fs *FS) rename(ctx context.Context, m *move) error {
 	case len(m.to.name) > layers.NameMax:
 		return unix.ENAMETOOLONG
 	}
+	for range sharedTries {
+		if err := fs.renameOnce(ctx, m); !errors.Is(err, errChanged) {
+			return err
+		}
+	}
+	return unix.EBUSY
+}
+
+// renameOnce is rename; errChanged says that other hosts were faster, and it has to be
+// looked again at what there is to rename.
+func (fs *FS) renameOnce(ctx context.Context, m *move) error {
 	if err := fs.ends(ctx, m); err != nil {
 		return err
 	}
@@ -158,6 +170,14 @@ func (fs *FS) ensureNamed(ctx context.Context, d dentry, n *node) error {
 	if err != nil || has {
 		return err
 	}
+	claims, err := fs.claimNames(ctx, claimedName{d, copyup.Lock})
+	if err != nil {
+		return err
+	}
+	defer claims.release()
+	if claims != nil && len(claims) == 0 {
+		return errChanged // the name is gone
+	}
 	fd, err := fs.openUpper(n)
 	if err != nil {
 		return err
@@ -171,6 +191,9 @@ func (fs *FS) ensureNamed(ctx context.Context, d dentry, n *node) error {
 		return err
 	}
 	if err := fs.timeless(d.parent, dir.fd, func() error { return sys.LinkFd(fd, dir.fd, d.name) }); err != nil {
+		if claims != nil && errors.Is(err, unix.EEXIST) {
+			return errChanged
+		}
 		return err
 	}
 	if fs.cfg.Mode == Overlay {

@@ -27,7 +27,7 @@ func (fs *FS) dropLowerName(d dentry, n *node, dir int) error {
 	}
 	path, _ := d.parent.path()
 	err := fs.asDaemon(func() error { return fs.removeFrom(d, &lowers[0], lowers[0].attr, path.Join(d.name)) })
-	if errors.Is(err, unix.ENOENT) {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, errMoved) {
 		return nil
 	}
 	return err
@@ -36,6 +36,9 @@ func (fs *FS) dropLowerName(d dentry, n *node, dir int) error {
 // renameMigrate renames in the one layer that has the file. What would need two
 // layers is brought up first; a directory that would is EXDEV, and mv copies.
 func (fs *FS) renameMigrate(ctx context.Context, m *move) error {
+	if fs.many() && (m.src.isDir() && m.src.parts() > 1 || m.exchange() && m.dst.isDir() && m.dst.parts() > 1) {
+		return unix.EXDEV
+	}
 	if m.src.isUpper() && !m.src.isDir() {
 		if err := fs.ensureNamed(ctx, m.from, m.src); err != nil {
 			return err
@@ -47,7 +50,13 @@ func (fs *FS) renameMigrate(ctx context.Context, m *move) error {
 		}
 	}
 	for range 3 {
-		again, err := fs.tryRename(ctx, m)
+		if fs.many() && m.src.isUpper() {
+			// Not while we have claims: others, with claims of their own, may wait for ours.
+			if err := fs.up(ctx, m.to.parent, whole); err != nil {
+				return err
+			}
+		}
+		again, err := fs.claimAndRename(ctx, m)
 		if !again {
 			return err
 		}
@@ -69,9 +78,24 @@ func (fs *FS) renameMigrate(ctx context.Context, m *move) error {
 	return unix.EBUSY
 }
 
+// claimAndRename is tryRename with the claims of what lowers have at both names. What
+// is replaced, nobody needs to bring up any more.
+func (fs *FS) claimAndRename(ctx context.Context, m *move) (up bool, err error) {
+	kind := copyup.Revoke
+	if m.exchange() {
+		kind = copyup.Lock
+	}
+	claims, err := fs.claimNames(ctx, claimedName{m.from, copyup.Lock}, claimedName{m.to, kind})
+	if err != nil {
+		return false, err
+	}
+	defer claims.release()
+	return fs.tryRename(ctx, m, claims)
+}
+
 // tryRename renames within one layer if it can; up says that the source has to
 // come up first.
-func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
+func (fs *FS) tryRename(ctx context.Context, m *move, claims claimed) (up bool, err error) {
 	unlock := lockBoth(m.src, m.dst)
 	var bury *node
 	defer func() {
@@ -85,6 +109,9 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 		return false, err
 	}
 	defer releaseAll(fs, old)
+	if err := claims.agree(m.src, old); err != nil {
+		return false, err
+	}
 	if len(old) == 0 {
 		return false, unix.ENOENT
 	}
@@ -93,7 +120,7 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 			return true, nil
 		}
 		// A shadowed copy is older than what shows: it goes before anything moves.
-		if err := fs.unlinkParts(old[1:], m.from, old[0].d); err != nil {
+		if err := fs.unlinkParts(m.from, old[1:], old[0].d, claims); err != nil {
 			return false, err
 		}
 	}
@@ -105,6 +132,14 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 		return false, err
 	}
 	defer releaseAll(fs, targets)
+	if m.dst != nil {
+		err = claims.agree(m.dst, targets)
+	} else if claims != nil && len(targets) > 0 {
+		err = errChanged
+	}
+	if err != nil {
+		return false, err
+	}
 	at := old[0].layer
 	dir, err := fs.partIn(ctx, m.to.parent, at)
 	if err != nil || dir == nil {
@@ -119,12 +154,15 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 		if m.dst.isDir() {
 			return true, nil
 		}
-		if err := fs.unlinkParts(targets[1:], m.to, targets[0].d); err != nil {
+		if err := fs.unlinkParts(m.to, targets[1:], targets[0].d, claims); err != nil {
 			return false, err
 		}
 		targets = targets[:1]
 	}
 	flags := uint(m.flags & unix.RENAME_EXCHANGE)
+	if claims != nil {
+		flags = uint(m.flags)
+	}
 	fs.unsynced.changed(at, old[0].d)
 	fs.unsynced.changed(at, dir)
 	forget := func() {}
@@ -135,9 +173,17 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 	}
 	if err := sys.Rename(old[0].d.fd, m.from.name, dir.fd, m.to.name, flags); err != nil {
 		forget()
+		if claims != nil && err == unix.ENOENT {
+			return false, errChanged
+		}
 		return false, err
 	}
-	if err := fs.unlinkShadowed(targets, at, m.to, dir); err != nil {
+	if at != fs.upper {
+		if err := fs.renamedBelow(m, &old[0], dir, claims); err != nil {
+			return false, err
+		}
+	}
+	if err := fs.unlinkShadowed(m, targets, at, dir, claims); err != nil {
 		// What shows has moved. What is under it is hidden, and goes with it.
 		fs.log.Warn("lower copies left under a renamed file", "name", m.to.name, "cause", err)
 	}
@@ -151,6 +197,9 @@ func (fs *FS) tryRename(ctx context.Context, m *move) (up bool, err error) {
 // cannot get one without a copy-up.
 func (fs *FS) partIn(ctx context.Context, n *node, l *layer) (*dirFD, error) {
 	if l == fs.upper {
+		if fs.many() && !fs.notice(n) {
+			return nil, nil
+		}
 		if err := fs.up(ctx, n, whole); err != nil {
 			return nil, err
 		}
@@ -165,17 +214,20 @@ func (fs *FS) partIn(ctx context.Context, n *node, l *layer) (*dirFD, error) {
 
 // unlinkParts removes the name of from layers under the one that shows, the lowest
 // first, after what shows is durable.
-func (fs *FS) unlinkParts(parts []part, of dentry, above *dirFD) error {
+func (fs *FS) unlinkParts(d dentry, parts []part, above *dirFD, claims claimed) error {
 	if err := fs.syncDir(above.fd, copyup.Config{}); err != nil {
 		return err
 	}
 	for i := len(parts) - 1; i >= 0; i-- {
 		fs.unsynced.changed(parts[i].layer, parts[i].d)
 		var err error
-		if parts[i].isDir {
-			err = sys.Rmdir(parts[i].d.fd, of.name)
-		} else {
-			err = fs.unlinkPart(&parts[i], of.parent, of.name)
+		switch {
+		case parts[i].isDir():
+			err = sys.Rmdir(parts[i].d.fd, d.name)
+		case claims != nil:
+			err = fs.takeHidden(d, &parts[i])
+		default:
+			err = fs.unlinkPart(&parts[i], d.parent, d.name)
 		}
 		if err != nil && err != unix.ENOENT {
 			return err
@@ -185,10 +237,10 @@ func (fs *FS) unlinkParts(parts []part, of dentry, above *dirFD) error {
 }
 
 // unlinkShadowed ends a rename onto a name that layers under at have too.
-func (fs *FS) unlinkShadowed(targets []part, at *layer, of dentry, dir *dirFD) error {
+func (fs *FS) unlinkShadowed(m *move, targets []part, at *layer, dir *dirFD, claims claimed) error {
 	for i := range targets {
 		if targets[i].layer.index > at.index {
-			return fs.unlinkParts(targets[i:], of, dir)
+			return fs.unlinkParts(m.to, targets[i:], dir, claims)
 		}
 	}
 	return nil

@@ -153,6 +153,7 @@ func (t *table) showing(ino uint64) *node {
 // adopt returns the node of what was found at name in parent, a new one if none
 // is known, with one more lookup to its account.
 func (t *table) adopt(fs *FS, f *found, parent *node, name string) *node {
+	fs.meet(f, parent, name)
 	n := t.node(fs, f)
 	fs.addName(n, parent, name)
 	n.upgrade(f)
@@ -312,6 +313,7 @@ func (fs *FS) Forget(id, lookups uint64) {
 	fs.tree.Lock()
 	names := n.names
 	n.names = nil
+	fs.uncallLocked(n, names...)
 	fs.tree.Unlock()
 	fs.leave(names)
 }

@@ -1,0 +1,56 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/copyup"
+	"github.com/migratefs/migratefs/internal/sys"
+)
+
+// wasFirst is called when a name was made in the upper. Another host may have given it
+// to a lower file meanwhile, by a rename or a link. If that was before, what we made
+// hides that file: it is taken back, and the name exists. If it was after, that host
+// finds ours. id is what was made; zero if that is to be looked for.
+func (b *birth) wasFirst(ctx context.Context, id fileID) error {
+	fs, d := b.fs, dentry{b.n, b.name}
+	if !fs.many() {
+		return nil
+	}
+	origins, err := fs.originsAt(d)
+	if err != nil || len(origins) == 0 {
+		return err
+	}
+	if id == (fileID{}) {
+		var st unix.Stat_t
+		if err := unix.Fstatat(b.dir.fd, b.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return ignoreGone(err)
+		}
+		if o, err := copyup.ReadOrigin(b.dir.fd, b.name); err != nil || o != "" {
+			return err // another's by now
+		}
+		id = fileID{st.Dev, st.Ino}
+	}
+	// Whoever gives names to these files has their claims.
+	claims, err := fs.claimNames(ctx, claimedName{d, copyup.Lock})
+	if err != nil {
+		return err
+	}
+	defer claims.release()
+	if len(claims) == 0 {
+		return nil // gone again
+	}
+	if err := sys.Rmdir(b.dir.fd, b.name); err == nil || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+		return unix.EEXIST
+	}
+	taken, err := fs.removeIf(b.dir.fd, b.name, id)
+	switch {
+	case err != nil:
+		return err
+	case taken:
+		return unix.EEXIST
+	}
+	return nil // it was replaced
+}

@@ -1,0 +1,303 @@
+package overlay
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+)
+
+// Two daemons over the same layers: one stands still before each change that its
+// operation makes, another does its own meanwhile, from beginning to end, and breaks
+// the claims of the first. What comes out must be what comes out if one operation
+// follows the other.
+
+var steppedHosts = stacking{name: "many hosts", mode: Migrate, lowers: 1, hosts: Many}
+
+// action is one end of such a race.
+type action struct {
+	name  string
+	files string // which actions it can meet: those that share one of these letters
+	do    func(d *driver) unix.Errno
+}
+
+var actions = []action{
+	{"write low", "l", func(d *driver) unix.Errno { return d.write("low", "WR", 0) }},
+	{"write low further on", "l", func(d *driver) unix.Errno { return d.write("low", "IT", 6) }},
+	{"truncate low", "l", func(d *driver) unix.Errno { return d.truncate("low", 3) }},
+	{"chmod low", "l", func(d *driver) unix.Errno { return d.chmod("low", 0o600) }},
+	{"utimes low", "l", func(d *driver) unix.Errno { return d.utimes("low", 77) }},
+	{"setxattr low", "l", func(d *driver) unix.Errno { return d.setxattr("low", "user.more", "m") }},
+	{"unlink low", "l", func(d *driver) unix.Errno { return d.unlink("low") }},
+	{"rename low to new", "ln", func(d *driver) unix.Errno { return d.rename("low", "new", 0) }},
+	{"rename low to other", "lo", func(d *driver) unix.Errno { return d.rename("low", "other", 0) }},
+	{"rename low to up", "l", func(d *driver) unix.Errno { return d.rename("low", "up", 0) }},
+	{"rename low into dir", "l", func(d *driver) unix.Errno { return d.rename("low", "dir/new", 0) }},
+	{"rename other to low", "lo", func(d *driver) unix.Errno { return d.rename("other", "low", 0) }},
+	{"rename up to low", "l", func(d *driver) unix.Errno { return d.rename("up", "low", 0) }},
+	{"rename other to new", "on", func(d *driver) unix.Errno { return d.rename("other", "new", 0) }},
+	{"exchange low and other", "lo", func(d *driver) unix.Errno { return d.rename("low", "other", unix.RENAME_EXCHANGE) }},
+	{"link low to new", "ln", func(d *driver) unix.Errno { return d.link("low", "new") }},
+	{"create new", "n", func(d *driver) unix.Errno { return d.create("new", "NEW") }},
+	{"mkdir new", "n", func(d *driver) unix.Errno { return d.mkdir("new") }},
+	{"symlink new", "n", func(d *driver) unix.Errno { return d.symlink("to", "new") }},
+	{"chown sym", "s", func(d *driver) unix.Errno { return d.chown("sym", 1002) }},
+	{"unlink sym", "s", func(d *driver) unix.Errno { return d.unlink("sym") }},
+	{"rename sym over up", "s", func(d *driver) unix.Errno { return d.rename("sym", "up", 0) }},
+
+	{"write dir/a", "d", func(d *driver) unix.Errno { return d.write("dir/a", "WR", 0) }},
+	{"unlink dir/a", "d", func(d *driver) unix.Errno { return d.unlink("dir/a") }},
+	{"create dir/new", "d", func(d *driver) unix.Errno { return d.create("dir/new", "NEW") }},
+	{"chmod dir", "d", func(d *driver) unix.Errno { return d.chmod("dir", 0o700) }},
+	{"rename dir to moved", "d", func(d *driver) unix.Errno { return d.rename("dir", "moved", 0) }},
+	{"rename dir to empty", "de", func(d *driver) unix.Errno { return d.rename("dir", "empty", 0) }},
+	{"rmdir empty", "e", func(d *driver) unix.Errno { return d.rmdir("empty") }},
+	{"create empty/new", "e", func(d *driver) unix.Errno { return d.create("empty/new", "NEW") }},
+	{"mkdir empty/new", "e", func(d *driver) unix.Errno { return d.mkdir("empty/new") }},
+	{"rename other to empty/new", "eo", func(d *driver) unix.Errno { return d.rename("other", "empty/new", 0) }},
+
+	{"write hard1", "h", func(d *driver) unix.Errno { return d.write("hard1", "WR", 0) }},
+	{"write hard2", "h", func(d *driver) unix.Errno { return d.write("hard2", "IT", 4) }},
+	{"unlink hard1", "h", func(d *driver) unix.Errno { return d.unlink("hard1") }},
+	{"chmod hard2", "h", func(d *driver) unix.Errno { return d.chmod("hard2", 0o600) }},
+	{"rename hard1", "h", func(d *driver) unix.Errno { return d.rename("hard1", "moved", 0) }},
+}
+
+// stepWorld is a small tree for races, with two daemons. All but one file lies in l.
+func stepWorld(t testing.TB, base, l string) (a, b *world) {
+	t.Helper()
+	worldNumber++
+	a = &world{t: t, dir: filepath.Join(base, fmt.Sprint(worldNumber)), kind: steppedHosts}
+	for _, d := range []string{"", "upper", "work", "l1", "l2"} {
+		must(t, os.Mkdir(filepath.Join(a.dir, d), 0o755))
+	}
+	for _, d := range []string{"dir", "empty"} {
+		a.mkdir(l, d)
+	}
+	for _, f := range []string{"low", "other", "dir/a", "hard1"} {
+		a.file(l, f, "lower "+f)
+	}
+	must(t, os.Link(a.at(l, "hard1"), a.at(l, "hard2")))
+	must(t, os.Symlink("low", a.at(l, "sym")))
+	a.file("upper", "up", "upper up")
+	a.age()
+	b = &world{t: t, dir: a.dir, kind: steppedHosts}
+	must(t, a.open())
+	must(t, b.open())
+	return a, b
+}
+
+// goid is the number of the calling goroutine.
+func goid() uint64 {
+	b := make([]byte, 64)
+	b = b[:runtime.Stack(b, false)]
+	f := bytes.Fields(b)
+	n, _ := strconv.ParseUint(string(f[1]), 10, 64)
+	return n
+}
+
+// stepper stops one goroutine before its n-th change.
+type stepper struct {
+	at      int
+	mu      sync.Mutex
+	who     uint64
+	n       int
+	names   []string
+	stopped chan struct{}
+	resume  chan struct{}
+}
+
+func newStepper(at int) *stepper {
+	return &stepper{at: at, stopped: make(chan struct{}), resume: make(chan struct{})}
+}
+
+func (s *stepper) hook(c sys.Change) error {
+	s.mu.Lock()
+	if s.who == 0 || goid() != s.who {
+		s.mu.Unlock()
+		return nil
+	}
+	s.n++
+	s.names = append(s.names, string(c))
+	stop := s.n == s.at
+	s.mu.Unlock()
+	if stop {
+		close(s.stopped)
+		<-s.resume
+	}
+	return nil
+}
+
+// outcome is what came of two actions.
+type outcome struct {
+	errs [2]unix.Errno
+	seen sight
+}
+
+func (o outcome) String() string {
+	return fmt.Sprintf("%v and %v", errno(o.errs[0]), errno(o.errs[1]))
+}
+
+func errno(e unix.Errno) string {
+	if e == 0 {
+		return "success"
+	}
+	return e.Error()
+}
+
+// matches reports why got is not o; the empty string if it is. Who has looked a file
+// up that others then move or replace may be told that it is stale, and look again:
+// whether what was asked for was done by then is as with a server that is asked.
+func (o outcome) matches(got outcome) string {
+	for i := range o.errs {
+		if (o.errs[i] == 0) != (got.errs[i] == 0) && got.errs[i] != unix.ESTALE {
+			return fmt.Sprintf("the results are %v, not %v", got, o)
+		}
+	}
+	return o.seen.allow(got.seen).diff(got.seen)
+}
+
+func act(w *world, a *action) unix.Errno {
+	d := &driver{fs: w.fs}
+	defer d.end()
+	return a.do(d)
+}
+
+// inTurn is what comes out of one after the other.
+func inTurn(t *testing.T, base, l string, first, second *action) outcome {
+	t.Helper()
+	a, b := stepWorld(t, base, l)
+	defer a.remove()
+	defer b.close()
+	var o outcome
+	o.errs[0] = act(a, first)
+	o.errs[1] = act(b, second)
+	o.seen = sameSight(t, a, b)
+	return o
+}
+
+// sameSight is what both daemons see, and one that was just started.
+func sameSight(t *testing.T, a, b *world) sight {
+	t.Helper()
+	c := &world{t: t, dir: a.dir, kind: a.kind}
+	must(t, c.open())
+	defer c.close()
+	seen, err := c.look()
+	if err != nil {
+		t.Errorf("a new daemon: %v", err)
+	}
+	for _, w := range []*world{a, b} {
+		now, err := w.look()
+		if err != nil {
+			t.Errorf("an old daemon: %v", err)
+		}
+		if d := seen.diff(now); d != "" {
+			t.Errorf("an old daemon does not see what a new one sees:\n\t%s", d)
+		}
+	}
+	return seen
+}
+
+// step does first on one daemon, stopped before its n-th change until second is
+// done on another. It reports whether first got there.
+func step(t *testing.T, base string, first, second *action, n int, allowed []outcome) bool {
+	t.Helper()
+	a, b := stepWorld(t, base, "l1")
+	defer a.remove()
+	defer b.close()
+	s := newStepper(n)
+	sys.SetHook(s.hook)
+	defer sys.SetHook(nil)
+	var got outcome
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.mu.Lock()
+		s.who = goid()
+		s.mu.Unlock()
+		got.errs[0] = act(a, first)
+	}()
+	select {
+	case <-s.stopped:
+	case <-done:
+		return false
+	}
+	second2 := make(chan struct{})
+	go func() {
+		defer close(second2)
+		got.errs[1] = act(b, second)
+	}()
+	wait(t, second2, "the second")
+	close(s.resume)
+	wait(t, done, "the first")
+	sys.SetHook(nil)
+	where := fmt.Sprintf("%s stopped before change %d of %s, %s meanwhile", first.name, n, strings.Join(s.names, " "), second.name)
+	t.Run(fmt.Sprint(n), func(t *testing.T) {
+		got.seen = sameSight(t, a, b)
+		var whyNot []string
+		for _, o := range allowed {
+			why := o.matches(got)
+			if why == "" {
+				whyNot = nil
+				break
+			}
+			whyNot = append(whyNot, why)
+		}
+		if whyNot != nil {
+			t.Errorf("%s: %v\n    not one after the other, since\n\t%s\n    nor the other way round, since\n\t%s\n    nor the second alone, since\n\t%s",
+				where, got, whyNot[0], whyNot[1], whyNot[len(whyNot)-1])
+		}
+		if t.Failed() {
+			t.Logf("%s: %v", where, got)
+		}
+	})
+	return true
+}
+
+func wait(t *testing.T, c <-chan struct{}, who string) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(20 * time.Second):
+		buf := make([]byte, 1<<20)
+		t.Fatalf("%s does not end:\n%s", who, buf[:runtime.Stack(buf, true)])
+	}
+}
+
+func TestStepping(t *testing.T) {
+	base := worlds(t)
+	for i := range actions {
+		for j := range actions {
+			first, second := &actions[i], &actions[j]
+			if !strings.ContainsAny(first.files, second.files) {
+				continue
+			}
+			t.Run(first.name+" and "+second.name, func(t *testing.T) {
+				// What a filesystem in one place does is right, too: it renames directories that
+				// lie in two.
+				var allowed []outcome
+				for _, l := range []string{"l1", "upper"} {
+					ab := inTurn(t, base, l, first, second)
+					ba := inTurn(t, base, l, second, first)
+					slices.Reverse(ba.errs[:])
+					allowed = append(allowed, ab, ba)
+				}
+				none := &action{do: func(*driver) unix.Errno { return unix.ESTALE }}
+				allowed = append(allowed, inTurn(t, base, "l1", none, second))
+				for n := 1; step(t, base, first, second, n, allowed); n++ {
+				}
+			})
+		}
+	}
+}
