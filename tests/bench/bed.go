@@ -34,8 +34,8 @@ func (b *bed) close() error { return os.RemoveAll(b.dir) }
 // files stay until it goes, because ext4 is slow to make files where others were
 // deleted minutes ago.
 func (b *bed) disk(l *load) (*disk, error) {
-	if l.reflink {
-		return newDisk(b.dir, "xfs", 12)
+	if l.fstype != "" {
+		return newDisk(b.dir, l.fstype, 12)
 	}
 	return newDisk(b.dir, "ext4", 24)
 }

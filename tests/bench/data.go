@@ -48,7 +48,7 @@ func dataLoads(size func(int) int) []*load {
 func reflink(bytes int) *load {
 	seed := ""
 	return &load{
-		name: "reflink", reflink: true, big: true, uncounted: true,
+		name: "reflink", fstype: "xfs", big: true, uncounted: true,
 		skip: func(k *kind) bool { return k.name == "mergerfs" || k.name == "go-fuse" },
 		lower: func(dir string) error {
 			if seed == "" {

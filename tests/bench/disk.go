@@ -15,7 +15,7 @@ type disk struct {
 	image, dir string
 }
 
-// newDisk makes a filesystem of type fstype ("ext4", "xfs") of size GiB.
+// newDisk makes a filesystem of type fstype ("ext4", "xfs", "btrfs") of size GiB.
 func newDisk(at, fstype string, size int64) (*disk, error) {
 	d := &disk{image: filepath.Join(at, fstype+".img"), dir: filepath.Join(at, fstype)}
 	f, err := os.Create(d.image)
@@ -28,7 +28,10 @@ func newDisk(at, fstype string, size int64) (*disk, error) {
 	}
 	options := "loop"
 	mkfs := []string{"mkfs.xfs", "-q", "-m", "reflink=1", d.image}
-	if fstype == "ext4" {
+	switch fstype {
+	case "btrfs":
+		mkfs = []string{"mkfs.btrfs", "-q", d.image}
+	case "ext4":
 		// Nothing in the background: no inode tables to be written later.
 		mkfs = []string{"mkfs.ext4", "-q", "-F", "-i", "8192", "-E", "lazy_itable_init=1,nodiscard", d.image}
 		options += ",noinit_itable"

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,10 @@ type kind struct {
 	readOnly bool
 	// tells: it says so when it is ready, which is after the mount shows.
 	tells bool
+	// moves: lower copies go.
+	moves bool
+	// only is the one load it is for; "": all.
+	only string
 }
 
 // place is where one mount has its layers.
@@ -79,9 +84,10 @@ func findKinds(cfg *config) ([]*kind, error) {
 			{"overlay", func(p *place) string { return "mode=overlay," + overlayOptions(p) }},
 			{"migrate", migrateOptions},
 			{"migrate-1s", func(p *place) string { return "entry_timeout=1,attr_timeout=1," + migrateOptions(p) }},
+			{"volatile", func(p *place) string { return "mode=overlay,volatile," + overlayOptions(p) }},
 			{"readonly", func(p *place) string { return "mode=overlay,lowerdir=" + p.lower }},
 		} {
-			kinds = append(kinds, &kind{name: b[0] + "-" + m.name, readOnly: m.name == "readonly", tells: true, args: func(p *place) []string {
+			kinds = append(kinds, &kind{name: b[0] + "-" + m.name, readOnly: m.name == "readonly", tells: true, moves: strings.HasPrefix(m.name, "migrate"), only: map[string]string{"volatile": "copyup-many"}[m.name], args: func(p *place) []string {
 				return []string{b[1], "-f", "-o", m.options(p), p.point}
 			}})
 		}

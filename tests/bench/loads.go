@@ -6,17 +6,17 @@ type load struct {
 	name string
 	// lower and upper make the layers, in an empty directory; nil: empty.
 	lower, upper func(dir string) error
-	readOnly     bool // the steps change nothing: one lower serves every mount
-	reflink      bool // on xfs
-	big          bool // few files and many bytes: removed after each run
-	uncounted    bool // no pass for counting
+	readOnly     bool   // the steps change nothing: one lower serves every mount
+	fstype       string // what it runs on; "": ext4
+	big          bool   // few files and many bytes: removed after each run
+	uncounted    bool   // no pass for counting
 	skip         func(k *kind) bool
 	steps        []step
 }
 
 // fits reports whether k can be measured with l.
 func (l *load) fits(k *kind) bool {
-	return (l.readOnly || !k.readOnly) && (l.skip == nil || !l.skip(k))
+	return (l.readOnly || !k.readOnly) && (k.only == "" || k.only == l.name) && (l.skip == nil || !l.skip(k))
 }
 
 // step is what is timed.
@@ -47,5 +47,6 @@ func loads(cfg *config) []*load {
 	var all []*load
 	all = append(all, smallLoads(size)...)
 	all = append(all, treeLoads(size)...)
-	return append(all, dataLoads(size)...)
+	all = append(all, dataLoads(size)...)
+	return append(all, copyupLoads(size)...)
 }

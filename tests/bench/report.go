@@ -247,6 +247,8 @@ var targets = []target{
 	{"git", "second", "mergerfs", 1.2, false},
 	{"bigdir", "stat, first", "overlayfs", 2, false},
 	{"reflink", "first byte", "ext4", 2, false},
+	{"copyup-xfs", "1 GiB", "ext4", 2, false},
+	{"copyup-btrfs", "1 GiB", "ext4", 2, false},
 }
 
 func (r *report) target(w io.Writer, t target) {
