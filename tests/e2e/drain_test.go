@@ -107,28 +107,35 @@ func became(t *testing.T, was *testbed.Tree, upper string, aspects testbed.Aspec
 // TestDrainKilled kills a drain again and again, and goes on with the next. The time of
 // a directory may be that of the kill.
 func TestDrainKilled(t *testing.T) {
-	lower, upper, _ := layersOf(t)
-	was := oldStorage(t, lower, 60, 20, testbed.Usual)
-	options := "lowerdir=" + lower + ",upperdir=" + upper
-	kills := 0
-	for after := 20 * time.Millisecond; ; after += 10 * time.Millisecond {
-		cmd := exec.Command(testbed.Build(t), "drain", "-o", options)
-		must(t, cmd.Start())
-		timer := time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
-		err := cmd.Wait()
-		timer.Stop()
-		if err == nil {
-			break
-		}
-		kills++
-		if cmd.ProcessState.ExitCode() >= 0 {
-			t.Fatalf("drain ends with %v", err)
-		}
+	for hosts, most := range map[string]int{
+		"single": 1000,
+		"many":   2, // what the dead one had begun with is waited for
+	} {
+		t.Run(hosts, func(t *testing.T) {
+			lower, upper, _ := layersOf(t)
+			was := oldStorage(t, lower, 60, 20, testbed.Usual)
+			options := "lowerdir=" + lower + ",upperdir=" + upper + ",hosts=" + hosts
+			kills := 0
+			for ; kills < most; kills++ {
+				cmd := exec.Command(testbed.Build(t), "drain", "-o", options)
+				must(t, cmd.Start())
+				after := time.Duration(20+10*kills) * time.Millisecond
+				timer := time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
+				err := cmd.Wait()
+				timer.Stop()
+				if err == nil {
+					break
+				}
+				if cmd.ProcessState.ExitCode() >= 0 {
+					t.Fatalf("drain ends with %v", err)
+				}
+			}
+			t.Logf("killed %d times", kills)
+			drains(t, 0, "-o", options)
+			nothingLeft(t, lower)
+			became(t, was, upper, testbed.Usual)
+		})
 	}
-	t.Logf("killed %d times", kills)
-	drains(t, 0, "-o", options)
-	nothingLeft(t, lower)
-	became(t, was, upper, testbed.Usual)
 }
 
 // TestDrainInterrupted ends at once at ^C, with a report, and says that it goes on.
