@@ -3,10 +3,12 @@ package powerloss
 import (
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,6 +47,7 @@ type worker struct {
 	r    *recorder
 	h    *history
 	root string
+	rng  *rand.Rand
 }
 
 func (w *worker) path(name string) string { return filepath.Join(w.root, name) }
@@ -54,6 +57,10 @@ func (w *worker) step(then func(state), do func() error) {
 	w.t.Helper()
 	w.h.begin(w.r.now(), then)
 	must(w.t, do())
+	if w.rng.IntN(4) == 0 {
+		// Time for what is done later: lower copies are removed in batches.
+		time.Sleep(150 * time.Millisecond)
+	}
 }
 
 // add appends to a file; sync says whether the application makes that durable, and
