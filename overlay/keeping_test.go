@@ -199,3 +199,30 @@ func TestKeepLower(t *testing.T) {
 		}
 	}
 }
+
+// A drain with keep_lower brings everything up, once, and leaves the lower as it is.
+func TestDrainKeepsLower(t *testing.T) {
+	base := worlds(t)
+	w := emptyWorld(t, base, stackings[2])
+	defer w.remove()
+	w.tweak = func(c *Config) { c.KeepLower = true }
+	for _, name := range []string{"d/a", "d/b", "c"} {
+		w.mkdir("l1", filepath.Dir(name))
+		w.file("l1", name, "lower "+name)
+	}
+	w.age()
+	must(t, w.open())
+	for pass, files := range []int64{3, 0} {
+		stays, seen := w.drainAll(DrainConfig{Jobs: 2})
+		if len(stays) > 0 || seen.Files.Load() != files {
+			t.Errorf("pass %d: %d files came up, %v stay", pass, seen.Files.Load(), stays)
+		}
+	}
+	for _, l := range []string{"l1", "upper"} {
+		for _, name := range []string{"d/a", "d/b", "c"} {
+			if b, err := os.ReadFile(w.at(l, name)); err != nil || string(b) != "lower "+name {
+				t.Errorf("%s of %s: %q, %v", name, l, b, err)
+			}
+		}
+	}
+}

@@ -84,6 +84,42 @@ func TestOriginalShortWrite(t *testing.T) {
 	}
 }
 
+// There, a host that was slower put its copy over what another had written and
+// synced.
+func TestOriginalTwoHostsBringUpOneFile(t *testing.T) {
+	testbed.NeedRoot(t)
+	s := layers(t)
+	const files, size = 20, 64 << 10
+	for i := range files {
+		must(t, os.WriteFile(filepath.Join(s.lower, fmt.Sprint(i)), bytes.Repeat([]byte("."), size), 0o640))
+	}
+	s.mount(t, "migrate")
+	other := filepath.Join(s.dir, "other")
+	must(t, os.Mkdir(other, 0o755))
+	o := &stack{dir: s.dir, lower: s.lower, upper: s.upper}
+	o.Mounted = testbed.Mount(t, "mode=migrate,lowerdir="+s.lower+",upperdir="+s.upper, other)
+	for i := range files {
+		name, done := fmt.Sprint(i), make(chan error, 2)
+		for off, host := range []*stack{s, o} {
+			f := host.open(t, name, os.O_RDWR)
+			go func() {
+				_, err := f.WriteAt([]byte("W"), int64(off*size/2))
+				if err == nil {
+					err = f.Sync()
+				}
+				done <- err
+			}()
+		}
+		for range 2 {
+			must(t, <-done)
+		}
+		got := content(t, filepath.Join(s.upper, name))
+		if len(got) != size || got[0] != 'W' || got[size/2] != 'W' || strings.Count(got, ".") != size-2 {
+			t.Fatalf("file %d: %d bytes, %q and %q were written", i, len(got), got[0], got[size/2])
+		}
+	}
+}
+
 // There, touch -m set the access time to a day in 2004.
 func TestOriginalTouch(t *testing.T) {
 	for _, where := range []string{"lower", "upper"} {
