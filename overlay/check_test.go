@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -176,6 +177,11 @@ var damages = []damage{
 	{"a first name of the id", migrateOne, nil, func(w *world) { w.put("upper/.migratefs/tmp-77", "") }, FoundTemp, "upper .migratefs/tmp-77", true},
 	{"an id that is gone", migrateOne, nil, func(w *world) { must(w.t, os.Remove(w.at("upper/.migratefs/id"))) }, FoundDamaged, "upper .migratefs/id", false},
 	{"an id that says nothing", migrateOne, nil, func(w *world) { w.put("l1/.migratefs/id", "what?") }, FoundDamaged, "lower 1 .migratefs/id", false},
+
+	{"an id that would be waited for", migrateOne, nil, func(w *world) {
+		must(w.t, os.Remove(w.at("l1/.migratefs/id")))
+		must(w.t, unix.Mkfifo(w.at("l1/.migratefs/id"), 0o600))
+	}, FoundUnread, "lower 1 .migratefs/id", false},
 
 	// Migrate mode: hard links.
 	{"a back name that leads elsewhere", migrateOne, func(d *driver) { d.write("hard1", "LINK", 0) }, func(w *world) {
@@ -388,7 +394,10 @@ func TestCheckRepairLosesNothing(t *testing.T) {
 func TestCheckRandomDamage(t *testing.T) {
 	base := worlds(t)
 	seed := time.Now().UnixNano()
-	t.Logf("seed %d", seed)
+	if v, err := strconv.ParseInt(os.Getenv("MIGRATEFS_CHECK_SEED"), 10, 64); err == nil {
+		seed = v
+	}
+	t.Logf("MIGRATEFS_CHECK_SEED=%d", seed)
 	rnd := rand.New(rand.NewSource(seed))
 	for range 60 {
 		k := stackings[rnd.Intn(len(stackings))]

@@ -368,7 +368,7 @@ func (fs *FS) sameLayers() {
 }
 
 func idOfLayer(root int) (string, error) {
-	fd, err := sys.OpenBeneath(root, Reserved+"/"+idName, unix.O_RDONLY, 0)
+	fd, err := sys.OpenBeneath(root, Reserved+"/"+idName, unix.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO is no id, and is not waited for
 	if err != nil {
 		return "", err
 	}

@@ -151,7 +151,7 @@ func (st *state) regrow(data int, size int64) (int64, error) {
 
 // readWhole reads the file name in dir, which may have at most most bytes.
 func readWhole(dir int, name string, most int64) ([]byte, error) {
-	fd, err := sys.OpenAt(dir, name, unix.O_RDONLY)
+	fd, err := sys.OpenAt(dir, name, unix.O_RDONLY|unix.O_NONBLOCK) // of a FIFO there is nothing to wait for
 	if err != nil {
 		return nil, err
 	}
