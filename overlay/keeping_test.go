@@ -37,8 +37,12 @@ func session(t *testing.T, r *rand.Rand, steps int, worlds ...*world) {
 				return d.rename(a, b, 0)
 			case x < 83:
 				return d.rename(a, b, unix.RENAME_EXCHANGE)
-			case x < 92:
+			case x < 90:
 				return d.link(a, b)
+			case x < 92:
+				return d.mkdir(a)
+			case x < 94:
+				return d.rmdir(strings.TrimSuffix(dirs[1+step%(len(dirs)-1)], "/"))
 			default:
 				return d.create(a, content)
 			}
