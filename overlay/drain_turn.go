@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -106,7 +107,7 @@ func (t *turn) file(ctx context.Context, name string) {
 	if err == nil {
 		var seen atomic.Int64
 		with := context.WithValue(d.careful(ctx, &seen), batchKey{}, &t.batch)
-		f.size, err = d.step(with, p, name, &f.a)
+		f.size, err = d.steps(with, p, name, &f.a)
 		f.seen = seen.Load()
 	}
 	if err != nil {
@@ -158,13 +159,29 @@ func (d *drain) rest(ctx context.Context, p *place, f *arrival) error {
 			return errMoved // another file: the next look at p finds it
 		}
 		f.a = now
-		more, err := d.step(ctx, p, f.name, &f.a)
+		more, err := d.steps(ctx, p, f.name, &f.a)
 		f.size += more
 		if err != nil {
 			return err
 		}
 	}
 	return ErrRestless
+}
+
+// steps is step, again while the file is one that changes: of one with several names,
+// drains of others take them away at the same time.
+func (d *drain) steps(ctx context.Context, p *place, name string, a *layers.Attr) (size int64, err error) {
+	for pause := 10 * time.Millisecond; ; pause *= 2 {
+		size, err = d.step(ctx, p, name, a)
+		if !errors.Is(err, errChanged) && errnoOf(err) != unix.EBUSY || pause > time.Second {
+			return size, err
+		}
+		select {
+		case <-ctx.Done():
+			return size, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
 }
 
 // ended counts f.

@@ -128,7 +128,7 @@ func (d *drain) list(ctx context.Context, p *place) {
 		d.part(ctx, p, es)
 		return ctx.Err()
 	})
-	if err != nil && ctx.Err() == nil {
+	if err != nil && err != unix.ENOENT && ctx.Err() == nil { // ENOENT: removed by another
 		p.left.Add(1)
 		d.fail(p.path, err)
 	}
@@ -316,15 +316,16 @@ func (d *drain) leave(ctx context.Context, p *place) error {
 		defer unix.Close(fd)
 		parent = fd
 	}
-	if err := d.prepare(ctx, p); err != nil {
-		return err
-	}
+	perr := d.prepare(ctx, p)
 	var stx unix.Statx_t
 	if err := sys.Statx(parent, p.name, &stx); err != nil {
-		return ignoreNotThere(err)
+		return ignoreNotThere(err) // removed by another
 	}
 	if a := local.AttrOf(&stx); idOf(&a) != p.id {
 		return nil // moved: it will be found where it is
+	}
+	if perr != nil {
+		return perr
 	}
 	if err := sys.Rmdir(parent, p.name); err != nil {
 		return ignoreNotThere(err)

@@ -30,10 +30,20 @@ func noteOptions(point string, opts []string) (end func()) {
 		return func() {}
 	}
 	text, err := json.Marshal(madeOf{Options: opts, Dir: dir})
-	if err != nil || os.WriteFile(name, text, 0o600) != nil {
+	if err != nil {
 		return func() {}
 	}
-	return func() { _ = os.Remove(name) }
+	// The number is this mount's now, and the next one's before this daemon ends.
+	_ = os.Remove(name)
+	if os.WriteFile(name, text, 0o600) != nil {
+		return func() {}
+	}
+	own, err := os.Lstat(name)
+	return func() {
+		if now, nerr := os.Lstat(name); err == nil && nerr == nil && os.SameFile(own, now) {
+			_ = os.Remove(name)
+		}
+	}
 }
 
 func optionsFile(m mountInfo) string {
