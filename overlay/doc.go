@@ -71,6 +71,8 @@
 //	                                 next higher: the newest copy goes last
 //	rename, overlay mode             both ends in the upper, redirect or opaque set before the
 //	                                 one rename (RENAME_WHITEOUT where a lower has the name)
+//	any of those on many hosts       UPPER/.migratefs/claims/ID first, a symlink, unlinked last: who needs
+//	                                 the file breaks it. What is hidden goes by the trash
 //	rename, migrate mode             older copies under the old name go first; one rename in
 //	                                 the layer that shows the file; synced; older copies under
 //	                                 the new name go. Of those, what cannot be removed stays
@@ -95,6 +97,8 @@
 //	copy-up of a hard-linked file    the count (overlay mode: overlay.nlink; migrate mode: the
 //	                                 marker LOWER/.migratefs/hl/ID and the name back), index/ID,
 //	                                 the name. From index/ID on, all names show the copy.
+//	                                 With many hosts the name comes before index/ID: the claim, which
+//	                                 is a further name of the copy, leads who meets it there
 //	drain                            copy-ups; a lower directory goes when it is empty, and its part in
 //	                                 the upper durable with all above it
 //	mount in migrate mode            LOWER/.migratefs/id, UPPER/.migratefs/id: a temporary name, whole and

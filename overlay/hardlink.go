@@ -106,9 +106,7 @@ func (fs *FS) countLinks(f *found, n *node, name string) {
 func (fs *FS) linksShown(a *layers.Attr, dirfd int, name string) (links uint32, indexed bool) {
 	if fs.cfg.Mode == Migrate {
 		own := *a
-		if fs.isClaim(a, dirfd, name) {
-			own.Nlink--
-		}
+		own.Nlink = fs.ownLinks(a, dirfd, name)
 		_ = fs.asDaemon(func() error { links, indexed = fs.linksInLowers(&own); return nil })
 		return links, indexed
 	}

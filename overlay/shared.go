@@ -271,18 +271,36 @@ func (fs *FS) stillFree(n *node, t *target) error {
 	return nil
 }
 
-// isClaim reports whether the upper file a, which is name in dirfd, is still called by
-// its claim: who brought it up is not done with it, or is dead.
-func (fs *FS) isClaim(a *layers.Attr, dirfd int, name string) bool {
+// ownLinks is the link count of the upper file a, which is name in dirfd, without its
+// claim, by which it is called while who brought it up is not done with it, or is dead.
+// Whoever sees that sees to it that the file's other names lead there, too: it may be
+// about to be changed.
+func (fs *FS) ownLinks(a *layers.Attr, dirfd int, name string) uint32 {
 	if !fs.many() || a.Nlink < 2 {
-		return false
+		return a.Nlink
 	}
 	origin, err := copyup.ReadOrigin(dirfd, name)
 	if err != nil || origin == "" {
-		return false
+		return a.Nlink
 	}
-	var st unix.Stat_t
-	return unix.Fstatat(fs.claims, string(origin), &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Ino == a.Ino && st.Dev == a.Dev
+	links := a.Nlink
+	_ = fs.asDaemon(func() error {
+		var st unix.Stat_t
+		isClaim := func() bool {
+			return unix.Fstatat(fs.claims, string(origin), &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Ino == a.Ino && st.Dev == a.Dev
+		}
+		if !isClaim() {
+			return nil
+		}
+		if err := fs.indexClaim(string(origin)); err != nil {
+			fs.log.Warn("a hard-linked file is up under one name only", "cause", err)
+		}
+		if isClaim() {
+			links = uint32(st.Nlink) - 1
+		}
+		return nil
+	})
+	return links
 }
 
 // enterShared enters the copy fd of a hard-linked file, which was published at t, into

@@ -49,7 +49,7 @@ var actions = []action{
 	{"rename other to new", "on", func(d *driver) unix.Errno { return d.rename("other", "new", 0) }},
 	{"exchange low and other", "lo", func(d *driver) unix.Errno { return d.rename("low", "other", unix.RENAME_EXCHANGE) }},
 	{"link low to new", "ln", func(d *driver) unix.Errno { return d.link("low", "new") }},
-	{"create new", "n", func(d *driver) unix.Errno { return d.create("new", "NEW") }},
+	{"create new", "n", func(d *driver) unix.Errno { return d.create("new", "") }},
 	{"mkdir new", "n", func(d *driver) unix.Errno { return d.mkdir("new") }},
 	{"symlink new", "n", func(d *driver) unix.Errno { return d.symlink("to", "new") }},
 	{"chown sym", "s", func(d *driver) unix.Errno { return d.chown("sym", 1002) }},
@@ -58,12 +58,12 @@ var actions = []action{
 
 	{"write dir/a", "d", func(d *driver) unix.Errno { return d.write("dir/a", "WR", 0) }},
 	{"unlink dir/a", "d", func(d *driver) unix.Errno { return d.unlink("dir/a") }},
-	{"create dir/new", "d", func(d *driver) unix.Errno { return d.create("dir/new", "NEW") }},
+	{"create dir/new", "d", func(d *driver) unix.Errno { return d.create("dir/new", "") }},
 	{"chmod dir", "d", func(d *driver) unix.Errno { return d.chmod("dir", 0o700) }},
 	{"rename dir to moved", "d", func(d *driver) unix.Errno { return d.rename("dir", "moved", 0) }},
 	{"rename dir to empty", "de", func(d *driver) unix.Errno { return d.rename("dir", "empty", 0) }},
 	{"rmdir empty", "e", func(d *driver) unix.Errno { return d.rmdir("empty") }},
-	{"create empty/new", "e", func(d *driver) unix.Errno { return d.create("empty/new", "NEW") }},
+	{"create empty/new", "e", func(d *driver) unix.Errno { return d.create("empty/new", "") }},
 	{"mkdir empty/new", "e", func(d *driver) unix.Errno { return d.mkdir("empty/new") }},
 	{"rename other to empty/new", "eo", func(d *driver) unix.Errno { return d.rename("other", "empty/new", 0) }},
 
