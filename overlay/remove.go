@@ -154,12 +154,12 @@ func (fs *FS) hold(d dentry, n *node) int {
 	return -1
 }
 
-func linksOf(fd int) uint64 {
+func linksOf(fd int) uint32 {
 	var st unix.Stat_t
 	if fd < 0 || unix.Fstat(fd, &st) != nil {
 		return 0
 	}
-	return uint64(st.Nlink)
+	return uint32(st.Nlink)
 }
 
 func closeFd(fd int) {
