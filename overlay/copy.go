@@ -117,7 +117,7 @@ func (fs *FS) upLocked(ctx context.Context, n *node, size int64) (cut bool, err 
 	for range tries {
 		src, err := fs.copySource(ctx, n)
 		if err != nil {
-			if fs.notice(n) {
+			if fs.many() && fs.notice(n) {
 				return false, nil
 			}
 			return false, err
@@ -132,7 +132,7 @@ func (fs *FS) upLocked(ctx context.Context, n *node, size int64) (cut bool, err 
 			src.Size = min(size, src.Size)
 		}
 		err = fs.upWith(ctx, n, src)
-		if err != nil && fs.notice(n) {
+		if err != nil && fs.many() && fs.notice(n) {
 			return false, nil
 		}
 		if !errors.Is(err, errChanged) {

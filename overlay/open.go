@@ -153,7 +153,7 @@ func (fs *FS) open(ctx context.Context, h *handle) error {
 		if errnoOf(err) == unix.ESTALE && n.isHere() != here {
 			continue // it came up meanwhile, and its lower copy went
 		}
-		if err != nil && !here && fs.notice(n) {
+		if err != nil && !here && fs.many() && fs.notice(n) {
 			continue
 		}
 		if err != nil {

@@ -104,16 +104,14 @@ func (fs *FS) lookup(ctx context.Context, n *node, name string) (*found, error) 
 	if n == fs.root && name == Reserved {
 		return nil, unix.ENOENT
 	}
-	if fs.many() {
-		fs.notice(n)
-	}
+	below := fs.many() && !fs.notice(n)
 	f, err := fs.lookupOnce(ctx, n, name)
 	for range 3 {
 		if errors.Is(err, errLookAgain) {
 			f, err = fs.lookupOnce(ctx, n, name)
 		}
 	}
-	if err == unix.ENOENT && fs.cfg.Mode == Migrate && (n.parts() > 1 || fs.notice(n)) {
+	if err == unix.ENOENT && fs.cfg.Mode == Migrate && (n.parts() > 1 || below && fs.notice(n)) {
 		// Between our looks at the upper and at the lower a copy may have been
 		// published and its lower removed.
 		if err = fs.lookAbove(ctx, n, name); err == nil {
