@@ -20,8 +20,17 @@ func (b *birth) wasFirst(ctx context.Context, id fileID) error {
 		return nil
 	}
 	origins, err := fs.originsAt(d)
-	if err != nil || len(origins) == 0 {
+	if err != nil {
+		// Whether it hides anything cannot be told: it is not made, then.
+		var st unix.Stat_t
+		if sys.Rmdir(b.dir.fd, b.name) != nil && unix.Fstatat(b.dir.fd, b.name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil &&
+			(id == fileID{} || id == fileID{st.Dev, st.Ino}) {
+			_, _ = fs.removeIf(b.dir.fd, b.name, fileID{st.Dev, st.Ino})
+		}
 		return err
+	}
+	if len(origins) == 0 {
+		return nil
 	}
 	if id == (fileID{}) {
 		var st unix.Stat_t
