@@ -99,8 +99,10 @@ func (fs *FS) succeed(n *node, fd int) bool {
 	}
 	end, err := n.moveLocks(fd)
 	if err != nil {
-		fs.log.Warn("locks are left on a file that another host brought up", "cause", err)
-		end = func(bool) {}
+		// Others have what our clients have locked: who goes on must not believe that it
+		// still has that, and gets ESTALE.
+		fs.log.Warn("locks do not go with a file that another host brought up", "cause", err)
+		return false
 	}
 	if st.Nlink > 1 {
 		_ = fs.asDaemon(func() (err error) {
