@@ -115,6 +115,9 @@ func discard(trash int, in string) error {
 func putBack(trash int, in string, dir int, name string) error {
 	err := sys.Link(trash, in, dir, name)
 	var st unix.Stat_t
+	if errors.Is(err, unix.EPERM) && unix.Fstatat(trash, in, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return putBackDir(trash, in, dir, name)
+	}
 	switch {
 	case errors.Is(err, unix.EEXIST) && sameName(trash, in, dir, name): // another host has done so
 	case errors.Is(err, unix.ENOENT) && unix.Fstatat(trash, in, &st, unix.AT_SYMLINK_NOFOLLOW) == unix.ENOENT: // and more
@@ -122,6 +125,18 @@ func putBack(trash int, in string, dir int, name string) error {
 		return err
 	}
 	return discard(trash, in)
+}
+
+// putBackDir is putBack for a directory, which cannot be linked.
+func putBackDir(trash int, in string, dir int, name string) error {
+	err := sys.Rename(trash, in, dir, name, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		err = sys.Rename(trash, in, dir, name, 0) // over nothing but an empty directory
+	}
+	if err == nil {
+		_ = sys.Unlink(trash, in+pathSuffix)
+	}
+	return err
 }
 
 func ignoreGone(err error) error {

@@ -122,6 +122,34 @@ func TestRemoveWithoutAWayBack(t *testing.T) {
 	}
 }
 
+// A directory that came to the name meanwhile goes back to it, with what is in it.
+func TestRemoveMeetsADirectory(t *testing.T) {
+	for _, died := range []bool{false, true} {
+		l := newLowerWithTrash(t)
+		must(t, os.Mkdir(filepath.Join(l.dir, "d"), 0o700))
+		must(t, os.WriteFile(filepath.Join(l.dir, "d/in"), nil, 0o600))
+		n := 100
+		if died {
+			n = 3 // between the rename and the look at what was renamed
+		}
+		l.die(n, func() {
+			must(t, os.Remove(filepath.Join(l.dir, "f")))
+			must(t, os.Rename(filepath.Join(l.dir, "d"), filepath.Join(l.dir, "f")))
+		})
+		if died {
+			if left, err := l.t.Settle(t.Context()); left != 0 || err != nil {
+				t.Errorf("settled: %d left, %v", left, err)
+			}
+		}
+		if _, err := os.Stat(filepath.Join(l.dir, "f/in")); err != nil {
+			t.Errorf("died %v: %v", died, err)
+		}
+		if in, err := os.ReadDir(filepath.Join(l.dir, "trash")); len(in) > 0 || err != nil {
+			t.Errorf("died %v: in the trash: %v, %v", died, in, err)
+		}
+	}
+}
+
 // TestSettle ends removals that stopped with the file in the trash.
 func TestSettle(t *testing.T) {
 	const steps = 3 // the unlink of the file is the third change

@@ -160,7 +160,7 @@ func (fs *FS) linkClaimed(n *node, d, to dentry, claims claimed) (done bool, err
 		return false, err
 	}
 	defer fs.dirs.release(at)
-	fs.unsynced.changed(r.layer, at)
+	defer fs.unsynced.changed(r.layer, at)
 	if err := sys.LinkFd(fd, at.fd, to.name); err != nil {
 		return true, err
 	}

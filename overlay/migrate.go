@@ -88,7 +88,7 @@ func (fs *FS) removeFrom(d dentry, r *lowerRef, was *layers.Attr, path layers.Pa
 		return err
 	}
 	defer fs.dirs.release(dir)
-	fs.unsynced.changed(r.layer, dir)
+	defer fs.unsynced.changed(r.layer, dir)
 	if err := fs.takeAway(r, dir.fd, d.name, was, path); err != nil {
 		return err
 	}

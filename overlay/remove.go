@@ -324,14 +324,14 @@ func (fs *FS) removePart(d dentry, p *part, top bool, claims claimed) (err error
 	switch {
 	case p.isDir():
 		if top {
-			fs.unsynced.changed(p.layer, p.d)
+			defer fs.unsynced.changed(p.layer, p.d)
 		}
 		err = sys.Rmdir(p.d.fd, d.name)
 	case !top && claims != nil:
 		return fs.takeHidden(d, p)
 	default:
 		if top {
-			fs.unsynced.changed(p.layer, p.d)
+			defer fs.unsynced.changed(p.layer, p.d)
 		}
 		err = fs.unlinkPart(p, d.parent, d.name)
 	}

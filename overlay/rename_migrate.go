@@ -50,8 +50,9 @@ func (fs *FS) renameMigrate(ctx context.Context, m *move) error {
 		}
 	}
 	for range 3 {
-		if fs.many() && m.src.isUpper() {
+		if m.src.isUpper() {
 			// Not while we have claims: others, with claims of their own, may wait for ours.
+			// Nor locks: a copy-up may wait for the worker of removals.go, and that for them.
 			if err := fs.up(ctx, m.to.parent, whole); err != nil {
 				return err
 			}
@@ -163,8 +164,8 @@ func (fs *FS) tryRename(ctx context.Context, m *move, claims claimed) (up bool, 
 	if claims != nil {
 		flags = uint(m.flags)
 	}
-	fs.unsynced.changed(at, old[0].d)
-	fs.unsynced.changed(at, dir)
+	defer fs.unsynced.changed(at, old[0].d)
+	defer fs.unsynced.changed(at, dir)
 	forget := func() {}
 	if !m.exchange() {
 		if forget, err = fs.keepTarget(targets, at, m.to); err != nil {
@@ -219,7 +220,6 @@ func (fs *FS) unlinkParts(d dentry, parts []part, above *dirFD, claims claimed) 
 		return err
 	}
 	for i := len(parts) - 1; i >= 0; i-- {
-		fs.unsynced.changed(parts[i].layer, parts[i].d)
 		var err error
 		switch {
 		case parts[i].isDir():
@@ -229,6 +229,7 @@ func (fs *FS) unlinkParts(d dentry, parts []part, above *dirFD, claims claimed) 
 		default:
 			err = fs.unlinkPart(&parts[i], d.parent, d.name)
 		}
+		fs.unsynced.changed(parts[i].layer, parts[i].d)
 		if err != nil && err != unix.ENOENT {
 			return err
 		}

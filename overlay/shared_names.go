@@ -135,8 +135,8 @@ func (c claimed) agree(n *node, parts []part) error {
 // takeHidden removes the shadowed lower file at d if it is the one that was looked
 // at; errChanged if not.
 func (fs *FS) takeHidden(d dentry, p *part) error {
-	fs.unsynced.changed(p.layer, p.d)
 	err := fs.removeHidden(d, p)
+	fs.unsynced.changed(p.layer, p.d)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, copyup.ErrReplaced) {
 		return errChanged
 	}

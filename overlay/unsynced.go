@@ -15,9 +15,10 @@ import (
 // again: the two are on different filesystems, whose journals know nothing of each
 // other.
 type unsynced struct {
-	mu   sync.Mutex
-	dirs map[unsyncedDir]struct{}
-	all  map[*layer]struct{} // too many to count them
+	mu    sync.Mutex
+	count uint64                 // of changes
+	dirs  map[unsyncedDir]uint64 // the last change of each
+	all   map[*layer]uint64      // too many to tell them apart
 }
 
 type unsyncedDir struct {
@@ -28,7 +29,9 @@ type unsyncedDir struct {
 // unsyncedMax bounds what is remembered of one layer after another.
 const unsyncedMax = 4096
 
-// changed notes that the directory d of a lower loses or gets a name.
+// changed notes that the directory d of a lower has lost or got a name. It is called
+// after that, and before what hides the name can go: a note from before could be
+// taken for settled by a sync that came in between.
 func (u *unsynced) changed(l *layer, d *dirFD) {
 	if l.index == 0 {
 		return
@@ -36,27 +39,37 @@ func (u *unsynced) changed(l *layer, d *dirFD) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.dirs == nil {
-		u.dirs, u.all = make(map[unsyncedDir]struct{}), make(map[*layer]struct{})
+		u.dirs, u.all = make(map[unsyncedDir]uint64), make(map[*layer]uint64)
 	}
+	u.count++
 	if len(u.dirs) >= unsyncedMax {
 		for k := range u.dirs {
-			u.all[k.layer] = struct{}{}
+			u.all[k.layer] = u.count
 		}
 		clear(u.dirs)
 	}
-	u.dirs[unsyncedDir{l, d.id}] = struct{}{}
+	u.dirs[unsyncedDir{l, d.id}] = u.count
 }
 
-// take returns whether the directory k has changed, or any of its layer's may have,
-// and forgets it: the caller syncs, or puts it back.
-func (u *unsynced) take(k unsyncedDir) (dir, all bool) {
+// last returns the last change of the directory k that may not be durable, and the
+// last of any in its layer where they are not told apart; 0 for none.
+func (u *unsynced) last(k unsyncedDir) (dir, all uint64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	_, dir = u.dirs[k]
-	_, all = u.all[k.layer]
-	delete(u.dirs, k)
-	delete(u.all, k.layer)
-	return dir, all
+	return u.dirs[k], u.all[k.layer]
+}
+
+// synced notes that these changes are durable. Until then others that need them
+// sync, too.
+func (u *unsynced) synced(k unsyncedDir, dir, all uint64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.dirs[k] == dir {
+		delete(u.dirs, k)
+	}
+	if u.all[k.layer] == all {
+		delete(u.all, k.layer)
+	}
 }
 
 // settle makes durable which names the parts of dir in lowers have: before a name in
@@ -71,18 +84,20 @@ func (fs *FS) settle(dir *node) error {
 			continue
 		}
 		k := unsyncedDir{r.layer, r.id()}
-		one, all := fs.unsynced.take(k)
+		one, all := fs.unsynced.last(k)
 		err := error(nil)
 		switch {
-		case all:
+		case all > 0:
 			err = syncLayer(r.layer)
-		case one:
+		case one > 0:
 			err = fs.syncPart(dir, r)
+		default:
+			continue
 		}
 		if err != nil {
-			fs.unsynced.changed(r.layer, &dirFD{id: k.id})
 			return err
 		}
+		fs.unsynced.synced(k, one, all)
 	}
 	return nil
 }
@@ -117,7 +132,12 @@ func syncLayer(l *layer) error {
 		return err
 	}
 	defer unix.Close(fd)
-	return sys.Syncfs(fd)
+	if err := sys.Syncfs(fd); err != nil {
+		return err
+	}
+	// Of a filesystem that an error made read-only, or that was shut down, older
+	// kernels' syncfs says nothing; fsync does.
+	return ignoreUnsupported(sys.Fsync(fd))
 }
 
 // syncNames makes durable that n and the directories above it are in the upper, as

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/copyup"
+	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/overlay"
 )
@@ -173,7 +174,7 @@ func (f *undoFlags) find(path string) (*undoWork, error) {
 		return openUndo(strings.TrimPrefix(strings.TrimPrefix(abs, m.point), "/"), upper, lowers)
 	}
 	for dir := abs; ; dir = filepath.Dir(dir) {
-		if exists(filepath.Join(dir, overlay.Reserved, "trash")) {
+		if hasTrash(dir) {
 			return openUndo(strings.TrimPrefix(strings.TrimPrefix(abs, dir), "/"), "", []string{dir})
 		}
 		if dir == "/" {
@@ -224,19 +225,56 @@ func openUndo(path, upper string, lowers []string) (w *undoWork, err error) {
 			return w, err
 		}
 		w.layers = append(w.layers, root)
-		fd, err := unix.Openat(int(root.Fd()), overlay.Reserved+"/trash", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		trash, err := openTrash(root)
 		if errors.Is(err, unix.ENOENT) {
 			continue
 		}
 		if err != nil {
 			return w, fmt.Errorf("trash of %q: %w", dir, err)
 		}
-		w.lowers = append(w.lowers, &undoLower{dir, root, os.NewFile(uintptr(fd), "trash")})
+		w.lowers = append(w.lowers, &undoLower{dir, root, trash})
 	}
 	if len(w.lowers) == 0 {
 		return w, fmt.Errorf("there is no trash in %q: mount with trash_days=N or keep_lower to have one", lowers)
 	}
 	return w, nil
+}
+
+// openTrash opens the trash of the lower root. What others may have made, in a
+// directory of theirs, is none: it would have files brought back to where they like.
+func openTrash(root *os.File) (*os.File, error) {
+	private, err := sys.OpenAt(int(root.Fd()), overlay.Reserved, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(private)
+	var st unix.Stat_t
+	if err := unix.Fstat(private, &st); err != nil {
+		return nil, err
+	}
+	if int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return nil, fmt.Errorf("%s must belong to who runs this (uid %d) and be closed to others: %w", overlay.Reserved, os.Geteuid(), unix.EPERM)
+	}
+	fd, err := sys.OpenAt(private, "trash", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "trash"), nil
+}
+
+// hasTrash reports whether dir is a lower with a trash.
+func hasTrash(dir string) bool {
+	root, err := os.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer root.Close()
+	trash, err := openTrash(root)
+	if err != nil {
+		return false
+	}
+	trash.Close()
+	return true
 }
 
 func openLayer(what, dir string) (*os.File, error) {
