@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"errors"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -114,7 +115,7 @@ func (fs *FS) upLocked(ctx context.Context, n *node, size int64) (cut bool, err 
 	if fs.many() {
 		tries = sharedTries
 	}
-	for range tries {
+	for i := range tries {
 		src, err := fs.copySource(ctx, n)
 		if err != nil {
 			if fs.many() && fs.notice(n) {
@@ -137,6 +138,9 @@ func (fs *FS) upLocked(ctx context.Context, n *node, size int64) (cut bool, err 
 		}
 		if !errors.Is(err, errChanged) {
 			return n.isRegular() && src.Size < src.Attr.Size, err
+		}
+		if err := fs.pause(ctx, i); err != nil {
+			return false, err
 		}
 	}
 	return false, unix.EBUSY
@@ -301,7 +305,7 @@ func (fs *FS) bringUp(ctx context.Context, n *node, src copyup.Source, before fu
 	if src.Attr.AppendOnly {
 		keepAppendOnly(fs, n, c.Fd)
 	}
-	fs.afterUp(ctx, n, &src)
+	fs.afterUp(ctx, n, &src, dir.at)
 	claim.Release()
 	unix.Close(c.Fd)
 	return nil
@@ -313,6 +317,7 @@ type target struct {
 	dir   *dirFD
 	name  string
 	named bool
+	at    dentry // the name it was published under; none yet, or ever, if the parent is nil
 }
 
 func (t *target) release() {
@@ -388,7 +393,11 @@ func (fs *FS) publish(ctx context.Context, n *node, c *copyup.Copy, src *copyup.
 		}
 		return err
 	}
-	return fs.enterShared(n, c.Fd, t)
+	if err := fs.enterShared(n, c.Fd, t); err != nil {
+		return err
+	}
+	t.at = d
+	return nil
 }
 
 // timeless runs publish, which gives the upper directory dirfd of dir a name that it
@@ -398,6 +407,9 @@ func (fs *FS) timeless(dir *node, dirfd int, publish func() error) error {
 	mu := &fs.timesMu[dir.id%uint64(len(fs.timesMu))]
 	mu.Lock()
 	defer mu.Unlock()
+	if fs.many() {
+		defer fs.timesLock(dirfd)()
+	}
 	var stx unix.Statx_t
 	if err := sys.Statx(dirfd, "", &stx); err != nil {
 		return err
@@ -407,6 +419,23 @@ func (fs *FS) timeless(dir *node, dirfd int, publish func() error) error {
 	}
 	_ = copyup.RestoreTimes(dirfd, ptr(local.AttrOf(&stx)))
 	return nil
+}
+
+// timesLock is timesMu between daemons, as far as the upper's filesystem locks
+// directories; nobody else locks those. A daemon that does not give it back is not
+// waited for: what is at stake is the time of a directory.
+func (fs *FS) timesLock(dirfd int) (unlock func()) {
+	fd, err := sys.OpenBeneath(dirfd, "", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return func() {}
+	}
+	for range 50 {
+		if unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) != unix.EWOULDBLOCK {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return func() { unix.Close(fd) }
 }
 
 // knownAs runs publish, which gives the copy that is name in dirfd a name in the

@@ -47,7 +47,7 @@ func (fs *FS) bringUpNode(ctx context.Context, n *node, src copyup.Source) error
 		}
 		return err
 	}
-	fs.afterUp(ctx, n, &src)
+	fs.afterUp(ctx, n, &src, t.at)
 	return nil
 }
 
@@ -85,6 +85,7 @@ func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, src 
 	a := local.AttrOf(&stx)
 	n.upper, n.upID, n.origin = true, idOf(&a), true
 	n.fresh.Store(true)
+	t.at = d
 	fs.table.also(n, identityOf(fs.upper, "", &a))
 	return nil
 }

@@ -210,6 +210,25 @@ func (fs *FS) lowerOf(n *node, l *layer) (*dirFD, error) {
 	return fs.lowerDir(n, part)
 }
 
+// gaining is lowerOf for who gives the directory a name; nil if it is gone there: who
+// drains a lower removes what is empty.
+func (fs *FS) gaining(n *node, l *layer) (*dirFD, error) {
+	d, err := fs.lowerOf(n, l)
+	if errors.Is(err, errMoved) || errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if unix.Fstat(d.fd, &st) == nil && st.Nlink == 0 {
+		fs.dirs.release(d)
+		fs.dirs.drop(n)
+		return nil, nil
+	}
+	return d, nil
+}
+
 // statIn looks at name in n's part r of a local lower.
 func (fs *FS) statIn(ctx context.Context, n *node, r *lowerRef, name string) (layers.Attr, error) {
 	dir, err := fs.lowerDir(n, r)

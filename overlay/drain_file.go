@@ -106,7 +106,11 @@ func (d *drain) succeeds(ctx context.Context, up, low int, name string, a *layer
 	if origin == copyup.Origin(indexName(&lowerRef{layer: d.l, attr: a})) {
 		return true, syncFile(up, name, &is)
 	}
-	// None: the upper has no room for one, or somebody copied the file.
+	// None: the upper has no room for one, or somebody copied the file, and perhaps
+	// not all of it.
+	if all, err := hasAll(up, low, name, &is, a); err != nil || !all {
+		return false, err
+	}
 	switch a.Type() {
 	case unix.S_IFREG:
 		return d.sameData(ctx, up, low, name, &is, a)
@@ -120,6 +124,21 @@ func (d *drain) succeeds(ctx context.Context, up, low int, name string, a *layer
 	default:
 		return is.Rdev == a.Rdev, nil
 	}
+}
+
+// hasAll reports whether name in the upper has all that the lower file a has besides
+// its data: copies made by others, as by rsync, may be without xattrs, and are without
+// the other names of hard links.
+func hasAll(up, low int, name string, is, a *layers.Attr) (bool, error) {
+	if !sameMetadata(is, a) || a.Nlink > 1 {
+		return false, nil
+	}
+	has, err := local.XattrsAt(up, name)
+	if err != nil {
+		return false, err
+	}
+	of, err := local.XattrsAt(low, name)
+	return err == nil && copyup.HasAll(has, of), err
 }
 
 // sameData compares the data of two regular files, byte by byte.

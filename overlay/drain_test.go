@@ -229,8 +229,8 @@ func TestDrainShards(t *testing.T) {
 	testbed.Same(t, "the lower before", was, "the upper after", testbed.Snapshot(t, w.at("upper"), testbed.Usual|testbed.Mtime))
 }
 
-// TestDrainEndsRemovals: names in both layers of the same content lose the lower
-// one; of other content, neither.
+// TestDrainEndsRemovals: names in both layers of the same file lose the lower one; of
+// other content, or where the upper one lacks anything, neither.
 func TestDrainEndsRemovals(t *testing.T) {
 	w := emptyWorld(t, worlds(t), stackings[2])
 	defer w.remove()
@@ -242,6 +242,15 @@ func TestDrainEndsRemovals(t *testing.T) {
 		must(t, os.Symlink("there", w.at(l, "d/sym")))
 		must(t, os.Symlink("to "+l, w.at(l, "d/other sym")))
 		must(t, unix.Mkfifo(w.at(l, "d/fifo"), 0o600))
+		w.file(l, "d/less", "less")
+	}
+	// As rsync without -X leaves it.
+	must(t, unix.Setxattr(w.at("l1/d/less"), "user.kept", []byte("x"), 0))
+	for _, name := range []string{"d/same", "d/sym", "d/fifo", "d/less"} {
+		times := []unix.Timespec{{Sec: 1}, {Sec: 2}}
+		for _, l := range []string{"l1", "upper"} {
+			must(t, unix.UtimesNanoAt(unix.AT_FDCWD, w.at(l, name), times, unix.AT_SYMLINK_NOFOLLOW))
+		}
 	}
 	w.file("l1", "d/kind", "a file")
 	w.mkdir("upper", "d/kind")
@@ -250,7 +259,7 @@ func TestDrainEndsRemovals(t *testing.T) {
 	w.file("upper", "d/kind2", "a file")
 	must(t, w.open())
 	stays, _ := w.drainAll(DrainConfig{})
-	want := []string{"d/differs", "d/kind", "d/kind2", "d/longer", "d/other sym"}
+	want := []string{"d/differs", "d/kind", "d/kind2", "d/less", "d/longer", "d/other sym"}
 	var got []string
 	for path, err := range stays {
 		got = append(got, path)
@@ -262,7 +271,7 @@ func TestDrainEndsRemovals(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("reported: %q, not %q", got, want)
 	}
-	if left := w.namesIn("l1"); !slices.Equal(left, []string{"d", "d/differs", "d/kind", "d/kind2", "d/kind2/f", "d/longer", "d/other sym"}) {
+	if left := w.namesIn("l1"); !slices.Equal(left, []string{"d", "d/differs", "d/kind", "d/kind2", "d/kind2/f", "d/less", "d/longer", "d/other sym"}) {
 		t.Errorf("left: %q", left)
 	}
 	for _, name := range []string{"differs", "longer"} {

@@ -46,17 +46,15 @@ type batchKey struct{}
 
 // addTo leaves the removal of the lower copy of n to the batch that ctx has. The
 // caller holds n.mu.
-func (fs *FS) addTo(ctx context.Context, n *node, src *copyup.Source) bool {
+func (fs *FS) addTo(ctx context.Context, n *node, src *copyup.Source, d dentry) bool {
 	b, ok := ctx.Value(batchKey{}).(*batch)
 	if !ok || fs.cfg.AsCaller || src.Attr.Nlink > 1 {
 		return false
 	}
-	m, ok := fs.newRemoval(n, src)
-	if ok {
-		b.mu.Lock()
-		b.list = append(b.list, m)
-		b.mu.Unlock()
-	}
+	m := fs.newRemoval(n, src, d)
+	b.mu.Lock()
+	b.list = append(b.list, m)
+	b.mu.Unlock()
 	return true
 }
 

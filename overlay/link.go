@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"context"
-	"errors"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -34,12 +33,7 @@ func (fs *FS) link(ctx context.Context, n, dir *node, name string, out *fuse.Ent
 	if fs.reserved(dir, name) {
 		return unix.EPERM
 	}
-	for range sharedTries {
-		if err := fs.linkOnce(ctx, n, dir, name, out); !errors.Is(err, errChanged) {
-			return err
-		}
-	}
-	return unix.EBUSY
+	return fs.inTurns(ctx, func() error { return fs.linkOnce(ctx, n, dir, name, out) })
 }
 
 func (fs *FS) linkOnce(ctx context.Context, n, dir *node, name string, out *fuse.EntryOut) error {
@@ -155,13 +149,16 @@ func (fs *FS) linkClaimed(n *node, d, to dentry, claims claimed) (done bool, err
 		return false, gone(err)
 	}
 	defer unix.Close(fd)
-	at, err := fs.lowerOf(to.parent, r.layer)
-	if err != nil {
+	at, err := fs.gaining(to.parent, r.layer)
+	if err != nil || at == nil {
 		return false, err
 	}
 	defer fs.dirs.release(at)
 	defer fs.unsynced.changed(r.layer, at)
-	if err := sys.LinkFd(fd, at.fd, to.name); err != nil {
+	switch err := sys.LinkFd(fd, at.fd, to.name); {
+	case claims != nil && err == unix.ENOENT:
+		return false, errChanged
+	case err != nil:
 		return true, err
 	}
 	if claims != nil {

@@ -44,7 +44,7 @@ func (fs *FS) marks(l *layer) (int, error) {
 // afterUp ends a copy-up. In migrate mode the copy's name becomes durable and
 // the lower copy goes, later (removals.go) or now; if that fails, both stay, and the
 // upper one shows. The caller holds n.mu.
-func (fs *FS) afterUp(ctx context.Context, n *node, src *copyup.Source) {
+func (fs *FS) afterUp(ctx context.Context, n *node, src *copyup.Source, d dentry) {
 	// What was looked up may be older: the file's other names are removed as
 	// what was copied, too.
 	if len(n.lowers) > 0 {
@@ -54,30 +54,34 @@ func (fs *FS) afterUp(ctx context.Context, n *node, src *copyup.Source) {
 	}
 	switch {
 	case fs.cfg.Mode != Migrate || n.isDir() || n.dead != nil || fs.keepsCopy(&src.Attr):
-	case fs.addTo(ctx, n, src):
+	case d.parent == nil || len(n.lowers) == 0:
+	case fs.addTo(ctx, n, src, d):
 	case fs.mayRemoveLater(src):
-		fs.removeLater(n, src)
+		fs.removeLater(n, src, d)
 	default:
-		if err := fs.removeLower(n, src); err != nil {
+		if err := fs.removeLower(n, src, d); err != nil {
 			fs.lowerCopyLeft(n, err)
 		}
 	}
 }
 
-func (fs *FS) removeLower(n *node, src *copyup.Source) error {
-	d, ok := n.dentry()
-	if !ok || len(n.lowers) == 0 {
-		return nil
+// removeLower removes the lower name d of n, which was published under that name:
+// others that n has are not in the upper yet.
+func (fs *FS) removeLower(n *node, src *copyup.Source, d dentry) error {
+	if n.fresh.Load() {
+		if err := fs.syncNameIn(d.parent); err != nil {
+			return err
+		}
+		n.fresh.Store(false)
 	}
-	r := n.lowers[0]
-	if err := fs.syncNames(n); err != nil {
+	if err := fs.syncNames(d.parent); err != nil {
 		return err
 	}
-	path, ok := n.path()
+	path, ok := d.parent.path()
 	if !ok {
 		return nil
 	}
-	return fs.removeFrom(d, &r, &src.Attr, path)
+	return fs.removeFrom(d, &n.lowers[0], &src.Attr, path.Join(d.name))
 }
 
 // removeFrom removes the name d from the lower r's layer, where it is the file

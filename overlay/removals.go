@@ -68,22 +68,15 @@ func (fs *FS) mayRemoveLater(src *copyup.Source) bool {
 
 // newRemoval is that of the lower copy of n, which src describes. The caller holds
 // n.mu.
-func (fs *FS) newRemoval(n *node, src *copyup.Source) (m removal, ok bool) {
-	d, ok := n.dentry()
-	if !ok || len(n.lowers) == 0 {
-		return m, false
-	}
+func (fs *FS) newRemoval(n *node, src *copyup.Source, d dentry) removal {
 	fs.table.ref(n)
-	return removal{n: n, d: d, r: n.lowers[0], was: src.Attr, upID: n.upID}, true
+	return removal{n: n, d: d, r: n.lowers[0], was: src.Attr, upID: n.upID}
 }
 
 // removeLater has the lower copy of n removed, which src describes. The caller holds
 // n.mu.
-func (fs *FS) removeLater(n *node, src *copyup.Source) {
-	m, ok := fs.newRemoval(n, src)
-	if !ok {
-		return
-	}
+func (fs *FS) removeLater(n *node, src *copyup.Source, d dentry) {
+	m := fs.newRemoval(n, src, d)
 	q := &fs.removals
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -211,7 +204,11 @@ func (fs *FS) removeOne(m *removal) error {
 func (fs *FS) syncBatch(batch []removal) error {
 	dirs, fresh := map[*node]bool{}, []*node{}
 	for i := range batch {
-		for n := batch[i].n; n != fs.root; {
+		m := &batch[i]
+		if m.n.fresh.Load() {
+			dirs[m.d.parent], fresh = true, append(fresh, m.n)
+		}
+		for n := m.d.parent; n != fs.root; {
 			d, ok := n.dentry()
 			if !ok {
 				break

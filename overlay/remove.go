@@ -45,12 +45,7 @@ func (fs *FS) remove(ctx context.Context, dir *node, name string, isDir bool) er
 	if dir == nil {
 		return unix.ESTALE
 	}
-	for range sharedTries {
-		if err := fs.removeOnce(ctx, dentry{dir, name}, isDir); !errors.Is(err, errChanged) {
-			return err
-		}
-	}
-	return unix.EBUSY
+	return fs.inTurns(ctx, func() error { return fs.removeOnce(ctx, dentry{dir, name}, isDir) })
 }
 
 func (fs *FS) removeOnce(ctx context.Context, d dentry, isDir bool) error {

@@ -49,12 +49,7 @@ func (fs *FS) rename(ctx context.Context, m *move) error {
 	case len(m.to.name) > layers.NameMax:
 		return unix.ENAMETOOLONG
 	}
-	for range sharedTries {
-		if err := fs.renameOnce(ctx, m); !errors.Is(err, errChanged) {
-			return err
-		}
-	}
-	return unix.EBUSY
+	return fs.inTurns(ctx, func() error { return fs.renameOnce(ctx, m) })
 }
 
 // renameOnce is rename; errChanged says that other hosts were faster, and it has to be

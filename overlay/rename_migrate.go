@@ -76,6 +76,9 @@ func (fs *FS) renameMigrate(ctx context.Context, m *move) error {
 			}
 		}
 	}
+	if fs.many() {
+		return errChanged
+	}
 	return unix.EBUSY
 }
 
@@ -172,7 +175,12 @@ func (fs *FS) tryRename(ctx context.Context, m *move, claims claimed) (up bool, 
 			return false, err
 		}
 	}
-	if err := sys.Rename(old[0].d.fd, m.from.name, dir.fd, m.to.name, flags); err != nil {
+	err = sys.Rename(old[0].d.fd, m.from.name, dir.fd, m.to.name, flags)
+	if flags == unix.RENAME_NOREPLACE && (err == unix.EINVAL || err == unix.ENOSYS) {
+		// No such flag here, as on NFS and Lustre: that the name is free was looked at.
+		err = sys.Rename(old[0].d.fd, m.from.name, dir.fd, m.to.name, 0)
+	}
+	if err != nil {
 		forget()
 		if claims != nil && err == unix.ENOENT {
 			return false, errChanged
@@ -206,11 +214,7 @@ func (fs *FS) partIn(ctx context.Context, n *node, l *layer) (*dirFD, error) {
 		}
 		return fs.upperDir(n)
 	}
-	r := n.lowerIn(l)
-	if r == nil {
-		return nil, nil
-	}
-	return fs.lowerDir(n, r)
+	return fs.gaining(n, l)
 }
 
 // unlinkParts removes the name of from layers under the one that shows, the lowest

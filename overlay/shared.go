@@ -30,6 +30,35 @@ import (
 // sharedTries is how often an operation begins anew because others were faster.
 const sharedTries = 8
 
+// inTurns runs f, and again while it returns errChanged, each time after a longer
+// pause: EBUSY in the end.
+func (fs *FS) inTurns(ctx context.Context, f func() error) error {
+	for i := range sharedTries {
+		if err := f(); !errors.Is(err, errChanged) {
+			return err
+		}
+		if err := fs.pause(ctx, i); err != nil {
+			return err
+		}
+	}
+	return unix.EBUSY
+}
+
+// pause lets others go on, before the i-th time that something is tried again.
+func (fs *FS) pause(ctx context.Context, i int) error {
+	if !fs.many() {
+		return nil
+	}
+	t := time.NewTimer(time.Millisecond << i)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
 // origin is what copies of the lower file r say of where they come from.
 func (r *lowerRef) origin() copyup.Origin { return copyup.Origin(indexName(r)) }
 

@@ -13,16 +13,12 @@ import (
 // changeShared is change for what lies in lowers only, and may not much longer. The
 // caller has n's flight.
 func (fs *FS) changeShared(ctx context.Context, n *node, f func(fd int, shown bool) error) error {
-	for range sharedTries {
+	return fs.inTurns(ctx, func() error {
 		if fs.notice(n) {
 			return fs.changeUpperToo(n, f)
 		}
-		err := fs.changeBelow(ctx, n, f)
-		if !errors.Is(err, errChanged) {
-			return err
-		}
-	}
-	return unix.EBUSY
+		return fs.changeBelow(ctx, n, f)
+	})
 }
 
 // changeUpperToo changes the upper part of n and, of a directory, those below it.

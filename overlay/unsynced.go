@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -145,19 +146,23 @@ func syncLayer(l *layer) error {
 // there before, and does not know that its name is new. The lower copy of that name
 // goes no earlier, either.
 func (fs *FS) syncNames(n *node) error {
-	for n != fs.root {
-		d, ok := n.dentry()
-		if !ok {
-			return nil
-		}
+	if n == fs.root {
+		return nil
+	}
+	fs.tree.RLock()
+	names := slices.Clone(n.names)
+	fs.tree.RUnlock()
+	for _, d := range names {
 		if n.fresh.Load() {
 			if err := fs.syncNameIn(d.parent); err != nil {
 				return err
 			}
-			n.fresh.Store(false)
 		}
-		n = d.parent
+		if err := fs.syncNames(d.parent); err != nil {
+			return err
+		}
 	}
+	n.fresh.Store(false)
 	return nil
 }
 

@@ -13,8 +13,6 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/migratefs/migratefs/tests/testbed"
 )
 
@@ -65,14 +63,7 @@ func (u *user) do(name, other string) error {
 		if to == name {
 			return nil
 		}
-		// EBUSY: the file was coming up each time that the rename was tried.
 		err := os.Rename(at(name), at(to))
-		for range 5 {
-			if !errors.Is(err, unix.EBUSY) {
-				break
-			}
-			err = os.Rename(at(name), at(to))
-		}
 		if err == nil {
 			u.has[to] = u.has[name]
 			delete(u.has, name)
