@@ -203,7 +203,7 @@ func (fs *FS) copySourceOnce(ctx context.Context, n *node) (copyup.Source, error
 	var err error
 	src := copyup.Source{Attr: attr, Size: attr.Size, Flags: fs.flagsBelow(n, &r), Path: path}
 	if src.Xattrs, err = r.layer.Xattrs(ctx, path); err != nil && !errors.Is(err, layers.ErrOffline) {
-		return copyup.Source{}, err
+		return copyup.Source{}, gone(err)
 	}
 	fs.seeACL(src.Xattrs, path)
 	if fs.cfg.Mode == Overlay {
@@ -381,6 +381,7 @@ func (fs *FS) publish(ctx context.Context, n *node, c *copyup.Copy, src *copyup.
 	if err := fs.setImpure(d.parent, t.dir.fd); err != nil {
 		return err
 	}
+	t.name = d.name
 	err := fs.knownAs(n, c.Fd, "", func() error {
 		return fs.timeless(d.parent, t.dir.fd, func() error { return c.PublishAs(d.name) })
 	})
@@ -501,6 +502,9 @@ func (fs *FS) indexer(n *node, src copyup.Source) func(fd int) error {
 			err = fs.setNlinkOf(fd, nlinkValue(fs.linksLeft(&r), 1))
 		default:
 			err = fs.mark(n, &r)
+			if fs.many() && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE)) {
+				err = errChanged // another host took the name away
+			}
 		}
 		if err == nil && !fs.many() {
 			err = sys.LinkFd(fd, dir, name)

@@ -61,7 +61,7 @@ func (fs *FS) publishNode(n *node, temp string, at copyup.Place, t *target, src 
 	if d.parent != t.dir.key.n {
 		return errChanged
 	}
-	at.Name = d.name
+	at.Name, t.name = d.name, d.name
 	if at.Claim != nil {
 		if err := fs.unchanged(context.Background(), n, src); err != nil {
 			return err

@@ -105,6 +105,9 @@ func (fs *FS) born(ctx context.Context, b *birth, out *fuse.EntryOut) (*node, er
 	if err == nil && !f.attr.IsDir() && (f.attr.Nlink > 1 || f.attr.Size > 0 && f.attr.IsRegular()) {
 		f, err = fs.lookup(ctx, b.n, b.name)
 	}
+	if errors.Is(err, unix.ENOENT) {
+		return nil, unix.ESTALE // another host has removed it again: the kernel begins anew
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +124,8 @@ func (fs *FS) bornFile(ctx context.Context, b *birth, fd int, out *fuse.EntryOut
 		return nil, err
 	}
 	a := local.AttrOf(&stx)
-	if a.Nlink == 1 && a.Size == 0 && a.IsRegular() {
+	// Another host may even have removed it again: then it is open here as there.
+	if a.IsRegular() && (a.Nlink == 0 || a.Nlink == 1 && a.Size == 0) {
 		f := &found{attr: a, upper: true, upID: idOf(&a), keys: []identity{identityOf(fs.upper, "", &a)}}
 		n := fs.table.adopt(fs, f, b.n, b.name)
 		fs.fillEntry(out, n, &f.attr)

@@ -123,7 +123,13 @@ func (fs *FS) mark(n *node, r *lowerRef) error {
 		return err
 	}
 	defer fs.dirs.release(dir)
-	return ignoreExists(sys.Link(dir.fd, d.name, marks, name))
+	// By name, another host may have put another file there.
+	fd, err := openIdentified(dir.fd, d.name, r.id())
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return ignoreExists(sys.LinkFd(fd, marks, name))
 }
 
 func ignoreExists(err error) error {

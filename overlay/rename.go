@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -170,8 +171,10 @@ func (fs *FS) ensureNamed(ctx context.Context, d dentry, n *node) error {
 		return err
 	}
 	defer claims.release()
-	if claims != nil && len(claims) == 0 {
-		return errChanged // the name is gone
+	if claims != nil {
+		if still, err := fs.claimedAt(d, claims, n.lowerOrigin()); err != nil || !still {
+			return cmp.Or(err, errChanged) // the name is gone, or another file's
+		}
 	}
 	fd, err := fs.openUpper(n)
 	if err != nil {

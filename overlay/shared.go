@@ -62,6 +62,16 @@ func (fs *FS) pause(ctx context.Context, i int) error {
 // origin is what copies of the lower file r say of where they come from.
 func (r *lowerRef) origin() copyup.Origin { return copyup.Origin(indexName(r)) }
 
+// lowerOrigin is that of the lower file that n is, or was; empty if there is none.
+func (n *node) lowerOrigin() copyup.Origin {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if len(n.lowers) == 0 {
+		return ""
+	}
+	return n.lowers[0].origin()
+}
+
 // notice reports whether n is in the upper by now: another host may have brought it
 // up. Then n, and whoever has it open, goes on with what that made.
 func (fs *FS) notice(n *node) bool {
@@ -98,7 +108,9 @@ func (fs *FS) noticeAt(n *node, d dentry) bool {
 func (fs *FS) noticeIndexed(n *node) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.upper || n.dead != nil || len(n.lowers) == 0 || !canIndex(&n.lowers[0]) {
+	// How many names it had when it was looked up says nothing: who gave it another
+	// may have brought it up by that.
+	if n.upper || n.dead != nil || n.isDir() || len(n.lowers) == 0 || !n.lowers[0].layer.isLocal() {
 		return n.upper
 	}
 	fd := -1

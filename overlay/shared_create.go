@@ -48,8 +48,8 @@ func (b *birth) wasFirst(ctx context.Context, id fileID) error {
 		return err
 	}
 	defer claims.release()
-	if len(claims) == 0 {
-		return nil // gone again
+	if still, err := fs.claimedAt(d, claims, ""); err != nil || !still {
+		return err // gone again
 	}
 	if err := sys.Rmdir(b.dir.fd, b.name); err == nil || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
 		return unix.EEXIST

@@ -87,6 +87,16 @@ func (fs *FS) originsAt(d dentry) (origins []copyup.Origin, err error) {
 	return origins, nil
 }
 
+// claimedAt reports whether a lower still has something at d of which we have the
+// claim, and which is the file of the given origin if that is not empty: until we had
+// the claim, others could take the name away.
+func (fs *FS) claimedAt(d dentry, c claimed, of copyup.Origin) (bool, error) {
+	origins, err := fs.originsAt(d)
+	return slices.ContainsFunc(origins, func(o copyup.Origin) bool {
+		return c[o] != nil && (of == "" || of == o)
+	}), err
+}
+
 // origin is what copies of what stands at the name in p say of where they come from.
 func (p *part) origin() copyup.Origin { return (&lowerRef{layer: p.layer, attr: &p.attr}).origin() }
 

@@ -72,6 +72,7 @@ var actions = []action{
 	{"unlink hard1", "h", func(d *driver) unix.Errno { return d.unlink("hard1") }},
 	{"chmod hard2", "h", func(d *driver) unix.Errno { return d.chmod("hard2", 0o600) }},
 	{"rename hard1", "h", func(d *driver) unix.Errno { return d.rename("hard1", "moved", 0) }},
+	{"rename other to hard1", "ho", func(d *driver) unix.Errno { return d.rename("other", "hard1", 0) }},
 }
 
 // stepWorld is a small tree for races, with two daemons. All but one file lies in l.
@@ -300,4 +301,124 @@ func TestStepping(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestNamesLookedUpMeanwhile looks the other name of a hard-linked file up while one
+// comes up: it stays, whatever the name is that the file was last known by.
+func TestNamesLookedUpMeanwhile(t *testing.T) {
+	base := worlds(t)
+	for n := 1; ; n++ {
+		a, b := stepWorld(t, base, "l1")
+		d := &driver{fs: a.fs}
+		_, errno := d.find("hard2")
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		s := newStepper(n)
+		s.who = goid()
+		looked := make(chan struct{})
+		go func() {
+			defer close(looked)
+			<-s.stopped
+			other := &driver{fs: a.fs}
+			defer other.end()
+			resume := time.AfterFunc(20*time.Millisecond, func() { s.resume <- struct{}{} }) // it waits for what is stopped
+			_, _ = other.find("hard2")
+			if resume.Stop() {
+				s.resume <- struct{}{}
+			}
+		}()
+		sys.SetHook(s.hook)
+		if errno := d.write("hard1", "WR", 0); errno != 0 {
+			t.Errorf("write, with hard2 looked up before change %d of %q: %v", n, s.names, errno)
+		}
+		sys.SetHook(nil)
+		met := s.n >= n
+		if met {
+			<-looked
+		} else {
+			close(s.stopped)
+			<-s.resume
+			<-looked
+		}
+		for _, name := range []string{"hard1", "hard2"} {
+			if f := sameSight(t, a, b)[name]; f.content != "WRwer hard1" || f.nlink != 2 {
+				t.Errorf("hard2 looked up before change %d of %q: %s is %v", n, s.names, name, f)
+			}
+		}
+		d.end()
+		b.close()
+		a.remove()
+		if !met {
+			return
+		}
+	}
+}
+
+// stoppedBefore runs first on one daemon and second on another when first is about to
+// make its n-th change.
+func stoppedBefore(t *testing.T, n int, first, second func(*driver) unix.Errno, judge func(v sight, names []string)) {
+	t.Helper()
+	a, b := stepWorld(t, worlds(t), "l1")
+	defer a.remove()
+	defer b.close()
+	s := newStepper(n)
+	sys.SetHook(s.hook)
+	defer sys.SetHook(nil)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.mu.Lock()
+		s.who = goid()
+		s.mu.Unlock()
+		act(a, &action{do: first})
+	}()
+	wait(t, s.stopped, "the first")
+	if errno := act(b, &action{do: second}); errno != 0 {
+		t.Errorf("before change %d: %v", n, errno)
+	}
+	close(s.resume)
+	wait(t, done, "the first")
+	sys.SetHook(nil)
+	judge(sameSight(t, a, b), s.names)
+}
+
+// TestLinkedAndWrittenMeanwhile: a file that had one name when it was looked up comes
+// up by another.
+func TestLinkedAndWrittenMeanwhile(t *testing.T) {
+	stoppedBefore(t, 1, func(d *driver) unix.Errno { return d.write("low", "WR", 0) }, func(d *driver) unix.Errno {
+		if errno := d.link("low", "new"); errno != 0 {
+			return errno
+		}
+		d.end() // it forgets the other name
+		return d.write("new", "IT", 6)
+	}, func(v sight, names []string) {
+		if v["low"] != v["new"] || v["low"].content != "WRwer ITw" || v["low"].nlink != 2 {
+			t.Errorf("after %q, low is %v, and new is %v", names, v["low"], v["new"])
+		}
+	})
+}
+
+// TestUnlinkedWhileNamed: a name of a file that came up by another one is removed by
+// another host, which was faster than who brings the name up.
+func TestUnlinkedWhileNamed(t *testing.T) {
+	write := func(d *driver) unix.Errno { return d.write("hard1", "WR", 0) }
+	rename := func(d *driver) unix.Errno {
+		write(d)
+		return d.rename("hard2", "moved", 0)
+	}
+	n := 0
+	stoppedBefore(t, 1, rename, func(*driver) unix.Errno { return 0 }, func(_ sight, names []string) {
+		n = slices.Index(names, "write") + 2 // the claim
+	})
+	stoppedBefore(t, n, rename, func(d *driver) unix.Errno { return d.unlink("hard2") }, func(v sight, names []string) {
+		for _, name := range []string{"hard2", "moved"} {
+			if f, ok := v[name]; ok {
+				t.Errorf("after %q, %s is %v", names, name, f)
+			}
+		}
+		if v["hard1"].nlink != 1 {
+			t.Errorf("hard1 is %v", v["hard1"])
+		}
+	})
 }
