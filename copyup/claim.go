@@ -207,8 +207,14 @@ func (l *Claim) quiet() {
 	}
 }
 
-// isSlow reports whether the owner has had to show life, or soon will.
-func (l *Claim) isSlow() bool { return time.Since(l.made) > beatAfter/2 }
+// quickSync is how much data a sync is done with long before a claim is stale.
+const quickSync = 4 << 20
+
+// isSlow reports whether the owner has had to show life, or will have to before
+// size bytes are durable.
+func (l *Claim) isSlow(size int64) bool {
+	return size > quickSync || time.Since(l.made) > beatAfter/2
+}
 
 // Release gives the claim, if there is one, up; once is enough. The descriptor of a
 // copy, which must be open yet, stays so.

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
 )
 
 const someFile = Origin("0123456789abcdef-a1-5f.3")
@@ -225,5 +227,43 @@ func TestSweeperBreaksWhatDoesNotChange(t *testing.T) {
 	}
 	if count(); l.Held() {
 		t.Error("what is left of a published copy is not swept")
+	}
+}
+
+// Nobody breaks a claim for the time that its data takes to become durable.
+func TestClaimLivesWhileDataIsSynced(t *testing.T) {
+	for _, size := range []int64{quickSync + 1, 1} {
+		c, _ := claimsIn(t)
+		l := take(t, c, ForCopy)
+		src := Source{File: reads{size: size}, Size: size}
+		src.Attr.Mode, src.Attr.Size = unix.S_IFREG|0o640, size
+		living, quiet := 0, 0
+		var cp *Copy
+		var err error
+		hooked(func(what sys.Change) error {
+			if what != "fsync" && what != "fdatasync" {
+				return nil
+			}
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			switch {
+			case l.beat != nil:
+				living++
+			case size > quickSync && living == 0:
+				return unix.EIO
+			default:
+				quiet++
+			}
+			return nil
+		}, func() {
+			cp, err = File(context.Background(), src, Place{Dir: c.Dir, Name: "target", Work: c.Dir, Claim: l}, Config{})
+		})
+		if err != nil {
+			t.Fatalf("%d bytes are synced while nothing shows life: %v", size, err)
+		}
+		cp.Nameless()
+		if want := size > quickSync; (living == 1) != want || quiet != 1 {
+			t.Errorf("%d bytes: %d syncs with a sign of life, then %d", size, living, quiet)
+		}
 	}
 }

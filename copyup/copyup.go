@@ -110,7 +110,7 @@ func (c *Copy) fill(ctx context.Context, src Source, cfg Config) error {
 		return err
 	}
 	if l := c.at.Claim; l != nil {
-		if l.isSlow() && !cfg.Volatile {
+		if l.isSlow(src.Size) && !cfg.Volatile {
 			// What takes long while others look on is done before the file gets its times.
 			if err := sys.Fdatasync(c.Fd); err != nil {
 				return err
