@@ -290,6 +290,11 @@ func (fs *FS) removeEverywhere(d dentry, n *node, claims claimed) error {
 	if err := fs.settle(d.parent); err != nil {
 		return err
 	}
+	if len(parts) > 0 {
+		if err := fs.settleOthers(d.parent, &parts[0], d.name); err != nil {
+			return err
+		}
+	}
 	for i := len(parts) - 1; i >= 0; i-- {
 		if n.isDir() && !parts[i].isDir() {
 			continue

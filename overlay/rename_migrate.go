@@ -131,6 +131,9 @@ func (fs *FS) tryRename(ctx context.Context, m *move, claims claimed) (up bool, 
 	if err := fs.settle(m.from.parent); err != nil {
 		return false, err
 	}
+	if err := fs.settleOthers(m.from.parent, &old[0], m.from.name); err != nil {
+		return false, err
+	}
 	targets, err := fs.partsWith(m.to.parent, m.to.name)
 	if err != nil {
 		return false, err

@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
 )
 
@@ -20,7 +22,14 @@ type unsynced struct {
 	count uint64                 // of changes
 	dirs  map[unsyncedDir]uint64 // the last change of each
 	all   map[*layer]uint64      // too many to tell them apart
+
+	// settled holds the change times of directories of lowers up to which all is
+	// durable, whoever changed them; isGone of those that are removed, durably.
+	settled map[unsyncedDir]unix.Timespec
 }
+
+// isGone is what settled has of a directory that is removed.
+var isGone = unix.Timespec{Nsec: -1}
 
 type unsyncedDir struct {
 	layer *layer
@@ -101,6 +110,71 @@ func (fs *FS) settle(dir *node) error {
 		fs.unsynced.synced(k, one, all)
 	}
 	return nil
+}
+
+// settleOthers is settle for what other daemons may have removed: what the upper has
+// at the name in dir, p, was brought up, and who did that, or drained the lower, may
+// not have made the loss below durable yet. A directory that has not changed since it
+// was synced is not synced again.
+func (fs *FS) settleOthers(dir *node, p *part, name string) error {
+	if !fs.many() || p.layer != fs.upper {
+		return nil
+	}
+	if origin, err := copyup.ReadOrigin(p.d.fd, name); err != nil || origin == "" {
+		return ignoreGone(err)
+	}
+	dir.mu.RLock()
+	lowers := dir.lowers
+	dir.mu.RUnlock()
+	for i := range lowers {
+		if r := &lowers[i]; r.layer.writable {
+			if err := fs.settlePart(dir, r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (fs *FS) settlePart(dir *node, r *lowerRef) error {
+	k, changed, now := unsyncedDir{r.layer, r.id()}, isGone, time.Now()
+	d, err := fs.lowerDir(dir, r)
+	if err == nil {
+		defer fs.dirs.release(d)
+		var st unix.Stat_t
+		if unix.Fstat(d.fd, &st) == nil && st.Nlink > 0 {
+			changed = st.Ctim
+		}
+	}
+	switch is := fs.unsynced.isSettled(k, changed); {
+	case is:
+		return nil
+	case changed == isGone:
+		err = syncLayer(r.layer)
+	default:
+		err = fs.syncDir(d.fd, fs.copies)
+	}
+	// A change in the same tick of the clock leaves the time as it is.
+	if err == nil && (changed == isGone || now.Sub(time.Unix(changed.Unix())) > time.Second) {
+		fs.unsynced.settle(k, changed)
+	}
+	return err
+}
+
+func (u *unsynced) isSettled(k unsyncedDir, changed unix.Timespec) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	at, ok := u.settled[k]
+	return ok && at == changed
+}
+
+func (u *unsynced) settle(k unsyncedDir, changed unix.Timespec) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.settled == nil || len(u.settled) >= unsyncedMax {
+		u.settled = make(map[unsyncedDir]unix.Timespec)
+	}
+	u.settled[k] = changed
 }
 
 // syncPart is settle for the part r of the directory n, which may be gone itself.
