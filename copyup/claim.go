@@ -116,6 +116,12 @@ func (c *Claims) try(o Origin, kind Kind) (l *Claim, err error) {
 	} else {
 		l.who = c.Who + "." + strconv.FormatUint(c.locks.Add(1), 10)
 		err = sys.Symlink(l.who, c.Dir, l.name)
+		if errors.Is(err, unix.EEXIST) {
+			// NFS repeats requests: it may be ours.
+			if who, rerr := sys.Readlink(c.Dir, l.name); rerr == nil && who == l.who {
+				err = nil
+			}
+		}
 	}
 	if err != nil {
 		return nil, err
