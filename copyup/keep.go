@@ -24,7 +24,7 @@ func Keep(dir int, name string, was *layers.Attr, trash int, path layers.Path) e
 // by a rename of another over it, a name in the trash. forget takes that back.
 func KeepLink(dir int, name string, was *layers.Attr, trash int, path layers.Path) (forget func(), err error) {
 	in := trashName(was)
-	if err := ignoreFull(sys.Symlink(string(path), trash, in+pathSuffix)); err != nil {
+	if err := ignoreNoRoom(sys.Symlink(string(path), trash, in+pathSuffix)); err != nil {
 		return nil, err
 	}
 	forget = func() {
@@ -47,10 +47,11 @@ func KeepLink(dir int, name string, was *layers.Attr, trash int, path layers.Pat
 	return forget, nil
 }
 
-// ignoreFull: on a full lower a file goes without the note of where it lay. A crash
+// ignoreNoRoom: on a full lower, and with a path longer than a symlink holds, a file
+// goes without the note of where it lay. A crash
 // before it is gone leaves it in the trash for good.
-func ignoreFull(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+func ignoreNoRoom(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.ENAMETOOLONG) {
 		return nil
 	}
 	return err

@@ -77,7 +77,7 @@ func toTrash(dir int, name string, was *layers.Attr, trash int, to string, path 
 	in = to
 	// NFS repeats requests whose answer was lost: what nobody else can have done is
 	// done, whatever the second answer was.
-	if err := ignoreFull(sys.Symlink(string(path), trash, in+pathSuffix)); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := ignoreNoRoom(sys.Symlink(string(path), trash, in+pathSuffix)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return "", err
 	}
 	moved := sys.Rename(dir, name, trash, in, 0)
