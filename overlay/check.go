@@ -105,6 +105,9 @@ type checked struct {
 	name string
 	*local.Layer
 	change *local.Layer // of the same directory, to mend through; nil: not mended
+
+	// strange: what it has as Reserved may be another user's, and says nothing.
+	strange bool
 }
 
 // Check looks at the layers. The error is for what it could not look at at all.
@@ -174,7 +177,7 @@ func (c *check) found(kind string, l *checked, path layers.Path, means, mends st
 	f := Finding{Kind: kind, Where: l.name, Path: copyup.Quoted(path), Means: means, Mends: mends}
 	c.report.Found++
 	if mend != nil && l.change != nil {
-		switch err := inParent(l.change.Root(), path, mend); {
+		switch err := inParent(l.change.Root(), path, c.guarded(l, path, mend)); {
 		case err == nil:
 			f.Done = true
 			c.report.Repaired++

@@ -27,6 +27,9 @@ const (
 
 // migrate checks an upper in migrate mode, and what lowers of it are at hand.
 func (c *check) migrate(ctx context.Context) error {
+	for _, l := range c.lowers {
+		c.ownership(l)
+	}
 	// The trees first: what is mended there may leave markers without a file.
 	if err := c.trees(ctx); err != nil {
 		return err
@@ -39,8 +42,44 @@ func (c *check) migrate(ctx context.Context) error {
 	return c.upperPrivate(ctx)
 }
 
+// ownership finds out whether what a lower has as Reserved is ours. In a lower that
+// was never mounted whoever may write to its root can have made it, and have us link
+// and remove files for him.
+func (c *check) ownership(l *checked) {
+	dir, err := sys.OpenAt(l.Root(), Reserved, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err == nil {
+		err = isOurs(dir, false)
+		unix.Close(dir)
+	}
+	switch {
+	case err == nil, errors.Is(err, unix.ENOENT):
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
+		l.strange = true
+		c.found(FoundUnknown, l, Reserved, "it is no directory that belongs to this user and is closed to others, as one of migratefs is: nothing in it is believed", "", nil)
+	default:
+		l.strange = true
+		c.unread(l, Reserved, err)
+	}
+}
+
+// guarded is mend for what lies in Reserved in a lower, if that is ours by then, too.
+func (c *check) guarded(l *checked, path layers.Path, mend func(dir int, name string) error) func(dir int, name string) error {
+	if l == c.upper || l == c.work || !strings.HasPrefix(string(path), Reserved+"/") {
+		return mend
+	}
+	return func(dir int, name string) error {
+		if err := isOurs(dir, false); err != nil {
+			return err
+		}
+		return mend(dir, name)
+	}
+}
+
 // idOf returns what a layer calls itself, "" if it has no name.
 func (c *check) idOf(l *checked) string {
+	if l.strange {
+		return ""
+	}
 	id, err := idOfLayer(l.Root())
 	if err != nil || len(id) != idDigits {
 		return ""
@@ -224,9 +263,10 @@ func (c *check) search(ctx context.Context, l *checked, id string, path layers.P
 		x.seen = true
 		c.found(FoundMarker, l, p, "it came up under another name, and nothing marks it: it may show what it was before", "it is linked to "+string(marksPath.Join(name)),
 			func(dir int, called string) error {
-				return inParent(l.change.Root(), marksPath.Join(name), func(marks int, name string) error {
+				marked := marksPath.Join(name)
+				return inParent(l.change.Root(), marked, c.guarded(l, marked, func(marks int, name string) error {
 					return sys.Link(dir, called, marks, name)
-				})
+				}))
 			})
 		return nil
 	})
@@ -239,6 +279,9 @@ func (c *check) search(ctx context.Context, l *checked, id string, path layers.P
 }
 
 func (c *check) lowerPrivate(ctx context.Context, i int, l *checked) error {
+	if l.strange {
+		return nil
+	}
 	any := false
 	err := c.each(ctx, l, Reserved, func(_ int, e *layers.Entry) error {
 		any = true

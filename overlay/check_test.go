@@ -243,6 +243,18 @@ var damages = []damage{
 	}, FoundTrash, "lower 1 .migratefs/trash/*", true},
 	{"a removal without a copy", migrateOne, nil, func(w *world) { w.throw("low") }, FoundTrash, "lower 1 .migratefs/trash/*", false},
 
+	{"a directory of ours that another made", migrateOne, nil, func(w *world) { w.plant(1) }, FoundUnknown, "lower 1 .migratefs", false},
+	{"a directory of ours that others may write to", migrateOne, nil, func(w *world) {
+		w.plant(1)
+		must(w.t, os.Chown(w.at("l1/.migratefs"), os.Geteuid(), -1))
+		must(w.t, os.Chmod(w.at("l1/.migratefs"), 0o770))
+	}, FoundUnknown, "lower 1 .migratefs", false},
+	{"a symlink for a directory of ours", migrateOne, nil, func(w *world) {
+		w.plant(1)
+		must(w.t, os.Rename(w.at("l1/.migratefs"), w.at("l1/dir/theirs")))
+		must(w.t, os.Symlink("dir/theirs", w.at("l1/.migratefs")))
+	}, FoundUnknown, "lower 1 .migratefs", false},
+
 	// Migrate mode: names in two layers.
 	{"a copy whose lower is still there", migrateOne, nil, func(w *world) { w.copyOf("low", true) }, FoundUnmoved, "lower 1 low", true},
 	{"a copy of a symlink", migrateOne, nil, func(w *world) { w.copyOf("sym", false) }, FoundUnmoved, "lower 1 sym", true},
@@ -271,6 +283,20 @@ var damages = []damage{
 		w.setxattr("upper/both dir", "system.posix_acl_access", anACL)
 	}, FoundDirectory, "lower 1 both dir", true},
 	{"a chown of the root that was interrupted", migrateOne, nil, func(w *world) { must(w.t, os.Chown(w.at("l1"), 1000, 1000)) }, FoundDirectory, "lower 1 ", true},
+}
+
+// plant makes what has a check bring n files of somebody to where he may not write, if
+// it believes him.
+func (w *world) plant(n int) {
+	w.t.Helper()
+	for i := range n {
+		file := w.at("l1/.migratefs/trash", fmt.Sprintf("1-2-3.4-5.%d", i))
+		w.put(fmt.Sprintf("l1/.migratefs/trash/1-2-3.4-5.%d", i), "planted")
+		must(w.t, os.Symlink(fmt.Sprintf("dir/planted%d", i), file+copyup.PathSuffix))
+		must(w.t, os.Chown(file, 1000, 1000))
+	}
+	must(w.t, os.Chown(w.at("l1/.migratefs/trash"), 1000, 1000))
+	must(w.t, os.Chown(w.at("l1/.migratefs"), 1000, 1000))
 }
 
 // throw moves l1/name to the trash, as a removal does that goes no further.
@@ -344,6 +370,44 @@ func TestCheckFinds(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A repair does nothing for whoever may write to the root of a lower.
+func TestCheckBelievesNobodyElse(t *testing.T) {
+	w := newWorld(t, worlds(t), migrateOne)
+	defer w.remove()
+	must(t, w.open())
+	w.close()
+	planted := func() int {
+		names, err := filepath.Glob(w.at("l1/dir/planted*"))
+		must(t, err)
+		return len(names)
+	}
+	w.plant(2)
+	before := w.everything()
+	w.check(true)
+	testbed.Same(t, "before a repair", before, "after it", w.everything())
+	// What was ours when we looked is another's when we mend.
+	for _, dir := range []string{"l1/.migratefs", "l1/.migratefs/trash"} {
+		must(t, os.Chown(w.at(dir), os.Geteuid(), -1))
+	}
+	refused := 0
+	_, err := Check(t.Context(), CheckConfig{
+		Mode: Migrate, Upper: w.at("upper"), Lowers: []string{w.at("l1")}, Repair: true,
+		Found: func(f Finding) {
+			switch {
+			case f.Kind != FoundTrash:
+			case f.Done:
+				must(t, os.Chown(w.at("l1/.migratefs/trash"), 1000, 1000))
+			case f.Error != "":
+				refused++
+			}
+		},
+	})
+	must(t, err)
+	if n := planted(); n != 1 || refused != 1 {
+		t.Errorf("%d files were linked, and %d refused", n, refused)
 	}
 }
 

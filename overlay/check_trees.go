@@ -170,7 +170,7 @@ func sameMetadata(h, l *layers.Attr) bool {
 
 // finishRemoval removes a lower copy as a mount does.
 func (c *check) finishRemoval(l *checked, dir int, name string, p layers.Path, was *layers.Attr) error {
-	private, err := sys.MkdirOpen(l.change.Root(), Reserved)
+	private, err := openReserved(l.change.Root(), false)
 	if err != nil {
 		return err
 	}

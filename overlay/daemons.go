@@ -116,16 +116,24 @@ func openReserved(root int, anyOwner bool) (int, error) {
 	if sys.Statx(root, "", &after) == nil && after.Mtime != before.Mtime {
 		_ = copyup.RestoreTimes(root, ptr(local.AttrOf(&before)))
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(dir, &st); err != nil {
+	if err := isOurs(dir, anyOwner); err != nil {
 		unix.Close(dir)
 		return -1, err
 	}
-	if int(st.Uid) != os.Geteuid() && !anyOwner || st.Mode&0o022 != 0 {
-		unix.Close(dir)
-		return -1, fmt.Errorf("%s must belong to this user and be closed to others: chown and chmod 700 it: %w", Reserved, unix.EPERM)
-	}
 	return dir, nil
+}
+
+// isOurs returns an error unless the directory dir, which is Reserved or in it, can
+// have been made by us, and changed by nobody else.
+func isOurs(dir int, anyOwner bool) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(dir, &st); err != nil {
+		return err
+	}
+	if int(st.Uid) != os.Geteuid() && !anyOwner || st.Mode&0o022 != 0 {
+		return fmt.Errorf("%s must belong to this user and be closed to others: chown and chmod 700 it: %w", Reserved, unix.EPERM)
+	}
+	return nil
 }
 
 func readID(dir int, f *os.File) (string, error) {
