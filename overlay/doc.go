@@ -46,6 +46,8 @@
 //     had a name (O_TMPFILE), which unlike the other is not dead: Link may give it one.
 //   - What a client has locked is locked on the inode that shows, where it lies in
 //     a layer that we may change: on a copy before it has its name.
+//   - What a lower has lost is durable before the name that hides it goes from a layer
+//     above (unsynced.go): no loss of power brings an older version back.
 //   - What the kernel may keep: contents by inode, for good where only this mount
 //     changes them (FS.Alone), else dropped when size or mtime change, by an open that
 //     finds another version (keep.go), and before a lock is granted; names and attributes for entry_timeout and attr_timeout,
