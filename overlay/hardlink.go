@@ -311,9 +311,16 @@ func (fs *FS) sweepIndexIn(ctx context.Context, dir int) error {
 	return nil
 }
 
+// sweepBackName removes back if it leads nowhere, and nobody is about to make that
+// to which it leads.
 func (fs *FS) sweepBackName(back string) {
 	name, err := sys.Readlink(fs.links, back)
 	var st unix.Stat_t
+	// With many hosts the name in the index comes after the back name, and goes with the
+	// claim, or the lock, still there: so that is looked for first.
+	if err == nil && fs.claims >= 0 && unix.Fstatat(fs.claims, name, &st, unix.AT_SYMLINK_NOFOLLOW) != unix.ENOENT {
+		return
+	}
 	if err == nil && unix.Fstatat(fs.links, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && backName(st.Ino) == back {
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -241,4 +242,48 @@ func dieBeside(t *testing.T, base string, o *action, n int, before, after, twice
 		t.Errorf("%s: a new daemon sees something else: %v\n\t%s", where, err, d)
 	}
 	return f.met()
+}
+
+// TestSweepBesideHardLinks: a host that mounts while another brings up a file with
+// several names leaves what leads from the copy to its name in the index.
+func TestSweepBesideHardLinks(t *testing.T) {
+	a, b := stepWorld(t, worlds(t), "l1")
+	defer a.remove()
+	defer b.close()
+	must(t, os.Link(a.at("l1/sym"), a.at("l1/sym2")))
+	d := &driver{fs: a.fs}
+	defer d.end()
+	for _, up := range []string{"hard1", "sym"} {
+		id, errno := d.find(up)
+		if errno != 0 {
+			t.Fatal(up, errno)
+		}
+		var sweeping atomic.Bool
+		sys.SetHook(func(sys.Change) error {
+			if !sweeping.CompareAndSwap(false, true) {
+				return nil
+			}
+			defer sweeping.Store(false)
+			return b.fs.sweepIndex(t.Context())
+		})
+		err := a.fs.up(t.Context(), a.fs.table.get(id), whole)
+		sys.SetHook(nil)
+		must(t, err)
+		var st, indexed unix.Stat_t
+		must(t, unix.Lstat(a.at("upper", up), &st))
+		name, err := os.Readlink(a.at("upper/.migratefs/index", backName(st.Ino)))
+		if err == nil {
+			err = unix.Lstat(a.at("upper/.migratefs/index", name), &indexed)
+		}
+		if err != nil || indexed.Ino != st.Ino {
+			t.Errorf("from the copy of %s one comes to %q, %v", up, name, err)
+		}
+	}
+	sameSight(t, a, b)
+	// What nobody is at goes.
+	must(t, os.Symlink("0123456789abcdef-77-1.2", a.at("upper/.migratefs/index/u-77")))
+	must(t, b.fs.sweepIndex(t.Context()))
+	if _, err := os.Lstat(a.at("upper/.migratefs/index/u-77")); err == nil {
+		t.Error("a name that leads nowhere is left")
+	}
 }
