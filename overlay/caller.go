@@ -90,16 +90,26 @@ func (fs *FS) copyWork() int {
 
 // openTemps opens WORK/temps, and sweeps it.
 func (fs *FS) openTemps() (err error) {
+	fs.temps, err = fs.openTempsIn(fs.work)
+	return err
+}
+
+// openTempsIn is openTemps for the work directory work; -1 where there are none.
+func (fs *FS) openTempsIn(work int) (temps int, err error) {
 	if !fs.cfg.AsCaller {
-		return nil
+		return -1, nil
 	}
-	if fs.temps, err = sys.MkdirOpen(fs.work, "temps"); err != nil {
-		return err
+	if temps, err = sys.MkdirOpen(work, "temps"); err != nil {
+		return -1, err
 	}
-	if err := sys.Fchmod(fs.temps, 0o777); err != nil {
-		return err
+	if err = sys.Fchmod(temps, 0o777); err == nil {
+		err = copyup.Sweep(temps)
 	}
-	return copyup.Sweep(fs.temps)
+	if err != nil {
+		unix.Close(temps)
+		return -1, err
+	}
+	return temps, nil
 }
 
 // syncDir is copyup.SyncDir: who may change a directory may not be let read it.

@@ -199,7 +199,8 @@ type daemon struct {
 	alive int    // its file alive, locked
 	upper string // the upper's id
 
-	origins bool // the upper has room for them
+	origins  bool // the upper has room for them
+	homeless bool // its directory is gone, and that was said
 
 	stop  chan struct{}
 	ended chan struct{}
@@ -351,7 +352,44 @@ func (fs *FS) live() {
 
 func (fs *FS) beat() {
 	_ = sys.BeatAt(fs.self.alive, "")
+	err := fs.settleAnew()
+	if err != nil && !fs.self.homeless {
+		fs.log.Error("our work directory is gone, and no other can be made: no directory comes up until one can", "cause", err)
+	}
+	fs.self.homeless = err != nil
 	fs.sameLayers()
+}
+
+// settleAnew gets the daemon another directory when its own was swept, as after a
+// sleep of hours. What is in use stays so: the descriptors have the same numbers.
+func (fs *FS) settleAnew() error {
+	d := &fs.self
+	var st unix.Stat_t
+	if unix.Fstatat(d.dirs, d.name+"/"+aliveName, &st, unix.AT_SYMLINK_NOFOLLOW) != unix.ENOENT {
+		return nil
+	}
+	anew := daemon{dirs: d.dirs, work: -1, alive: -1}
+	defer anew.closeFDs()
+	if err := anew.settleIn(); err != nil {
+		return err
+	}
+	temps, err := fs.openTempsIn(anew.work)
+	if err != nil {
+		return err
+	}
+	for _, fd := range [][2]int{{anew.alive, d.alive}, {temps, fs.temps}, {anew.work, d.work}} {
+		if fd[0] >= 0 && err == nil {
+			err = unix.Dup3(fd[0], fd[1], unix.O_CLOEXEC)
+		}
+	}
+	if temps >= 0 {
+		unix.Close(temps)
+	}
+	if err == nil {
+		d.name = anew.name
+		fs.log.Warn("our work directory was swept by others, and is another now: directories that came up meanwhile have failed", "directory", d.name)
+	}
+	return err
 }
 
 // sameLayers notices that a layer is another one than at the mount, as after a

@@ -225,3 +225,53 @@ func TestBeat(t *testing.T) {
 		t.Error("no sign of life")
 	}
 }
+
+// A host that slept for so long that others swept its directory gets another one, and
+// goes on.
+func TestSweptAndSettlesAnew(t *testing.T) {
+	w := manyHosts(t)
+	w.fs.cfg.AsCaller = true // has a directory there
+	must(t, w.fs.openTemps())
+	d := &driver{fs: w.fs}
+	defer d.end()
+	was := w.fs.self.name
+	w.fs.beat()
+	if w.fs.self.name != was {
+		t.Fatal("it settled anew for no reason")
+	}
+	other := daemon{dirs: w.fs.self.dirs, work: -1, alive: -1}
+	must(t, other.settleIn())
+	defer func() { other.dirs = -1; other.closeFDs() }()
+	now := unix.NsecToTimespec(time.Now().UnixNano())
+	must(t, unix.Flock(w.fs.self.alive, unix.LOCK_UN)) // as where locks do not reach others
+	other.sweep(was, now)
+	if _, err := os.Lstat(w.at("upper", Reserved, "daemons", was)); err == nil {
+		t.Fatal("not swept")
+	}
+	w.fs.cfg.AsCaller = false
+	if errno := d.write("dir/a", "W", 0); errno != unix.ENOENT {
+		t.Errorf("a directory without a work directory: %v", errno)
+	}
+	w.fs.cfg.AsCaller = true
+	w.fs.beat()
+	w.fs.beat()
+	other.sweep(w.fs.self.name, now)
+	for _, is := range []struct {
+		fd   int
+		name string
+	}{{w.fs.work, ""}, {w.fs.temps, "temps"}, {w.fs.self.alive, aliveName}} {
+		var fd, name unix.Stat_t
+		must(t, unix.Fstat(is.fd, &fd))
+		err := unix.Lstat(w.at("upper", Reserved, "daemons", w.fs.self.name, is.name), &name)
+		if err != nil || fd.Ino != name.Ino {
+			t.Errorf("%q: inode %d, and we have %d open, %v", is.name, name.Ino, fd.Ino, err)
+		}
+	}
+	w.fs.cfg.AsCaller = false
+	if errno := d.write("dir/a", "W", 0); errno != 0 {
+		t.Error(errno)
+	}
+	if b, err := os.ReadFile(w.at("upper", "dir/a")); err != nil || !strings.HasPrefix(string(b), "Wower") {
+		t.Errorf("it holds %q, %v", b, err)
+	}
+}
