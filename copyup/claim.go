@@ -35,6 +35,9 @@ var ErrRevoked = errors.New("the claim was revoked")
 type Claims struct {
 	Dir int
 	Who string // what locks say
+	// Daemon runs f with the daemon's rights: the claims are its own, also where what
+	// they are for is done with others'. Nil: those are what there is.
+	Daemon func(f func() error) error
 	// Stale is how long a claim may be without change, by our own clock, before
 	// it is broken.
 	Stale time.Duration
@@ -235,16 +238,31 @@ func (l *Claim) Release() {
 	l.mu.Unlock()
 	// The name may be another's by now: taking that away would harm nobody, but let
 	// in a third.
-	if !ended && l.Held() {
-		_ = sys.Unlink(l.c.Dir, l.name)
+	_ = l.c.asDaemon(func() error {
+		if ended || !l.held() {
+			return nil
+		}
+		return sys.Unlink(l.c.Dir, l.name)
+	})
+}
+
+func (c *Claims) asDaemon(f func() error) error {
+	if c.Daemon == nil {
+		return f()
 	}
+	return c.Daemon(f)
 }
 
 // Held reports whether the claim, if there is one, was ours all the time until now.
-func (l *Claim) Held() bool {
+func (l *Claim) Held() (held bool) {
 	if l == nil {
 		return true
 	}
+	_ = l.c.asDaemon(func() error { held = l.held(); return nil })
+	return held
+}
+
+func (l *Claim) held() bool {
 	if l.Fd < 0 && time.Since(l.made) < l.c.Stale {
 		return true // nobody can have broken a lock by now
 	}

@@ -290,7 +290,7 @@ func (fs *FS) openWork() (err error) {
 			return err
 		}
 		if fs.many() {
-			fs.turns = &copyup.Claims{Dir: fs.claims, Who: fs.self.name, Stale: copyup.StaleAfter}
+			fs.turns = &copyup.Claims{Dir: fs.claims, Who: fs.self.name, Daemon: fs.asDaemon, Stale: copyup.StaleAfter}
 			fs.turns.Published = fs.indexClaim
 			fs.sweeper = fs.turns.Sweeper()
 			fs.called = make(map[dentry]*node)

@@ -16,11 +16,11 @@ import (
 // of the very directory that was looked up, and a removal compares identities.
 
 // private opens LOWER/.migratefs/NAME, which it makes if needed.
-func (l *layer) private(slot *int, name string) (int, error) {
+func (fs *FS) private(l *layer, slot *int, name string) (int, error) {
 	if *slot >= 0 {
 		return *slot, nil
 	}
-	dir, err := openReserved(l.root, true)
+	dir, err := openReserved(l.root, fs.cfg.AsCaller)
 	if err != nil {
 		return -1, err
 	}
@@ -32,13 +32,13 @@ func (l *layer) private(slot *int, name string) (int, error) {
 func (fs *FS) trash(l *layer) (int, error) {
 	fs.whiteoutMu.Lock()
 	defer fs.whiteoutMu.Unlock()
-	return l.private(&l.trash, "trash")
+	return fs.private(l, &l.trash, "trash")
 }
 
 func (fs *FS) marks(l *layer) (int, error) {
 	fs.whiteoutMu.Lock()
 	defer fs.whiteoutMu.Unlock()
-	return l.private(&l.marks, "hl")
+	return fs.private(l, &l.marks, "hl")
 }
 
 // afterUp ends a copy-up. In migrate mode the copy's name becomes durable and
