@@ -36,7 +36,7 @@ func metadata(fd int, src *Source, cfg Config) error {
 	}); err != nil {
 		return err
 	}
-	if err := setOrigin(src, cfg, func(n string, v []byte) error { return sys.Fsetxattr(fd, n, v, 0) }); err != nil {
+	if err := setOrigin(src, func(n string, v []byte) error { return sys.Fsetxattr(fd, n, v, 0) }); err != nil {
 		return err
 	}
 	if src.Attr.IsRegular() && src.Size < src.Attr.Size {
@@ -69,7 +69,7 @@ func nodeMetadata(dirfd int, name string, src *Source, cfg Config) error {
 	}); err != nil {
 		return err
 	}
-	if err := setOrigin(src, cfg, func(n string, v []byte) error {
+	if err := setOrigin(src, func(n string, v []byte) error {
 		return sys.Setxattr(dirfd, name, n, v, 0)
 	}); err != nil {
 		return err
