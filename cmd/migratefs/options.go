@@ -372,6 +372,11 @@ func (o *options) check() error {
 	if o.mode == "migrate" && o.upper == "" {
 		o.mode = "overlay" // nothing is ever changed without an upper
 	}
+	if o.asCaller && o.mode == "migrate" && o.hosts == "" {
+		// Others' copies are among the claims, which are the daemon's: it would need
+		// rights that it is not said to have.
+		o.hosts = "single"
+	}
 	if err := o.checkHosts(); err != nil {
 		return err
 	}
