@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -199,7 +200,12 @@ func umountOne(point string, how howToUnmount) error {
 	if how.lazy || remounted {
 		return nil
 	}
-	if at := otherView(m); at != "" {
+	at := otherView(m)
+	for end := time.Now().Add(time.Second); at != "" && time.Now().Before(end); at = otherView(m) {
+		// Of a process that was killed just now, the namespace is not gone yet.
+		time.Sleep(50 * time.Millisecond)
+	}
+	if at != "" {
 		if how.verbose || !how.helper {
 			fmt.Printf("migratefs: %s is unmounted here; it is mounted on %s, too, and served there\n", m.point, at)
 		}
