@@ -134,8 +134,10 @@ func (fs *FS) succeed(n *node, fd int) bool {
 		unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != n.typ {
 		return false
 	}
+	// A directory that merges with n, but was not made of it, a lookup finds: it may be
+	// taken away again without n.
 	origin, err := copyup.ReadOrigin(fd, "")
-	if err != nil || origin != n.lowers[0].origin() && !(n.isDir() && fs.standsBelow(n)) {
+	if err != nil || origin != n.lowers[0].origin() {
 		return false
 	}
 	end, err := n.moveLocks(fd)
@@ -159,8 +161,8 @@ func (fs *FS) succeed(n *node, fd int) bool {
 	return true
 }
 
-// standsBelow reports whether the directory n is still at its place in its lower:
-// what the upper has there merges with it, whoever made it. The caller holds n.mu.
+// standsBelow reports whether n is still at its place in its lower. The caller holds
+// n.mu.
 func (fs *FS) standsBelow(n *node) bool {
 	a, named, err := fs.statBelow(context.Background(), n, &n.lowers[0])
 	return named && err == nil && sameFile(&a, n.lowers[0].attr)
