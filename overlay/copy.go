@@ -431,7 +431,7 @@ func (fs *FS) timesLock(dirfd int) (unlock func()) {
 		return func() {}
 	}
 	for range 50 {
-		if unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) != unix.EWOULDBLOCK {
+		if sys.Flock(fd, unix.LOCK_EX) != unix.EWOULDBLOCK {
 			break
 		}
 		time.Sleep(time.Millisecond)

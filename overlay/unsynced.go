@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -139,12 +140,18 @@ func (fs *FS) settleOthers(dir *node, p *part, name string) error {
 func (fs *FS) settlePart(dir *node, r *lowerRef) error {
 	k, changed, now := unsyncedDir{r.layer, r.id()}, isGone, time.Now()
 	d, err := fs.lowerDir(dir, r)
-	if err == nil {
+	switch {
+	case err == nil:
 		defer fs.dirs.release(d)
 		var st unix.Stat_t
-		if unix.Fstat(d.fd, &st) == nil && st.Nlink > 0 {
+		if err := unix.Fstat(d.fd, &st); err != nil {
+			return err
+		}
+		if st.Nlink > 0 {
 			changed = st.Ctim
 		}
+	case !nothing(err) && !errors.Is(err, errMoved): // as EMFILE: that says nothing
+		return err
 	}
 	switch is := fs.unsynced.isSettled(k, changed); {
 	case is:
