@@ -29,6 +29,13 @@ const (
 	KnownNlink                   // Nlink
 	KnownIno                     // Dev, Ino
 	KnownAlloc                   // Blocks, Blksize
+
+	// KnownSettled: a change made after this moment is sure to show in size and
+	// times. Without it two seconds must have passed since Mtime.
+	KnownSettled
+
+	// KnownBare: the file has no extended attributes, ACLs included.
+	KnownBare
 )
 
 // Attr is what stat(2) tells of a file, as far as its layer knows it.
