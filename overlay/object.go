@@ -144,7 +144,7 @@ func (fs *FS) openObject(ctx context.Context, h *handle) error {
 	n.admitLocked(h)
 	src, obj, pending := n.src, n.obj, hasObject(n.pending)
 	n.mu.Unlock()
-	if pending || obj != nil && obj.Whole() {
+	if pending || obj != nil && obj.Missing() == 0 {
 		return nil
 	}
 	// The source is opened now, not at the first read: its handle then survives

@@ -50,7 +50,10 @@ func (o *Object) compact() (err error) {
 	unix.Close(o.mapFd)
 	o.mapFd, o.chain, o.mapEnd, o.torn = fd, c, int64(len(b)), false
 	o.session, o.epoch, o.owed = true, epoch, nil
-	o.covered, o.durable = c.index, c.index
+	o.covered, o.durable, o.sums = c.index, c.index, true
+	if o.clearedAt >= 0 {
+		o.clearedAt = 0 // it is durable wherever it stands
+	}
 	s.unsynced.Store(true)
 	if err := sys.Fsync(s.dir); err != nil {
 		// The old map may be what a power loss leaves: barriers in the new one
@@ -77,9 +80,27 @@ func (o *Object) encode() (b []byte, c chain, epoch int64) {
 		b = c.put(b, record{kind: kindShrink, a: o.limit})
 		b = c.put(b, record{kind: kindShrunk})
 	}
-	for p := range o.present.all {
-		b = c.put(b, record{kind: kindFetched, a: p.from, b: p.to - p.from})
+	if o.clearedAt >= 0 {
+		b = c.put(b, record{kind: kindCleared}) // of this boot
 	}
+	// What has no sum: it includes what is dirty.
+	for p := range o.present.all {
+		at := p.from
+		o.pieces.each(p.from, p.to, func(s *piece) bool {
+			if at < s.from {
+				b = c.put(b, record{kind: kindFetched, a: at, b: s.from - at})
+			}
+			at = s.to()
+			return true
+		})
+		if at < p.to {
+			b = c.put(b, record{kind: kindFetched, a: at, b: p.to - at})
+		}
+	}
+	o.pieces.each(0, maxSize, func(s *piece) bool {
+		b = c.put(b, s.record())
+		return true
+	})
 	for d := range o.dirty.all {
 		b = c.put(b, record{kind: kindWritten, a: d.from, b: d.to - d.from})
 	}

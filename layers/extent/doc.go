@@ -18,7 +18,10 @@
 //
 // A present range is clean (fetched) or dirty (written here, or zeroed). Clean
 // ranges could be fetched again, dirty ones never. What lies in the data file
-// under a missing range has no meaning and is never returned. A source's bytes
+// under a missing range has no meaning and is never returned. Fetched bytes have
+// checksums (pieces.go): after the store was opened they do not count as present
+// before they were compared with them, and are missing if they differ. That can
+// never hit what was written here: no sum speaks of it. A source's bytes
 // at or beyond the limit are never asked for, so what a truncate cut off cannot
 // come back when the file grows again.
 //
@@ -49,11 +52,19 @@
 //	                 4 fsync directory           an empty pending object
 //	fetched data     1 write data                bytes under a missing range: without meaning
 //	                 2 append "fetched"          K present; P missing, or present if covered
-//	WriteAt          1 write data                K a write that had not returned: bytes under a
+//	WriteAt, Punch   1 append "cleared"          sums of the pieces it reaches into are not checked
+//	into a piece     2 fdatasync map, the first  as before; after a later P no sum of this boot is
+//	                   time in a boot            checked, as the disk may have 3 and not 1
+//	WriteAt          3 write data                K a write that had not returned: bytes under a
 //	                                             missing range do not show, others do
-//	                 2 append "written"          K the new bytes; P the old or the new ones
-//	Punch            1 punch data                K as WriteAt 1
-//	                 2 append "written"          K zeros; P the old bytes or zeros
+//	                 4 append "written"          K the new bytes; P the old or the new ones
+//	across the limit 1 to 4 up to the limit      its beginning
+//	                 5 write data beyond it      as much of it as was written
+//	Punch            3 punch data                K as WriteAt 3
+//	                 4 append "written"          K zeros; P the old bytes or zeros
+//	a sum is wrong   1 append "dropped"          K missing; P found to be wrong again
+//	                 2 fdatasync map, if pieces  missing
+//	                   were cleared in this boot
 //	Truncate below   1 append "shrink"           K done at reopening; P not done or done
 //	the limit        2 fdatasync map             done at reopening
 //	                 3 ftruncate data            done (at reopening, if P undid it)

@@ -19,11 +19,12 @@ import (
 // The file "epochs" says, for each of the last boots, up to which epoch all
 // records of all maps are durable, data first. See FORMAT.md.
 const (
-	epochsName  = "epochs"
-	epochsTmp   = "epochs.tmp"
-	epochsMagic = "mfsepoch"
-	epochLen    = 24
-	maxBoots    = 64 // older maps are fetched again
+	epochsName    = "epochs"
+	epochsTmp     = "epochs.tmp"
+	epochsMagic   = "mfsepoch"
+	epochsVersion = 1
+	epochLen      = 24
+	maxBoots      = 64 // older maps are fetched again
 )
 
 type bootEpoch struct {
@@ -47,7 +48,7 @@ func readBootID() (id bootID, err error) {
 func encodeEpochs(list []bootEpoch) []byte {
 	b := make([]byte, 16, 16+len(list)*epochLen+4)
 	copy(b, epochsMagic)
-	binary.LittleEndian.PutUint32(b[8:], mapVersion)
+	binary.LittleEndian.PutUint32(b[8:], epochsVersion)
 	binary.LittleEndian.PutUint32(b[12:], uint32(len(list)))
 	for _, e := range list {
 		b = append(b, e.boot[:]...)
@@ -58,7 +59,7 @@ func encodeEpochs(list []bootEpoch) []byte {
 
 func decodeEpochs(b []byte) ([]bootEpoch, error) {
 	bad := fmt.Errorf("%s: %w", epochsName, layers.ErrCorrupt)
-	if len(b) < 20 || string(b[:8]) != epochsMagic || binary.LittleEndian.Uint32(b[8:]) != mapVersion {
+	if len(b) < 20 || string(b[:8]) != epochsMagic || binary.LittleEndian.Uint32(b[8:]) != epochsVersion {
 		return nil, bad
 	}
 	n := binary.LittleEndian.Uint32(b[12:])

@@ -167,10 +167,13 @@ func TestCachedIsFetchedOnce(t *testing.T) {
 		s = openStore(t, dir, boot)
 		o, err = s.Cached(sourceOf(src.content))
 		must(t, err)
-		if !o.Whole() {
+		if o.Missing() != 0 {
 			t.Fatalf("after a remount in %s, %d bytes are missing", boot, o.Missing())
 		}
 		want(t, "after a remount", contentOf(t, o, nil), src.content)
+		if !o.Whole() {
+			t.Fatal("it was read and is not proved")
+		}
 		must(t, o.Close())
 		must(t, s.Close())
 	}

@@ -197,16 +197,24 @@ func (o *Object) keep(f *flight) error {
 	}
 	o.wmu.Lock()
 	defer o.wmu.Unlock()
+	o.proveHeld(f.from, f.to)
 	o.mu.RLock()
 	missing := o.present.missing(f.from, min(f.to, o.limit))
 	o.mu.RUnlock()
 	// Only wmu's holder changes ranges or limit, so missing stays right.
-	recs := make([]record, 0, len(missing))
+	var pieces []piece
+	var recs []record
 	for _, m := range missing {
 		if _, err := sys.Pwrite(o.data, f.buf[m.from-f.from:m.to-f.from], m.from); err != nil {
 			return o.uncached(err)
 		}
-		recs = append(recs, record{kind: kindFetched, a: m.from, b: m.to - m.from})
+		if !o.sums {
+			recs = append(recs, record{kind: kindFetched, a: m.from, b: m.to - m.from})
+			continue
+		}
+		for _, p := range o.cut(m.from, f.buf[m.from-f.from:m.to-f.from]) {
+			pieces, recs = append(pieces, p), append(recs, p.record())
+		}
 	}
 	if len(recs) == 0 {
 		return nil
@@ -217,6 +225,9 @@ func (o *Object) keep(f *flight) error {
 	o.mu.Lock()
 	for _, m := range missing {
 		o.present.add(m.from, m.to)
+	}
+	for _, p := range pieces {
+		o.pieces.put(p)
 	}
 	o.mu.Unlock()
 	o.compactIfLong()

@@ -13,7 +13,8 @@ import (
 // The layout of a map file; FORMAT.md is the reference.
 const (
 	mapMagic   = "mfsextmp"
-	mapVersion = 1
+	mapVersion = 2
+	mapNoSums  = 1 // the version before, which had no pieces
 
 	recordLen   = 32
 	fixedHeader = 64 // before the layer ID
@@ -68,6 +69,9 @@ const (
 	kindBarrier                 // the data of all records before index a is durable
 	kindSession                 // the boot id, in a and b, of the records that follow
 	kindEpoch                   // they belong to epoch a; ranges recorded from index b to here are void
+	kindPiece                   // [a, a+n) came from the source; b is its sum
+	kindCleared                 // no sum speaks of [a, a+b) any more
+	kindDropped                 // what is clean of [a, a+b) is missing again
 	kindEnd
 )
 
@@ -77,6 +81,7 @@ type record struct {
 	kind    kind
 	a, b    int64
 	durable uint32 // records before this index were durable when this was written
+	n       uint32 // of a piece: 1 to 1<<24
 	crc     uint32
 }
 
@@ -92,7 +97,12 @@ type chain struct {
 // put appends r to b and moves on.
 func (c *chain) put(b []byte, r record) []byte {
 	var e [recordLen]byte
-	e[0] = byte(r.kind)
+	// The bytes 1 to 3 are n-1, which others have not.
+	n := r.n
+	if r.kind == kindPiece {
+		n--
+	}
+	binary.LittleEndian.PutUint32(e[:], uint32(r.kind)|n<<8)
 	binary.LittleEndian.PutUint32(e[4:], c.prev)
 	binary.LittleEndian.PutUint64(e[8:], uint64(r.a))
 	binary.LittleEndian.PutUint64(e[16:], uint64(r.b))
@@ -116,14 +126,19 @@ func recordSum(e []byte, salt, index uint32) uint32 {
 func decodeRecord(e []byte, salt, index uint32) (r record, prev uint32, ok bool) {
 	r = record{
 		kind:    kind(e[0]),
+		n:       binary.LittleEndian.Uint32(e) >> 8,
 		a:       int64(binary.LittleEndian.Uint64(e[8:])),
 		b:       int64(binary.LittleEndian.Uint64(e[16:])),
 		durable: binary.LittleEndian.Uint32(e[24:]),
 		crc:     binary.LittleEndian.Uint32(e[28:]),
 	}
 	prev = binary.LittleEndian.Uint32(e[4:])
-	ok = r.crc == recordSum(e[:28], salt, index) && r.kind != 0 && r.kind < kindEnd &&
-		e[1] == 0 && e[2] == 0 && e[3] == 0
+	ok = r.crc == recordSum(e[:28], salt, index) && r.kind != 0 && r.kind < kindEnd
+	if r.kind == kindPiece {
+		r.n++
+	} else {
+		ok = ok && r.n == 0
+	}
 	return r, prev, ok
 }
 
@@ -150,22 +165,31 @@ func encodeHeader(src *Source, salt uint32) ([]byte, uint32) {
 	return b, sum
 }
 
+// A header is what stands before the records.
+type header struct {
+	version uint32
+	src     Source
+	first   chain
+	n       int // its length
+}
+
 // decodeHeader reads the header at the beginning of a map file.
-func decodeHeader(b []byte) (src Source, c chain, n int, err error) {
-	bad := func(what string) (Source, chain, int, error) {
-		return Source{}, chain{}, 0, fmt.Errorf("extent map header: %s: %w", what, layers.ErrCorrupt)
+func decodeHeader(b []byte) (header, error) {
+	bad := func(what string) (header, error) {
+		return header{}, fmt.Errorf("extent map header: %s: %w", what, layers.ErrCorrupt)
 	}
 	if len(b) < fixedHeader || string(b[:8]) != mapMagic {
 		return bad("not an extent map")
 	}
-	if v := binary.LittleEndian.Uint32(b[8:]); v != mapVersion {
+	v := binary.LittleEndian.Uint32(b[8:])
+	if v != mapVersion && v != mapNoSums {
 		return bad(fmt.Sprintf("format %d, this program knows %d", v, mapVersion))
 	}
 	size := binary.LittleEndian.Uint32(b[12:])
 	if size < fixedHeader+4 || size%recordLen != 0 || int64(size) > int64(len(b)) {
 		return bad("length")
 	}
-	n = int(size)
+	n := int(size)
 	sum := binary.LittleEndian.Uint32(b[n-4:])
 	if sum != crc32.Checksum(b[:n-4], castagnoli) {
 		return bad("checksum")
@@ -175,7 +199,7 @@ func decodeHeader(b []byte) (src Source, c chain, n int, err error) {
 		fixedHeader+int(idLen)+int(pathLen)+4 > n {
 		return bad("fields")
 	}
-	src = Source{
+	src := Source{
 		LayerID: string(b[fixedHeader : fixedHeader+idLen]),
 		Path:    layers.Path(b[fixedHeader+idLen : fixedHeader+idLen+pathLen]),
 		Version: layers.Version{
@@ -190,5 +214,5 @@ func decodeHeader(b []byte) (src Source, c chain, n int, err error) {
 	if src.check() != nil {
 		return bad("source")
 	}
-	return src, chain{salt: binary.LittleEndian.Uint32(b[20:]), prev: sum}, n, nil
+	return header{v, src, chain{salt: binary.LittleEndian.Uint32(b[20:]), prev: sum}, n}, nil
 }

@@ -37,6 +37,10 @@ func mapOf(t testing.TB) []byte {
 		{kind: kindCancel},
 		{kind: kindEpoch, a: 2, b: 9},
 		{kind: kindWritten, a: 5 * page, b: page, durable: 5},
+		{kind: kindPiece, a: 4 * page, b: -7, n: 100},
+		{kind: kindPiece, a: 4*page + 100, b: 1 << 62, n: 50},
+		{kind: kindDropped, a: 4*page + 100, b: 50},
+		{kind: kindCleared, a: 0, b: page},
 	} {
 		b = c.put(b, r)
 	}
@@ -47,7 +51,8 @@ func TestReplay(t *testing.T) {
 	b := mapOf(t)
 	st, err := replay(b, bootNamed(bootA), noneDurable)
 	must(t, err)
-	if st.limit != 7*page || st.present.sum != 2*page+100 || st.dirty.sum != page+100 || st.redo || st.epoch != 2 {
+	if st.limit != 7*page || st.present.sum != 2*page+200 || st.dirty.sum != page+100 || st.redo || st.epoch != 2 ||
+		st.pieces.unsure != 100 || st.cleared != 14 {
 		t.Errorf("same boot: %+v", st)
 	}
 	st, err = replay(b, bootNamed(bootB), noneDurable)
@@ -62,10 +67,10 @@ func TestReplay(t *testing.T) {
 	}
 	st, err = replay(b, bootNamed(bootB), func(bootID) int64 { return 2 })
 	must(t, err)
-	if st.present.sum != 2*page+100 || st.redo {
+	if st.present.sum != 2*page+200 || st.redo || st.pieces.unsure != 0 || st.cleared != -1 {
 		t.Errorf("another boot, both epochs durable: %+v", st)
 	}
-	if st, err = replay(b[:len(b)-5], bootNamed(bootA), noneDurable); err != nil || !st.torn || st.present.sum != page+100 {
+	if st, err = replay(b[:len(b)-5], bootNamed(bootA), noneDurable); err != nil || !st.torn || st.present.sum != 2*page+200 || st.pieces.unsure != 100 || st.cleared != -1 {
 		t.Errorf("a piece of a record at the end: %+v, %v", st, err)
 	}
 }
@@ -80,6 +85,12 @@ func TestReplayRefuses(t *testing.T) {
 		"range that overflows":     {{kind: kindFetched, a: page, b: maxSize}},
 		"negative offset":          {{kind: kindWritten, a: -1, b: 2}},
 		"empty range":              {{kind: kindWritten, a: 1, b: 0}},
+		"piece beyond the limit":   {{kind: kindPiece, a: 8*page - 1, n: 2}},
+		"piece before the start":   {{kind: kindPiece, a: -1, n: 1}},
+		"drop that overflows":      {{kind: kindDropped, a: page, b: maxSize}},
+		"drop of nothing":          {{kind: kindDropped, a: page}},
+		"clear that overflows":     {{kind: kindCleared, a: page, b: maxSize}},
+		"negative clear":           {{kind: kindCleared, a: page, b: -1}},
 		"shrink to more":           {{kind: kindShrink, a: 8 * page}},
 		"shrink to less than none": {{kind: kindShrink, a: -1}},
 		"two shrinks":              {{kind: kindShrink, a: 5}, {kind: kindShrink, a: 4}},
@@ -154,7 +165,7 @@ func TestDamagedObjects(t *testing.T) {
 		"empty map":      func(base string) error { return os.Truncate(base+mapSuffix, 0) },
 		"short data":     func(base string) error { return os.Truncate(base+dataSuffix, page) },
 		"map is garbage": func(base string) error { return os.WriteFile(base+mapSuffix, noise(5000, 3), 0o600) },
-		"future format":  func(base string) error { return poke(base+mapSuffix, 8, 2) },
+		"future format":  func(base string) error { return poke(base+mapSuffix, 8, 3) },
 		"data is a dir": func(base string) error {
 			return errors.Join(os.Remove(base+dataSuffix), os.Mkdir(base+dataSuffix, 0o700))
 		},
@@ -320,12 +331,25 @@ func FuzzReplay(f *testing.F) {
 				st.present.sum > st.limit || st.dirty.sum > st.present.sum {
 				t.Fatalf("%+v", st)
 			}
-			for d := range st.dirty.all {
-				if !st.present.has(d.from, d.to) || d.to > st.limit {
-					t.Fatalf("dirty and not present: %v", d)
-				}
-			}
+			sound(t, st)
 		}
+	})
+}
+
+// sound checks how ranges lie in each other.
+func sound(t *testing.T, st *state) {
+	for d := range st.dirty.all {
+		if !st.present.has(d.from, d.to) || d.to > st.limit {
+			t.Fatalf("dirty and not present: %v", d)
+		}
+	}
+	var end int64
+	st.pieces.each(0, maxSize, func(p *piece) bool {
+		if p.from < end || !st.present.has(p.from, p.to()) || st.dirty.overlaps(p.from, p.to()) || p.to() > st.limit {
+			t.Fatalf("piece %+v of %+v", p, st)
+		}
+		end = p.to()
+		return true
 	})
 }
 
@@ -339,10 +363,13 @@ func FuzzRecords(f *testing.F) {
 		out = c.put(out, record{kind: kindSession, a: lo, b: hi})
 		out = c.put(out, record{kind: kindEpoch, a: 1, b: 1})
 		for ; len(b) >= 3; b = b[3:] {
-			out = c.put(out, record{kind: kind(b[0] % 10), a: int64(int8(b[1])), b: int64(int8(b[2])), durable: uint32(b[0] / 10)})
+			out = c.put(out, record{kind: kind(b[0] % 13), a: int64(int8(b[1])), b: int64(int8(b[2])), n: pieceLen(b[0]%13, b[2]), durable: uint32(b[0] / 13)})
 		}
 		for _, boot := range []string{bootA, bootB} {
 			st, err := replay(out, bootNamed(boot), noneDurable)
+			if err == nil {
+				sound(t, st)
+			}
 			if err == nil && (st.dirty.sum > st.present.sum || st.present.sum > st.limit || st.limit > 200) {
 				t.Fatalf("%+v", st)
 			}
@@ -358,4 +385,11 @@ func FuzzEpochs(f *testing.F) {
 			t.Fatal("decoded what was not encoded")
 		}
 	})
+}
+
+func pieceLen(k, n byte) uint32 {
+	if kind(k) != kindPiece {
+		return 0
+	}
+	return uint32(n) + 1
 }

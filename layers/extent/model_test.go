@@ -199,6 +199,7 @@ func (m *machine) step() {
 	case 13:
 		m.logf("kill")
 		kill(m.s, m.o)
+		m.rot()
 		m.reopen()
 		m.verifyExact()
 	case 14:
@@ -210,6 +211,19 @@ func (m *machine) step() {
 		}
 		m.o.compactAt = m.o.chain.index + 1
 	}
+}
+
+// rot damages the data file where a sum will tell.
+func (m *machine) rot() {
+	var all []piece
+	m.o.pieces.each(0, maxSize, func(p *piece) bool { all = append(all, *p); return true })
+	if len(all) == 0 || m.rng.Intn(2) == 0 {
+		return
+	}
+	p := all[m.rng.Intn(len(all))]
+	at := p.from + m.rng.Int63n(int64(p.n))
+	m.logf("byte %d rots", at)
+	m.check(poke(m.path(dataSuffix), at, 0))
 }
 
 func (m *machine) reopen() {
@@ -252,6 +266,9 @@ func (m *machine) powerLoss() {
 		mapDurable = max(mapDurable, m.mapSize)
 	}
 	kill(m.s, m.o)
+	if m.o.clearedAt < 0 {
+		m.rot()
+	}
 
 	data := m.survivingData(m.file(dataSuffix))
 	log := m.file(mapSuffix)

@@ -37,6 +37,8 @@ type Object struct {
 	owed      []record // what has to be appended before anything else
 	compactAt uint32   // number of records at which to try a compaction
 	failed    error    // why Sync can no longer promise anything
+	sums      bool     // the map's format has pieces
+	clearedAt int64    // the first cleared record of this boot, -1 if there is none
 
 	mu      sync.RWMutex
 	size    int64 // all below: by mu
@@ -44,6 +46,7 @@ type Object struct {
 	cuts    uint64   // how often size became less
 	present rangeSet // below limit
 	dirty   rangeSet // subset of present
+	pieces  pieceSet // of present, but for those that are doubted; none is dirty. Changed with wmu held as well
 	flights []*flight
 }
 
@@ -57,19 +60,27 @@ func (o *Object) Size() int64 {
 	return o.size
 }
 
-// Missing returns how many bytes have to be fetched still.
+// Missing returns how many bytes have to be fetched still, provided that what was
+// kept before the store was opened is what it was.
 func (o *Object) Missing() int64 {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	return o.limit - o.present.sum
+	return o.limit - o.present.sum - o.pieces.unsure
 }
 
-// Whole reports whether nothing is missing.
-func (o *Object) Whole() bool { return o.Missing() == 0 }
+// Whole reports whether nothing is missing, and all that is here was compared with
+// its sums since the store was opened: Fill sees to both.
+func (o *Object) Whole() bool {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.limit == o.present.sum
+}
 
 // PresentRange reports whether no byte of [off, off+n) is missing: it can be
-// read from DataFd, up to Size. A present range stays present.
+// read from DataFd, up to Size. What was kept before the store was opened is
+// compared with its sums first. A present range of a pending object stays present.
 func (o *Object) PresentRange(off, n int64) bool {
+	o.prove(off, off+min(n, maxSize-off))
 	o.mu.RLock()
 	defer o.mu.RUnlock()
 	return o.presentLocked(off, off+min(n, maxSize-off))
@@ -138,6 +149,7 @@ func (o *Object) release() {
 	last := o.entry.refs == 0
 	if last && s.objs[o.entry.name] == o.entry {
 		delete(s.objs, o.entry.name)
+		s.noteProved(o)
 	}
 	s.mu.Unlock()
 	if last {

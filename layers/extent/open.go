@@ -21,7 +21,7 @@ const compactMin = 16384
 func (s *Store) create(name string, src Source, durable bool) (o *Object, err error) {
 	o = &Object{
 		store: s, src: src, name: name, pending: durable, data: -1, mapFd: -1,
-		size: src.Version.Size, limit: src.Version.Size, compactAt: compactMin,
+		size: src.Version.Size, limit: src.Version.Size, compactAt: compactMin, sums: true, clearedAt: -1,
 	}
 	defer func() {
 		if err != nil {
@@ -131,11 +131,27 @@ func (o *Object) load() error {
 	o.chain, o.mapEnd, o.torn = st.chain, st.end, st.torn
 	o.session, o.epoch = st.sameBoot, st.epoch
 	o.voidFrom, o.covered, o.durable = st.covered, st.covered, st.durable
+	o.pieces, o.sums, o.clearedAt = st.pieces, st.sums, st.cleared
+	o.believe()
 	o.compactAt = max(compactMin, 2*o.chain.index)
 	if st.redo {
 		o.owed = []record{{kind: kindShrunk}}
 	}
 	return nil
+}
+
+// believe takes what is doubted out of what is present, unless nothing has changed
+// since it was proved in this opening of the store.
+func (o *Object) believe() {
+	proved := o.store.provedUpTo(o.name)
+	o.pieces.each(0, maxSize, func(p *piece) bool {
+		if proved == o.chain {
+			o.pieces.trust(p)
+		} else {
+			o.present.remove(p.from, p.to())
+		}
+		return true
+	})
 }
 
 // regrow repairs a data file that is shorter than the limit. Only a power loss
@@ -146,6 +162,7 @@ func (st *state) regrow(data int, size int64) (int64, error) {
 		return 0, fmt.Errorf("data file has %d bytes, the map speaks of %d: %w", size, st.limit, layers.ErrCorrupt)
 	}
 	st.present.remove(size, maxSize)
+	st.pieces.remove(size, maxSize)
 	return st.limit, sys.Truncate(data, st.limit)
 }
 

@@ -65,6 +65,12 @@ func (s *rangeSet) has(from, to int64) bool {
 	return ci < len(s.chunks) && s.chunks[ci][si].from <= from && to <= s.chunks[ci][si].to
 }
 
+// overlaps reports whether any of [from, to) is in s.
+func (s *rangeSet) overlaps(from, to int64) bool {
+	ci, si := s.seek(from)
+	return from < to && ci < len(s.chunks) && s.chunks[ci][si].from < to
+}
+
 // add puts [from, to) into s.
 func (s *rangeSet) add(from, to int64) {
 	if s.has(from, to) {

@@ -58,8 +58,14 @@ func (o *Object) readWindow(ctx context.Context, fetch Fetcher, b []byte, off in
 		o.mu.RLock()
 		size, cuts := o.size, o.cuts
 		want := b[:max(0, min(int64(len(b)), size-off))]
-		here := o.presentLocked(off, off+int64(len(want)))
+		end := off + int64(len(want))
+		here := o.presentLocked(off, end)
+		doubts := !here && o.pieces.doubtful(off, end) != nil
 		o.mu.RUnlock()
+		if doubts {
+			o.prove(off, end)
+			continue
+		}
 
 		if len(want) == 0 && len(b) > 0 {
 			return 0, io.EOF

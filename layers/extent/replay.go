@@ -26,6 +26,9 @@ type state struct {
 	src            Source
 	limit          int64
 	present, dirty rangeSet // both below limit
+	pieces         pieceSet // of what is present and not dirty; all doubted
+	sums           bool     // pieces may be recorded
+	cleared        int64    // the first cleared record of the present boot, -1 if none
 
 	// redo: the data file may be longer than limit by what a truncate meant to
 	// cut off, and has to be cut to limit before anything is read from it.
@@ -52,12 +55,15 @@ type log struct {
 // returns the last epoch of a boot that is known to be on disk, 0 if none is.
 // The error wraps layers.ErrCorrupt.
 func replay(b []byte, boot bootID, durable func(bootID) int64) (*state, error) {
-	src, first, n, err := decodeHeader(b)
+	h, err := decodeHeader(b)
 	if err != nil {
 		return nil, err
 	}
-	l := readLog(b, first, n)
-	st := &state{src: src, limit: src.Version.Size, chain: l.next, end: l.end, torn: l.end < int64(len(b))}
+	l := readLog(b, h.first, h.n)
+	st := &state{
+		src: h.src, limit: h.src.Version.Size, sums: h.version != mapNoSums, cleared: -1,
+		chain: l.next, end: l.end, torn: l.end < int64(len(b)),
+	}
 	if err := st.sessions(l.recs, boot, durable); err != nil {
 		return nil, err
 	}
@@ -159,13 +165,26 @@ func (st *state) apply(recs []record) error {
 		ok, pending := true, cut == unanswered
 		switch r.kind {
 		case kindFetched, kindWritten:
-			ok = !pending && r.a >= 0 && r.b > 0 && r.a <= st.limit && r.b <= st.limit-r.a
-			if ok && !void(i) {
-				st.present.add(r.a, r.a+r.b)
-				if r.kind == kindWritten {
-					st.dirty.add(r.a, r.a+r.b)
+			if ok = !pending && st.within(r.a, r.b); ok && !void(i) {
+				st.add(&r)
+			}
+		case kindPiece:
+			if ok = !pending && st.within(r.a, int64(r.n)) && r.a/groupSize == (r.a+int64(r.n)-1)/groupSize; ok && !void(i) {
+				st.addPiece(&r)
+			}
+		case kindCleared:
+			if ok = r.a >= 0 && r.b >= 0 && r.b <= maxSize-r.a; ok {
+				st.pieces.remove(r.a, r.a+r.b)
+				if st.cleared < 0 {
+					st.cleared = int64(i)
 				}
 			}
+		case kindDropped:
+			if ok = r.a >= 0 && r.b > 0 && r.b <= maxSize-r.a; ok {
+				st.drop(r.a, r.a+r.b)
+			}
+		case kindSession:
+			st.anotherBoot()
 		case kindShrink:
 			ok = !pending && r.a >= 0 && r.a < st.limit
 			before.limit, before.cut = st.limit, cut
@@ -180,10 +199,58 @@ func (st *state) apply(recs []record) error {
 			return fmt.Errorf("extent map record %d: %w", i, layers.ErrCorrupt)
 		}
 	}
+	if !st.sameBoot {
+		st.anotherBoot()
+	}
 	st.present.remove(st.limit, maxSize)
 	st.dirty.remove(st.limit, maxSize)
+	st.pieces.remove(st.limit, maxSize)
 	st.redo = cut == unanswered || !st.sameBoot && cut >= int64(st.covered)
 	return nil
+}
+
+func (st *state) within(from, n int64) bool {
+	return from >= 0 && n > 0 && from <= st.limit && n <= st.limit-from
+}
+
+func (st *state) add(r *record) {
+	st.present.add(r.a, r.a+r.b)
+	if r.kind == kindWritten {
+		st.dirty.add(r.a, r.a+r.b)
+		st.pieces.remove(r.a, r.a+r.b)
+	}
+}
+
+// addPiece adds a piece. Where it meets what was written, and it should not, that
+// wins; where it meets another, which it should not either, only one can be proved.
+func (st *state) addPiece(r *record) {
+	p := piece{from: r.a, n: r.n, sum: uint64(r.b), doubted: true}
+	if st.dirty.overlaps(p.from, p.to()) {
+		return
+	}
+	st.pieces.each(p.from, p.to(), func(old *piece) bool {
+		st.present.remove(old.from, old.to())
+		return true
+	})
+	st.pieces.remove(p.from, p.to())
+	st.pieces.put(p)
+	st.present.add(p.from, p.to())
+}
+
+// drop makes what is clean of [from, to) missing.
+func (st *state) drop(from, to int64) {
+	st.pieces.remove(from, to)
+	for _, c := range st.dirty.missing(from, to) {
+		st.present.remove(c.from, c.to)
+	}
+}
+
+// anotherBoot is for where the records of one boot end and another begins: what
+// was written into a piece may be on disk, and the record of it not.
+func (st *state) anotherBoot() {
+	if st.cleared >= 0 {
+		st.pieces, st.cleared = pieceSet{}, -1
+	}
 }
 
 // voids returns whether the range record i does not count: the first session

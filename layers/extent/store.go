@@ -53,6 +53,7 @@ type Store struct {
 	mu     sync.Mutex
 	objs   map[string]*entry // by name; protected by mu
 	epochs []bootEpoch       // protected by mu; written under syncMu too
+	proved map[string]chain  // protected by mu; see noteProved
 
 	gate  sync.RWMutex
 	epoch int64 // of records that are appended now; protected by gate
@@ -162,6 +163,10 @@ func (s *Store) Cached(src Source) (*Object, error) {
 		if err == nil && !o.src.same(&src) {
 			o.closeFds()
 			err = fmt.Errorf("cached object is of %q: %w", o.src.Path, layers.ErrCorrupt)
+		}
+		if err == nil && !o.sums {
+			o.closeFds()
+			err = fmt.Errorf("it was cached without checksums: %w", layers.ErrCorrupt)
 		}
 		if err == nil || err != unix.ENOENT && !errors.Is(err, layers.ErrCorrupt) {
 			return o, err
@@ -279,6 +284,33 @@ func (s *Store) forget(name string, e *entry) {
 		delete(s.objs, name)
 	}
 	s.mu.Unlock()
+}
+
+// noteProved remembers of an object that is closed that nobody needs to prove it
+// when it is opened again: its map ends where it did. s.mu is held.
+func (s *Store) noteProved(o *Object) {
+	const most = 1 << 14 // who is forgotten is proved again
+	name := o.entry.name
+	delete(s.proved, name)
+	if o.pieces.doubts > 0 || name == "" || o.torn || len(o.owed) > 0 {
+		return
+	}
+	if s.proved == nil {
+		s.proved = make(map[string]chain)
+	}
+	for other := range s.proved {
+		if len(s.proved) < most {
+			break
+		}
+		delete(s.proved, other)
+	}
+	s.proved[name] = o.chain
+}
+
+func (s *Store) provedUpTo(name string) chain {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.proved[name]
 }
 
 // unlink removes both files of an object, as far as they exist, and the map

@@ -47,7 +47,7 @@ func (o *Object) Sync(dataOnly bool) error {
 		return o.fail("extent map", err)
 	}
 	o.wmu.Lock()
-	o.durable = end
+	o.durable = max(o.durable, end)
 	// The barrier itself, and what says which session it is of, need no other.
 	// Records that came in between do.
 	if o.covered = upto; end == upto+1 {

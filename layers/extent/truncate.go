@@ -35,6 +35,11 @@ func (o *Object) Truncate(size int64) error {
 	if !below {
 		return o.resize(size)
 	}
+	// The piece that is cut in two has no sum any more.
+	o.proveHeld(size, min(size+1, o.limit))
+	if err := o.settleDebt(); err != nil {
+		return err
+	}
 	if err := o.announceShrink(size); err != nil {
 		return fmt.Errorf("extent map: %w", err)
 	}
@@ -64,7 +69,7 @@ func (o *Object) announceShrink(size int64) error {
 		_ = o.settleDebt() // as above
 		return err
 	}
-	o.durable = upto
+	o.durable = max(o.durable, upto)
 	return nil
 }
 
@@ -83,6 +88,7 @@ func (o *Object) resize(size int64) error {
 		o.limit = size
 		o.present.remove(size, maxSize)
 		o.dirty.remove(size, maxSize)
+		o.pieces.remove(size, maxSize)
 	}
 	return nil
 }

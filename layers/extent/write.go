@@ -29,6 +29,23 @@ func (o *Object) WriteAt(b []byte, off int64) (n int, err error) {
 	if err := o.mayChange(); err != nil {
 		return 0, err
 	}
+	// The size that a crash leaves is the data file's. So what reaches beyond the
+	// limit comes after what does not: a crash leaves the beginning of a write, not
+	// its end without the beginning.
+	if below := o.limit - off; 0 < below && below < int64(len(b)) {
+		if n, err = o.writeOne(b[:below], off); err != nil {
+			return n, err
+		}
+	}
+	m, err := o.writeOne(b[n:], off+int64(n))
+	return n + m, err
+}
+
+// writeOne writes b, which lies on one side of the limit. o.wmu is held.
+func (o *Object) writeOne(b []byte, off int64) (n int, err error) {
+	if err := o.unseal(off, off+int64(len(b))); err != nil {
+		return 0, err
+	}
 	n, err = sys.Pwrite(o.data, b, off)
 	if n > 0 {
 		if e := o.wrote(off, off+int64(n)); e != nil {
@@ -133,6 +150,9 @@ func (o *Object) Punch(off, n int64) error {
 	o.mu.RLock()
 	end := min(off+n, o.size)
 	o.mu.RUnlock()
+	if err := o.unseal(off, end); err != nil {
+		return err
+	}
 	err := sys.Fallocate(o.data, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	if err == unix.EOPNOTSUPP || err == unix.ENOSYS {
 		err = o.writeZeros(off, end)
