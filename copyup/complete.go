@@ -2,6 +2,8 @@ package copyup
 
 import (
 	"context"
+	"errors"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -53,4 +55,35 @@ func restoreMode(fd int, was *layers.Attr) error {
 		return err
 	}
 	return sys.Fchmod(fd, was.Mode&0o7777)
+}
+
+// Dress gives the open regular file fd, which has src's data, owner, mode, xattrs,
+// flags and times of src; what it has of xattrs besides goes. It syncs nothing.
+func Dress(fd int, src *Source, cfg Config) error {
+	var stx unix.Statx_t
+	if err := sys.Statx(fd, "", &stx); err != nil {
+		return err
+	}
+	if stx.Uid != src.Attr.UID || stx.Gid != src.Attr.GID {
+		if err := sys.Fchown(fd, int(src.Attr.UID), int(src.Attr.GID)); err != nil {
+			return err
+		}
+	}
+	names, err := sys.Flistxattr(fd)
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	for _, n := range names {
+		if _, has := src.Xattrs[n]; has || belongsToStorage(n) || strings.HasPrefix(n, "system.") {
+			continue // ACLs are metadata's
+		}
+		if err := sys.Fremovexattr(fd, n); err != nil && (!strings.HasPrefix(n, "security.") || n == xattrCaps) {
+			return err // a label that the kernel gives is not ours to take
+		}
+	}
+	if err := metadata(fd, src, cfg); err != nil {
+		return err
+	}
+	setFlags(fd, src)
+	return nil
 }

@@ -71,7 +71,9 @@ func (fs *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.Attr
 
 // attr returns the present attributes of n.
 func (fs *FS) attr(ctx context.Context, n *node) (layers.Attr, error) {
-	return despiteRenames(n, func() (layers.Attr, error) { return fs.attrOnce(ctx, n) })
+	return despiteRenames(n, func() (layers.Attr, error) {
+		return unswapped(n, func() (layers.Attr, error) { return fs.attrOnce(ctx, n) })
+	})
 }
 
 func (fs *FS) attrOnce(ctx context.Context, n *node) (layers.Attr, error) {

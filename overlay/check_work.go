@@ -190,6 +190,7 @@ type pendingObject struct {
 	have  bool // there is an object
 	stub  uint64
 	links uint32 // of the stub
+	whole bool   // the stub is none any more, or that of another object
 	named uint64 // inode of the file in the upper that names it
 	told  bool
 }
@@ -232,6 +233,9 @@ func (c *check) pendings(ctx context.Context) error {
 		}
 		o := get(e.Name)
 		o.stub, o.links = st.Ino, uint32(st.Nlink)
+		_, err := sys.Getxattr(dir, e.Name, c.cfg.Format.Name(whiteout.Metacopy))
+		of, named := c.xattr(dir, e.Name, whiteout.Object)
+		o.whole = errors.Is(err, unix.ENODATA) || named && string(of) != e.Name
 		return nil
 	})
 }
@@ -297,11 +301,11 @@ func (c *check) orphans() {
 		}
 		stub := layers.Path("stubs").Join(id)
 		switch {
-		case o.links > 1:
+		case o.links > 1 && !o.whole:
 			c.found(FoundOrphan, c.work, stub, "a file that is still to be fetched has a name outside of the upper, or one that could not be read", "", nil)
 		case o.have:
 			object, _ := extent.ParseID(id)
-			c.found(FoundOrphan, c.work, layers.Path("objects").Join(object.DataName()), "content of a file that has no name any more", "removed",
+			c.found(FoundOrphan, c.work, layers.Path("objects").Join(object.DataName()), "content of a file that has no name any more, or has it elsewhere", "removed",
 				func(dir int, _ string) error {
 					if err := extent.Discard(dir, object); err != nil {
 						return err
@@ -309,7 +313,7 @@ func (c *check) orphans() {
 					return inParent(c.work.change.Root(), stub, remove)
 				})
 		default:
-			c.found(FoundOrphan, c.work, stub, "a file that is still to be fetched, without name and content", "removed", remove)
+			c.found(FoundOrphan, c.work, stub, "a file that was to be fetched, and has no name, or all of its content, by now", "removed", remove)
 		}
 	}
 }

@@ -299,6 +299,35 @@ var operations = []operation{
 		do:     func(d *driver) unix.Errno { return d.chmod("low", 0o600) },
 		effect: onFile("low", func(f *file) { f.mode = 0o600 })},
 
+	fills("a pending file", pend),
+	fills("a pending file that was moved", func(d *driver) { pend(d); d.rename("low", "dir/sub/moved", 0) }),
+	fills("a pending file with two names", func(d *driver) { pend(d); d.link("low", "dir/sub/new") }),
+	fills("a pending file with all kinds of metadata", func(d *driver) {
+		pend(d)
+		d.setxattr("low", "user.more", "m")
+		d.setxattr("low", "security.capability", aCapability)
+		d.chown("low", 1002)
+		d.chmod("low", 0o6711)
+		d.utimes("low", 77)
+	}),
+	fills("a pending file that was cut to nothing and grew", func(d *driver) { pend(d); d.truncate("low", 0); d.truncate("low", 5000) }),
+	{name: "fill of a pending file that is open", only: isRemote, first: pend, do: func(d *driver) unix.Errno {
+		fh, errno := d.keep("low")
+		if errno != 0 {
+			return errno
+		}
+		if err := d.fs.Fill(context.Background()); err != nil {
+			return errnoOf(err)
+		}
+		if errno := d.write("low", "WRITTEN", 0); errno != 0 {
+			return errno
+		}
+		if b, errno := d.readHandle(fh); errno != 0 || string(b) != "WRITTENow" {
+			panic(fmt.Sprintf("the old descriptor sees %q, %v", b, errno))
+		}
+		return 0
+	}, torn: isRemote, effect: onFile("low", contentOf("WRITTENow"))},
+
 	// Metacopies: files of which only metadata came up.
 	{name: "append to a metacopy", only: hasMetacopy, first: leaveData,
 		do:     func(d *driver) unix.Errno { return d.write("low", "+more", 9) },
@@ -379,6 +408,24 @@ func leaveData(d *driver) { d.chmod("low", 0o600) }
 
 // aCapability is cap_net_raw=ep, as linux/capability.h has it.
 const aCapability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+
+// fills fetches what is pending after first, and makes ordinary files of it, which
+// nobody sees.
+func fills(what string, first func(d *driver)) operation {
+	return operation{
+		name: "fill of " + what, only: isRemote, first: first,
+		do: func(d *driver) unix.Errno {
+			if err := d.fs.Fill(context.Background()); err != nil {
+				return errnoOf(err)
+			}
+			if p, err := d.fs.Progress(context.Background()); err != nil || p.Files != 0 {
+				panic(fmt.Sprintf("filled, and %d files are pending: %v", p.Files, err))
+			}
+			return 0
+		},
+		effect: func(sight, stacking) {},
+	}
+}
 
 func isRemote(k stacking) bool { return k.remote }
 

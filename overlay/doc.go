@@ -94,6 +94,15 @@
 //	                                 it is gone the data below counts
 //	truncate of a metacopy to 0      the size: one without bytes is empty; the mark
 //	change of a pending file         the time, then the object (package extent)
+//	fill of a pending file           what is fetched, in the object (package extent). When all is there:
+//	  it has one name                the stub's metadata on the data file, synced; that renamed over
+//	                                 the stub; the directory synced. Before the rename the file is
+//	                                 pending and whole, after it an ordinary one. Then the map and
+//	                                 WORK/stubs/ID go, which are swept
+//	  several names                  the data into the stub, synced: it is pending, its mtime may be
+//	                                 that of the copying; the mark taken off: an ordinary one. Synced,
+//	                                 the object goes, then WORK/stubs/ID: swept, the stub has no mark
+//	a source that changed            a note on the stub, synced
 //	last name of a pending file      the name; then the object, then WORK/stubs/ID: swept
 //	copy-up in a directory           overlay mode: the directory is marked overlay.impure first
 //	copy-up of a hard-linked file    the count (overlay mode: overlay.nlink; migrate mode: the

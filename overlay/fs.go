@@ -75,6 +75,7 @@ type Config struct {
 	NoRedirect    bool // renaming a directory that lies below is EXDEV
 	NoFollow      bool // a directory that was moved is EPERM where its redirect leads anywhere
 	Metacopy      bool // what changes no data moves none, where the format allows it
+	Fill          FillConfig
 	EntryTimeout  *time.Duration
 	AttrTimeout   *time.Duration
 	NegTimeout    *time.Duration // of names that are not there; nil: EntryTimeout
@@ -128,6 +129,9 @@ type FS struct {
 	flights flights
 
 	giveBack *time.Timer // see memory.go
+
+	swaps swaps
+	fill  fill
 
 	unsynced  unsynced
 	deadlocks deadlocks
@@ -224,7 +228,7 @@ func (fs *FS) start(ctx context.Context) error {
 	if fs.cfg.Mode == Migrate {
 		fs.live()
 	}
-	return nil
+	return fs.startFill()
 }
 
 func (fs *FS) stack() {
@@ -366,6 +370,7 @@ func (fs *FS) Close() error {
 // closeOwn is Close but for the layers, which a New that fails leaves to its
 // caller.
 func (fs *FS) closeOwn() (err error) {
+	fs.fill.close()
 	fs.finishRemovals()
 	fs.giveBack.Stop()
 	fs.dirs.closeAll()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/local"
 )
 
@@ -51,21 +52,22 @@ func (fs *FS) linkOnce(ctx context.Context, n, dir *node, name string, out *fuse
 		return err
 	}
 	defer b.end()
-	fd, err := fs.openUpper(n)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
 	if n.hasOrigin() {
 		if err := fs.setImpure(dir, b.dir.fd); err != nil {
 			return err
 		}
 	}
+	fd, done, err := fs.openChanging(n)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
 	if b.white {
 		err = b.replaceWhiteout(func(temp string) error { return sys.LinkFd(fd, fs.work, temp) })
 	} else {
 		err = sys.LinkFd(fd, b.dir.fd, name)
 	}
+	done()
 	if err == nil {
 		err = b.wasFirst(ctx, idOfFd(fd))
 	}
@@ -73,7 +75,7 @@ func (fs *FS) linkOnce(ctx context.Context, n, dir *node, name string, out *fuse
 		return err
 	}
 	// Nothing is opened to look at it: that it has the name must not end in an error.
-	a, err := fs.attrOfHandle(n, fd)
+	a, err := unswapped(n, func() (layers.Attr, error) { return fs.attrOfHandle(n, fd) })
 	if err != nil {
 		return err
 	}

@@ -243,11 +243,12 @@ func (fs *FS) changeUpper(n *node, f func(fd int) error) error {
 		return f(fd)
 	}
 	n.mu.RUnlock()
-	fd, err := fs.openUpper(n)
+	fd, done, err := fs.openChanging(n)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
+	defer done()
 	return f(fd)
 }
 

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,9 +39,13 @@ type source struct {
 	want  layers.Attr
 	turn  chan struct{} // holds a token while nobody opens the file
 
-	mu     sync.Mutex // protects file and closed
-	file   layers.File
-	closed bool
+	busy *demand // told of fetches that somebody waits for; nil: nobody is
+
+	mu      sync.Mutex // protects what follows
+	file    layers.File
+	closed  bool
+	changed func(error) // of a pending file: told when the source has another version
+	stale   error       // ... which it had before: it is not asked any more
 }
 
 var _ extent.Fetcher = (*source)(nil)
@@ -57,7 +62,36 @@ func (s *source) opened() (layers.File, error) {
 	if s.closed {
 		return nil, os.ErrClosed
 	}
-	return s.file, nil
+	return s.file, s.stale
+}
+
+// ownedBy makes s the source of the pending object id, whose version nothing can
+// bring back once it is known to be gone.
+func (s *source) ownedBy(fs *FS, id extent.ID) {
+	kind, _, _ := fs.conflictOf(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changed = func(err error) { fs.noteConflict(id, s.path, err) }
+	if s.stale = nil; kind == conflictOpen {
+		s.stale = errInConflict
+	}
+}
+
+// note passes on what the source has said.
+func (s *source) note(err error) error {
+	if !errors.Is(err, layers.ErrStale) {
+		return err
+	}
+	s.mu.Lock()
+	changed, known := s.changed, s.stale
+	if changed != nil && known == nil {
+		s.stale = errInConflict
+	}
+	s.mu.Unlock()
+	if changed != nil && known == nil {
+		changed(err)
+	}
+	return err
 }
 
 func (s *source) open(ctx context.Context) (layers.File, error) {
@@ -74,12 +108,8 @@ func (s *source) open(ctx context.Context) (layers.File, error) {
 		return nil, fmt.Errorf("the lower that has the rest of %q is not part of this mount: %w", string(s.path), layers.ErrOffline)
 	}
 	f, err := s.layer.Open(ctx, s.path, &s.want)
-	if nothing(err) || errors.Is(err, layers.ErrNotRegular) {
-		// It was there, and what we have of it is that version's.
-		err = fmt.Errorf("%w: %w", layers.ErrStale, err)
-	}
 	if err != nil {
-		return nil, err
+		return nil, s.note(staleIfGone(err))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -100,7 +130,11 @@ func (s *source) ReadAt(ctx context.Context, b []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return f.ReadAt(ctx, b, off)
+	if s.busy != nil && !layers.IsBackground(ctx) {
+		defer s.busy.begin()()
+	}
+	n, err := f.ReadAt(ctx, b, off)
+	return n, s.note(err)
 }
 
 // Settled implements extent.Settler where the layer's files know.
@@ -135,6 +169,11 @@ func (fs *FS) openObject(ctx context.Context, h *handle) error {
 	if hasObject(n.pending) && h.fd < 0 {
 		n.mu.Unlock() // it came up just now
 		return fs.openObject(ctx, h)
+	}
+	if n.dataInUpper() {
+		n.mu.Unlock() // it turned into an ordinary file just now
+		h.close()
+		return fs.open(ctx, h)
 	}
 	if err := fs.needObject(n); err != nil {
 		n.mu.Unlock()
@@ -187,9 +226,8 @@ func (fs *FS) needObject(n *node) (err error) {
 		if err != nil {
 			return err
 		}
-		from := obj.Source()
-		want := from.Attr()
-		n.obj, n.src = obj, newSource(fs.layerByID(from.LayerID), from.Path, &want)
+		n.obj, n.src = obj, fs.sourceOf(n.pending, obj)
+		fs.fill.opened(n.pending)
 		return nil
 	}
 	if len(n.lowers) == 0 {
@@ -202,6 +240,7 @@ func (fs *FS) needObject(n *node) (err error) {
 		return fmt.Errorf("size and time of %q are not known without its source: %w", string(r.path), layers.ErrOffline)
 	}
 	n.src = newSource(r.layer.Layer, r.path, r.attr)
+	n.src.busy = &fs.fill.demand
 	if fs.store == nil {
 		return nil
 	}
@@ -211,6 +250,16 @@ func (fs *FS) needObject(n *node) (err error) {
 		n.obj = nil
 	}
 	return nil
+}
+
+// sourceOf is where the pending object id has its missing extents from.
+func (fs *FS) sourceOf(id extent.ID, obj *extent.Object) *source {
+	from := obj.Source()
+	want := from.Attr()
+	s := newSource(fs.layerByID(from.LayerID), from.Path, &want)
+	s.busy = &fs.fill.demand
+	s.ownedBy(fs, id)
+	return s
 }
 
 func cacheSource(r *lowerRef) extent.Source {
@@ -270,6 +319,7 @@ func (fs *FS) useObject(n *node) error {
 	if n.src == nil {
 		return nil
 	}
+	n.src.ownedBy(fs, n.pending)
 	obj, err := fs.store.Pending(n.pending)
 	if err != nil {
 		return err
@@ -340,8 +390,10 @@ func (fs *FS) makePending(ctx context.Context, n *node) error {
 			_ = fs.needObject(n)
 		}
 		n.mu.Unlock()
+		return err
 	}
-	return err
+	fs.fill.add(id, n)
+	return nil
 }
 
 // pendingAttr shows the size of the object instead of the stub's.
@@ -363,12 +415,17 @@ func (fs *FS) pendingAttr(a *layers.Attr, id extent.ID, obj *extent.Object) erro
 
 // readObject reads through the object, or straight from the source where there
 // is no place for one.
-func (n *node) readObject(ctx context.Context, b []byte, off int64) (int, error) {
+func (h *handle) readObject(ctx context.Context, b []byte, off int64) (int, error) {
+	n := h.n
 	n.mu.RLock()
 	obj, src := n.obj, n.src
 	n.mu.RUnlock()
 	if src == nil {
-		return 0, unix.EBADF
+		v, err := h.upperView() // it turned into an ordinary file just now
+		if err != nil || v.fd < 0 || v.pending {
+			return 0, cmp.Or(err, error(unix.EBADF))
+		}
+		return sys.Pread(v.fd, b, off)
 	}
 	var got int
 	var err error
@@ -392,30 +449,55 @@ func (fs *FS) sweepObjects(ctx context.Context) error {
 	}
 	known := make(map[string]bool, len(ids))
 	for _, id := range ids {
-		var st unix.Stat_t
-		err := unix.Fstatat(fs.stubs, id.String(), &st, unix.AT_SYMLINK_NOFOLLOW)
-		if err == nil && st.Nlink > 1 {
+		has, err := fs.stubHas(id)
+		if err != nil {
+			return err
+		}
+		if has {
 			known[id.String()] = true
 			continue
-		}
-		if err != nil && err != unix.ENOENT {
-			return err
 		}
 		if err := fs.store.Remove(id); err != nil {
 			return err
 		}
+		_ = sys.Unlink(fs.stubs, id.String())
 	}
 	entries, err := local.ReadDirAt(ctx, fs.stubs)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		var st unix.Stat_t
-		if !known[e.Name] && unix.Fstatat(fs.stubs, e.Name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Nlink == 1 {
+		id, err := extent.ParseID(e.Name)
+		if known[e.Name] || err != nil {
+			continue
+		}
+		// One that has a name and says that its content is in the object that is not
+		// there stays for somebody to look at.
+		if has, err := fs.stubHas(id); err == nil && !has {
 			_ = sys.Unlink(fs.stubs, e.Name)
 		}
 	}
 	return nil
+}
+
+// stubHas reports whether the stub of the object id has a name in the tree, and has
+// its content in that object still: neither in itself nor, after a conflict, in another.
+func (fs *FS) stubHas(id extent.ID) (bool, error) {
+	var st unix.Stat_t
+	err := unix.Fstatat(fs.stubs, id.String(), &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil || st.Nlink < 2 {
+		return false, ignoreGone(err)
+	}
+	for _, x := range []string{whiteout.Metacopy, whiteout.Object} {
+		v, err := sys.Getxattr(fs.stubs, id.String(), fs.cfg.Format.Name(x))
+		if err != nil {
+			return false, ignoreNoXattr(err)
+		}
+		if x == whiteout.Object && string(v) != id.String() {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // bury removes what a file without names, and now without handles, leaves.
@@ -427,11 +509,6 @@ func (fs *FS) bury(n *node) {
 	if !hasObject(id) {
 		return
 	}
-	// The object goes first: a stub name without an object is swept, and so is
-	// an object whose stub has no other name.
-	if err := fs.store.Remove(id); err != nil {
-		fs.log.Warn("object left for the next mount to sweep", "object", id.String(), "cause", err)
-		return
-	}
-	_ = sys.Unlink(fs.stubs, id.String())
+	fs.dropPending(id)
+	fs.fill.drop(id)
 }

@@ -386,11 +386,14 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 		n.leaveMode()
 		n.closeObject()
 	}
-	dead := n.dead != nil
+	dead, pending := n.dead != nil, n.pending
 	n.mu.Unlock()
 	h.close()
-	if last && dead {
+	switch {
+	case last && dead:
 		fs.bury(n)
+	case last && hasObject(pending):
+		fs.fill.closed(pending)
 	}
 }
 

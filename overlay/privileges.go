@@ -137,10 +137,11 @@ func (h *handle) killPrivOf(c *fuse.Caller) error {
 	if c.Uid == 0 {
 		return nil
 	}
-	v, err := h.upperView()
+	v, done, err := h.stayingView()
 	if err != nil {
 		return err
 	}
+	defer done()
 	return h.n.fs.killPriv(v.fd, v.pending, c)
 }
 

@@ -51,6 +51,22 @@ func (h *handle) upperView() (view, error) {
 	return h.view(), nil
 }
 
+// stayingView is upperView; until done is called, a file that is pending stays so,
+// and its stub the place of its metadata.
+func (h *handle) stayingView() (v view, done func(), err error) {
+	if v, err = h.upperView(); err != nil || !v.pending {
+		return v, func() {}, err
+	}
+	h.n.mu.RLock()
+	if hasObject(h.n.pending) {
+		v.fd = h.fd
+		return v, h.n.mu.RUnlock, nil
+	}
+	h.n.mu.RUnlock()
+	v, err = h.upperView()
+	return v, func() {}, err
+}
+
 // Read implements fuse.RawFileSystem. What is on this host is read without an
 // allocation.
 func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
@@ -69,7 +85,7 @@ func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 	switch d, ok := v.lower.(layers.Descriptor); {
 	case err != nil:
 	case v.object:
-		r, err = readWaiting(cancel, in, buf, func(ctx context.Context) (int, error) { return h.n.readObject(ctx, buf, off) })
+		r, err = readWaiting(cancel, in, buf, func(ctx context.Context) (int, error) { return h.readObject(ctx, buf, off) })
 	case v.fd >= 0:
 		r, err = readFile(v.fd, buf, off)
 	case ok:
@@ -168,10 +184,11 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, in *fus
 	if err := fs.up(ctx, n, size); err != nil {
 		return 0, err
 	}
-	v, err := h.upperView()
+	v, done, err := h.stayingView()
 	if err != nil {
 		return 0, err
 	}
+	defer done()
 	if flags&fuse.WRITE_KILL_SUIDGID != 0 {
 		if err := fs.killPriv(v.fd, v.pending, &in.Caller); err != nil {
 			return 0, err
@@ -184,12 +201,7 @@ func (fs *FS) write(ctx context.Context, h *handle, b []byte, off int64, in *fus
 		return sys.Append(v.fd, b)
 	case !v.pending:
 		return sys.Pwrite(v.fd, b, off)
-	}
-	// n.mu keeps the object while it is written: a pending file that became whole
-	// has another.
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	if n.obj == nil {
+	case n.obj == nil:
 		return 0, unix.EIO
 	}
 	if end {
@@ -239,6 +251,7 @@ type objectWriter interface {
 // withData runs f on a writable descriptor of the upper file n or, if n is
 // pending, on its object and a descriptor of its stub.
 func (fs *FS) withData(n *node, f func(obj objectWriter, fd int) error) error {
+	seq := fs.swaps.begin()
 	fd, err := fs.openToChange(n)
 	if err != nil {
 		return err
@@ -246,7 +259,11 @@ func (fs *FS) withData(n *node, f func(obj objectWriter, fd int) error) error {
 	defer unix.Close(fd)
 	n.mu.Lock()
 	if !hasObject(n.pending) {
+		same := fs.swaps.same(seq)
 		n.mu.Unlock()
+		if !same {
+			return fs.withData(n, f) // fd may be a stub that n had
+		}
 		return f(nil, fd)
 	}
 	defer n.mu.Unlock()
@@ -313,7 +330,7 @@ func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fus
 	switch d, ok := v.lower.(layers.Descriptor); {
 	case err != nil:
 	case v.object:
-		off, err = fs.seekObject(h.n, int64(in.Offset), int(in.Whence))
+		off, err = h.seekObject(int64(in.Offset), int(in.Whence))
 	case v.fd >= 0:
 		off, err = unix.Seek(v.fd, int64(in.Offset), int(in.Whence))
 	case ok:
@@ -327,10 +344,13 @@ func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fus
 
 // seekObject takes what is missing here for data: for all we know, it is data
 // there.
-func (fs *FS) seekObject(n *node, off int64, whence int) (int64, error) {
+func (h *handle) seekObject(off int64, whence int) (int64, error) {
+	n := h.n
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	switch {
+	case n.dataInUpper() && h.fd >= 0: // since just now
+		return unix.Seek(h.fd, off, whence)
 	case n.obj != nil && whence == unix.SEEK_DATA:
 		return n.obj.SeekData(off)
 	case n.obj != nil:
@@ -423,8 +443,11 @@ func (fs *FS) fsync(h *handle, dataOnly bool) error {
 		return fs.syncBelow(v.lower)
 	case v.pending:
 		h.n.mu.RLock()
-		obj := h.n.obj
+		obj, still := h.n.obj, hasObject(h.n.pending)
 		h.n.mu.RUnlock()
+		if !still {
+			return fs.fsync(h, dataOnly) // it turned into an ordinary file just now
+		}
 		if obj == nil {
 			return unix.EIO
 		}

@@ -106,10 +106,11 @@ func (fs *FS) lookup(ctx context.Context, n *node, name string) (*found, error) 
 	}
 	below := fs.many() && !fs.notice(n)
 	f, err := fs.lookupOnce(ctx, n, name)
-	for range 3 {
-		if errors.Is(err, errLookAgain) {
-			f, err = fs.lookupOnce(ctx, n, name)
+	for range lookAgain {
+		if !errors.Is(err, errLookAgain) {
+			break
 		}
+		f, err = fs.lookupOnce(ctx, n, name)
 	}
 	if err == unix.ENOENT && fs.cfg.Mode == Migrate && (n.parts() > 1 || below && fs.notice(n)) {
 		// Between our looks at the upper and at the lower a copy may have been
@@ -120,6 +121,9 @@ func (fs *FS) lookup(ctx context.Context, n *node, name string) (*found, error) 
 	}
 	return f, err
 }
+
+// lookAgain is how often a name is looked at again that changes as it is looked at.
+const lookAgain = 100
 
 // lookAbove looks whether a layer above the lowest that n is in has name: ENOENT if
 // none has.
@@ -169,11 +173,16 @@ func (fs *FS) lookupOnce(ctx context.Context, n *node, name string) (*found, err
 		if err != nil {
 			return nil, err
 		}
+		seq := fs.swaps.begin()
 		err = fs.foundUpper(f, d.fd, name, n)
 		fs.dirs.release(d)
 		switch {
 		case err == nil && (!f.attr.IsDir() || f.opaque):
-			return fs.finish(ctx, f, n, name)
+			f, err = fs.finish(ctx, f, n, name)
+			if !fs.swaps.same(seq) {
+				return nil, errLookAgain
+			}
+			return f, err
 		case err != nil && err != unix.ENOENT:
 			return nil, err
 		case err == unix.ENOENT && f.opaque: // a whiteout

@@ -37,6 +37,7 @@ const (
 	Upper    = "upper"    // of the index directory: file handle of the upper
 	Nlink    = "nlink"    // "L+n" or "U+n": link count relative to lower or upper
 	Object   = "migratefs.object"
+	Conflict = "migratefs.conflict" // of a pending file's stub: its source has another version now
 	escape   = "overlay."
 )
 

@@ -1,0 +1,553 @@
+package overlay
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/extent"
+)
+
+// What pending files miss is fetched while nobody waits for it, so that the source can
+// be let go of; a file of which all is here becomes an ordinary one (fill_finish.go).
+// Files that were opened last come first, since what runs here needs them, then those
+// that have been pending longest. What is only read is not filled: it is the source's.
+//
+// The filler gives way to who waits for the same source, and stands still while that
+// cannot be reached. All it knows is in the objects: a remount, or a crash, costs what
+// was on its way.
+
+const (
+	fillFiles  = 4       // at once
+	fillPieces = 8       // at once, of all files
+	fillPiece  = 1 << 20 // bytes that are fetched with one call
+
+	fillQuiet   = 100 * time.Millisecond // without a fetch for somebody, before it goes on
+	fillYield   = time.Second            // it waits no longer for that, lest it stands still for good
+	fillAgain   = time.Second            // until it asks again for a source that is away
+	fillLater   = 30 * time.Second       // until it tries a file again that failed
+	fillBatched = 64                     // gaps that are looked up at once
+)
+
+// FillConfig says what is done with pending files in the background. The zero value
+// leaves them as they are.
+type FillConfig struct {
+	Finish bool  // those of which all is here become ordinary files
+	Fetch  bool  // what they miss is fetched
+	Rate   int64 // bytes a second at most; 0: as fast as it comes
+}
+
+// demand is how busy sources are with what somebody waits for.
+type demand struct {
+	busy atomic.Int64
+	last atomic.Int64 // when it was last answered: Unix time, ns
+}
+
+func (d *demand) begin() (end func()) {
+	d.busy.Add(1)
+	return func() {
+		d.last.Store(time.Now().UnixNano())
+		d.busy.Add(-1)
+	}
+}
+
+func (d *demand) quiet() bool {
+	return d.busy.Load() == 0 && time.Since(time.Unix(0, d.last.Load())) >= fillQuiet
+}
+
+// fill is what is known of pending files, and what fills them.
+type fill struct {
+	fs     *FS // immutable; so is cfg
+	cfg    FillConfig
+	demand demand
+	pieces chan struct{} // a token for each piece under way
+	woken  chan struct{}
+	stop   context.CancelFunc // nil: nothing runs
+	ended  chan struct{}
+
+	fetched  atomic.Int64 // bytes, by the filler since the mount
+	finished atomic.Int64 // files, since the mount
+
+	names sync.Mutex // who walks the upper; any I/O
+
+	mu    sync.Mutex // after every node's; nothing is done under it
+	files map[extent.ID]*filling
+	order []*filling  // oldest first, with some that are gone
+	front []extent.ID // opened last: last
+	next  time.Time   // when the rate allows the next piece
+	away  map[string]time.Time
+	last  failure
+}
+
+// filling is one pending file.
+type filling struct {
+	id    extent.ID
+	since time.Time
+	n     *node       // with a lookup of its own; nil: not known
+	path  layers.Path // where it was last seen
+	layer string      // id of the lower that its source is in, once known
+
+	gone     bool
+	busy     bool
+	conflict bool
+	missing  int64
+	after    time.Time // it is not tried before
+	err      error     // why
+}
+
+// failure is what went wrong last.
+type failure struct {
+	err  error
+	when time.Time
+}
+
+// startFill notes what is pending and, if it is to, begins to fill it.
+func (fs *FS) startFill() error {
+	q := &fs.fill
+	q.fs, q.cfg = fs, fs.cfg.Fill
+	q.files, q.away = make(map[extent.ID]*filling), make(map[string]time.Time)
+	q.pieces, q.woken = make(chan struct{}, fillPieces), make(chan struct{}, 1)
+	if fs.store == nil {
+		return nil
+	}
+	ids, err := fs.store.Pendings()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		f := &filling{id: id}
+		var stx unix.Statx_t
+		if unix.Statx(fs.stubs, id.String(), unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME|unix.STATX_CTIME, &stx) == nil {
+			born := cmp.Or(stx.Btime.Sec, stx.Ctime.Sec)
+			f.since = time.Unix(born, 0)
+		}
+		kind, _, err := fs.conflictOf(id)
+		if err != nil {
+			fs.log.Warn("whether a pending file is in conflict cannot be read", "object", id.String(), "cause", err)
+		}
+		f.conflict = kind == conflictOpen
+		q.files[id] = f
+		q.order = append(q.order, f)
+	}
+	slices.SortStableFunc(q.order, func(a, b *filling) int { return a.since.Compare(b.since) })
+	if !q.cfg.Finish && !q.cfg.Fetch {
+		return nil
+	}
+	ctx, stop := context.WithCancel(layers.Background(context.Background()))
+	q.stop, q.ended = stop, make(chan struct{})
+	go q.run(ctx)
+	return nil
+}
+
+// close ends what runs.
+func (q *fill) close() {
+	if q.stop != nil {
+		q.stop()
+		<-q.ended
+		q.stop = nil
+	}
+}
+
+// add notes that n is pending now.
+func (q *fill) add(id extent.ID, n *node) {
+	f := &filling{id: id, since: time.Now()}
+	f.path, _ = n.path()
+	q.mu.Lock()
+	if q.stop != nil {
+		n.fs.table.ref(n)
+		f.n = n
+	}
+	q.files[id] = f
+	q.order = append(q.order, f)
+	q.front = append(q.front, id)
+	q.mu.Unlock()
+	q.wake()
+}
+
+// drop forgets a file that is pending no more.
+func (q *fill) drop(id extent.ID) {
+	q.mu.Lock()
+	f := q.files[id]
+	delete(q.files, id)
+	var n *node
+	if f != nil {
+		n, f.n, f.gone = f.n, nil, true
+		if len(q.order) > 64 && len(q.order) > 2*len(q.files) {
+			q.order = slices.DeleteFunc(q.order, func(f *filling) bool { return f.gone })
+		}
+	}
+	q.mu.Unlock()
+	if n != nil {
+		q.fs.Forget(n.id, 1)
+	}
+}
+
+// opened notes that somebody has opened the file: it comes before others.
+func (q *fill) opened(id extent.ID) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.stop == nil || q.files[id] == nil {
+		return
+	}
+	if i := slices.Index(q.front, id); i >= 0 {
+		q.front = slices.Delete(q.front, i, i+1)
+	}
+	const most = 1024
+	if len(q.front) >= most {
+		q.front = slices.Delete(q.front, 0, most/2)
+	}
+	q.front = append(q.front, id)
+}
+
+// closed notes that nobody has the file open any more: all of it may be here.
+func (q *fill) closed(id extent.ID) {
+	q.mu.Lock()
+	f := q.files[id]
+	if f != nil && errors.Is(f.err, errNotWhole) {
+		f.after = time.Time{}
+	}
+	q.mu.Unlock()
+	if f != nil {
+		q.wake()
+	}
+}
+
+// wake has it look for something to do.
+func (q *fill) wake() {
+	select {
+	case q.woken <- struct{}{}:
+	default:
+	}
+}
+
+// inConflict notes whether the operator's word is waited for.
+func (q *fill) inConflict(id extent.ID, is bool) {
+	q.mu.Lock()
+	if f := q.files[id]; f != nil {
+		f.conflict, f.after = is, time.Time{}
+	}
+	q.mu.Unlock()
+	q.wake()
+}
+
+func (q *fill) conflicts() (ids []extent.ID) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, f := range q.order {
+		if !f.gone && f.conflict {
+			ids = append(ids, f.id)
+		}
+	}
+	return ids
+}
+
+// pick returns the next file to do something for, which is its caller's until done,
+// or when to look again.
+func (q *fill) pick(now time.Time) (f *filling, again time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	again = now.Add(time.Hour)
+	due := func(f *filling) bool {
+		if f == nil || f.gone || f.busy || f.conflict {
+			return false
+		}
+		at := f.after
+		if away := q.away[f.layer]; f.layer != "" && away.After(at) {
+			at = away
+		}
+		if at.After(now) {
+			if at.Before(again) {
+				again = at
+			}
+			return false
+		}
+		return true
+	}
+	for i := len(q.front) - 1; i >= 0; i-- {
+		if f := q.files[q.front[i]]; due(f) {
+			f.busy = true
+			return f, again
+		}
+	}
+	for _, f := range q.order {
+		if due(f) {
+			f.busy = true
+			return f, again
+		}
+	}
+	return nil, again
+}
+
+// run fills until ctx ends.
+func (q *fill) run(ctx context.Context) {
+	defer close(q.ended)
+	var under sync.WaitGroup
+	defer under.Wait()
+	slots := make(chan struct{}, fillFiles)
+	for {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		f, again := q.pick(time.Now())
+		if f == nil {
+			<-slots
+			t := time.NewTimer(max(time.Until(again), 10*time.Millisecond))
+			select {
+			case <-q.woken:
+			case <-t.C:
+			case <-ctx.Done():
+			}
+			t.Stop()
+			if ctx.Err() != nil {
+				return
+			}
+			continue
+		}
+		under.Add(1)
+		go func() {
+			defer under.Done()
+			q.done(f, q.work(ctx, f, q.cfg.Fetch))
+			<-slots
+			q.wake()
+		}()
+	}
+}
+
+// done notes what came of the work at f, which may be tried again later.
+func (q *fill) done(f *filling, err error) {
+	if err == nil {
+		q.finished.Add(1)
+		q.drop(f.id)
+		return
+	}
+	now := time.Now()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	f.busy, f.err = false, err
+	switch {
+	case errors.Is(err, context.Canceled):
+	case errors.Is(err, layers.ErrStale):
+		f.conflict = true
+	case errors.Is(err, layers.ErrOffline), errors.Is(err, layers.ErrDenied), errors.Is(err, layers.ErrReplaced):
+		f.after = now.Add(fillAgain)
+		if f.layer != "" {
+			q.away[f.layer] = f.after
+		}
+		q.last = failure{err, now}
+	case errors.Is(err, errNotWhole): // and nothing is to be fetched: a close wakes us
+		f.after = now.Add(fillLater)
+	case errors.Is(err, errNameless): // looking for it takes a walk
+		f.after = now.Add(10 * fillLater)
+	case errors.Is(err, extent.ErrUnsettled):
+		f.after = now.Add(2 * fillAgain)
+	default:
+		if q.last.err == nil || q.last.err.Error() != err.Error() {
+			q.fs.log.Warn("a pending file stays pending for now", "path", string(f.path), "object", f.id.String(), "cause", err)
+		}
+		f.after = now.Add(fillLater)
+		q.last = failure{err, now}
+	}
+}
+
+// Fill fetches all that pending files miss and makes ordinary files of them, once.
+// What cannot be is left pending; of several errors one is returned.
+func (fs *FS) Fill(ctx context.Context) error {
+	q := &fs.fill
+	ctx = layers.Background(ctx)
+	q.mu.Lock()
+	var all []*filling
+	for _, f := range q.order {
+		if !f.gone && !f.busy {
+			f.busy = true
+			all = append(all, f)
+		}
+	}
+	q.mu.Unlock()
+	var first error
+	for _, f := range all {
+		err := q.work(ctx, f, true)
+		q.done(f, err)
+		first = cmp.Or(first, err)
+	}
+	return first
+}
+
+// work does for f what there is to do: nil says that it is an ordinary file now.
+func (q *fill) work(ctx context.Context, f *filling, fetch bool) error {
+	obj, err := q.fs.store.Pending(f.id)
+	if err != nil {
+		return err
+	}
+	defer obj.Close()
+	q.mu.Lock()
+	f.layer = obj.Source().LayerID
+	q.mu.Unlock()
+	if fetch && !obj.Whole() {
+		err = q.fetchAll(ctx, f.id, obj)
+	}
+	q.mu.Lock()
+	f.missing = obj.Missing()
+	q.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if !obj.Whole() {
+		return errNotWhole
+	}
+	n, err := q.nodeOf(ctx, f)
+	if err != nil {
+		return err
+	}
+	defer q.fs.Forget(n.id, 1)
+	if err = q.fs.finishPending(ctx, n); !errors.Is(err, errNameless) {
+		return err
+	}
+	// It lost the name that we knew, and has another.
+	if n, err = q.found(ctx, f); err != nil {
+		return err
+	}
+	defer q.fs.Forget(n.id, 1)
+	return q.fs.finishPending(ctx, n)
+}
+
+// fetchAll fetches all that obj misses.
+func (q *fill) fetchAll(ctx context.Context, id extent.ID, obj *extent.Object) error {
+	src := q.fs.sourceOf(id, obj)
+	defer src.close()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	for !obj.Whole() {
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		var failed error
+		for _, gap := range obj.Gaps(0, fillBatched) {
+			for gap.Len > 0 && ctx.Err() == nil {
+				if err := q.enter(ctx); err != nil {
+					break
+				}
+				off, n := gap.Off, min(gap.Len, fillPiece-gap.Off%fillPiece)
+				gap.Off, gap.Len = off+n, gap.Len-n
+				wg.Add(1)
+				go func() {
+					defer wg.Done()
+					defer func() { <-q.pieces }()
+					if err := obj.Fill(ctx, src, off, n); err != nil {
+						mu.Lock()
+						defer mu.Unlock()
+						if failed == nil {
+							failed = err
+							stop()
+						}
+						return
+					}
+					q.fetched.Add(n)
+				}()
+			}
+		}
+		wg.Wait()
+		if err := cmp.Or(failed, ctx.Err()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// enter waits until a piece may be fetched, and takes one token of q.pieces.
+func (q *fill) enter(ctx context.Context) error {
+	for until := time.Now().Add(fillYield); !q.demand.quiet() && time.Now().Before(until); {
+		if err := sleep(ctx, fillQuiet/4); err != nil {
+			return err
+		}
+	}
+	if rate := q.cfg.Rate; rate > 0 {
+		q.mu.Lock()
+		now := time.Now()
+		q.next = latest(q.next, now).Add(time.Duration(float64(fillPiece) / float64(rate) * float64(time.Second)))
+		wait := q.next.Sub(now)
+		q.mu.Unlock()
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+	select {
+	case q.pieces <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Progress is how far pending files are.
+type Progress struct {
+	Fetching  bool  // what is missing is fetched in the background
+	Waiting   bool  // the source cannot be reached
+	Files     int   // that are pending
+	Missing   int64 // bytes that only the source has
+	Conflicts int   // of the files: they wait for the operator
+	Fetched   int64 // bytes, in the background since the mount
+	Finished  int64 // files that became ordinary ones since the mount
+	Err       error // what went wrong last
+	When      time.Time
+}
+
+// Progress tells how far pending files are. It opens those that nobody has open.
+func (fs *FS) Progress(ctx context.Context) (Progress, error) {
+	q := &fs.fill
+	p := Progress{Fetching: q.stop != nil && q.cfg.Fetch, Fetched: q.fetched.Load(), Finished: q.finished.Load()}
+	q.mu.Lock()
+	var ids []extent.ID
+	now := time.Now()
+	for _, f := range q.order {
+		if f.gone {
+			continue
+		}
+		ids = append(ids, f.id)
+		if f.conflict {
+			p.Conflicts++
+		} else if f.layer != "" && q.away[f.layer].After(now) {
+			p.Waiting = true
+		}
+	}
+	p.Err, p.When = q.last.err, q.last.when
+	q.mu.Unlock()
+	p.Files = len(ids)
+	for _, id := range ids {
+		if err := ctx.Err(); err != nil {
+			return p, err
+		}
+		obj, err := fs.store.Pending(id)
+		if err != nil {
+			continue // it became an ordinary file, or cannot be read: that was told
+		}
+		p.Missing += obj.Missing()
+		obj.Close()
+	}
+	return p, nil
+}
