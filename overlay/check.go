@@ -75,6 +75,7 @@ const (
 	FoundDaemon    = "daemon"         // a work directory of one that is gone
 	FoundTrash     = "trash"          // what lies there and should not, or cannot be told
 	FoundMarker    = "marker"         // LOWER/.migratefs/hl
+	FoundIntent    = "intent"         // a rename in several layers that was not ended
 	FoundUnmoved   = "two layers"     // a name is in two layers: its removal is to be finished
 	FoundDifferent = "two contents"   // a name is in two layers, with different content
 	FoundTypes     = "two types"      // a name is in two layers, as different things

@@ -30,6 +30,8 @@ func (c *check) migrate(ctx context.Context) error {
 	for _, l := range c.lowers {
 		c.ownership(l)
 	}
+	// What is at two places would be found there.
+	c.intent()
 	// The trees first: what is mended there may leave markers without a file.
 	if err := c.trees(ctx); err != nil {
 		return err
@@ -110,7 +112,7 @@ func (c *check) upperPrivate(ctx context.Context) error {
 	err := c.each(ctx, c.upper, Reserved, func(_ int, e *layers.Entry) error {
 		any = true
 		switch e.Name {
-		case idName, "index", "claims", "daemons":
+		case idName, "index", "claims", "daemons", intentName:
 		case "links", "stubs", "objects", "temps", "whiteout", "work": // overlay mode's, where its work directory is here
 		default:
 			c.leftover(c.upper, layers.Path(Reserved).Join(e.Name), e.Name)

@@ -282,6 +282,11 @@ var operations = []operation{
 	moves("up dir", "whdir").where(inOverlay), moves("whdir", "new").where(inOverlay),
 	moves("hid", "new").where(inOverlay), moves("dir/sub", "hid/sub").where(inOverlay),
 	exchanges("dir", "up dir"), exchanges("dir", "low"), exchanges("both dir", "dir"),
+	moves("both dir", "empty/new"), moves("both dir", "up dir/new"), moves("both dir", "target"),
+	moves("both dir", "up dir").after("that was emptied", func(d *driver) { d.unlink("up dir/u") }),
+	moves("dir", "up dir").after("that was emptied", func(d *driver) { d.unlink("up dir/u") }),
+	moves("dir", "both dir").after("that was emptied", func(d *driver) { d.unlink("both dir/l"); d.unlink("both dir/v") }),
+	moves("both dir", "dir").where(func(k stacking) bool { return k.mode == Migrate }).after("that was emptied", empty),
 
 	// What nobody touches: whole directories are done away with, also those that
 	// the upper has a part of; of hard links, the first and the last.
@@ -401,6 +406,14 @@ func drains(path string) operation {
 	}
 }
 
+// empty empties dir, which lies in one lower or two.
+func empty(d *driver) {
+	for _, name := range []string{"dir/a", "dir/b", "dir/hard3", "dir/sub/c"} {
+		d.unlink(name)
+	}
+	d.rmdir("dir/sub")
+}
+
 // hasMetacopy reports whether what changes no data moves none.
 func hasMetacopy(k stacking) bool { return k.mode == Overlay && !k.remote }
 
@@ -440,9 +453,12 @@ func linked(old, name string) func(sight, stacking) {
 	}
 }
 
-// mayDo reports whether an operation of a directory that lies in several layers
-// may be refused: mv then copies (EXDEV).
-func mayRefuse(k stacking) bool { return k.mode == Migrate }
+// mayRefuse reports whether the operation of a directory that lies in several layers
+// may be refused: mv then copies (EXDEV). Where there is one host, a new name is good if
+// its directory lies in all these layers.
+func (o *operation) mayRefuse(k stacking) bool {
+	return k.hosts == Many || k.mode == Migrate && (strings.HasPrefix(o.name, "exchange ") || o.name == "rename both dir to up dir/new")
+}
 
 // start brings a new world to where the operation starts.
 func (o *operation) start(t *testing.T, base string, k stacking) *world {
@@ -479,7 +495,7 @@ func (o *operation) expect(t *testing.T, base string, k stacking) (before, after
 	before, err := w.look()
 	must(t, err)
 	switch errno := o.run(w); {
-	case errno == unix.EXDEV && mayRefuse(k):
+	case errno == unix.EXDEV && o.mayRefuse(k):
 		refused = true
 		after = before
 	case errno != 0:

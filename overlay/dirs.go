@@ -115,6 +115,13 @@ func (c *dirCache) dropInLocked(n *node, l *layer) {
 	}
 }
 
+// dropIn forgets what is kept of n in layer l.
+func (c *dirCache) dropIn(n *node, l *layer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dropInLocked(n, l)
+}
+
 func (c *dirCache) closeAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -259,7 +266,7 @@ func (fs *FS) lowerPlace(d dentry, r *lowerRef) (*dirFD, bool) {
 // have come between taking the path and using it.
 func (fs *FS) retryRenames(f func() (*dirFD, error)) (d *dirFD, err error) {
 	for range 4 {
-		if d, err = f(); !errors.Is(err, errMoved) {
+		if d, err = outside(&fs.window, f); !errors.Is(err, errMoved) {
 			return d, err
 		}
 	}
@@ -272,7 +279,7 @@ func (fs *FS) retryRenames(f func() (*dirFD, error)) (d *dirFD, err error) {
 func despiteRenames[T any](n *node, f func() (T, error)) (v T, err error) {
 	for range 8 {
 		before, _ := n.dentry()
-		if v, err = f(); err == nil || errnoOf(err) != unix.ESTALE && errnoOf(err) != unix.ENOENT {
+		if v, err = outside(&n.fs.window, f); err == nil || errnoOf(err) != unix.ESTALE && errnoOf(err) != unix.ENOENT {
 			return v, err
 		}
 		n.mu.RLock() // who is at it has changed the names by then

@@ -22,11 +22,14 @@
 //	node.mu (file, then directories above it;  calls on the upper and on local lowers that
 //	         two files in the order of ids)     do not move data; never a source
 //	fileLocks.mu (per node: who has locked)    calls on a local layer that do not wait for a lock
+//	FS.window (a directory has moved in some   one rename in each layer; it can be waited for with
+//	         layers and not in others)         any lock held, since nothing is waited for in it
 //	FS.tree (all names)                        nothing: memory only
 //	table.mu, dirCache.mu, handleTable.mu      nothing: memory only
 //	FS.timesMu (per directory in the upper)    one name made there, and its times put back
 //
-// in this order. No lock is held while a source is asked.
+// in this order. No lock is held while a source is asked. FS.dirMoves, then FS.removing come
+// before the locks of directories, with hosts=single; FS.removing after those of files.
 //
 // # Invariants
 //
@@ -79,6 +82,11 @@
 //	                                 the layer that shows the file; synced; older copies under
 //	                                 the new name go. Of those, what cannot be removed stays
 //	                                 hidden, and the rename has succeeded.
+//	rename of a directory in several before UPPER/.migratefs/rename (intent.go) is whole and durable: as
+//	layers, hosts=single             before. Then one rename in each layer, the lowest first, but where an
+//	                                 empty directory is replaced, which goes last: the next mount does
+//	                                 what is left, or takes it back if that cannot be done; if nothing
+//	                                 had moved, nothing does. All synced; the intent removed, synced
 //	write, truncate, ...             copy-up (package copyup), then the change. A truncate that
 //	                                 brings up less than all is one step.
 //	lower copies, migrate mode       a copy-up leaves the name in both layers; a worker (removals.go)

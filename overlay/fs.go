@@ -128,6 +128,12 @@ type FS struct {
 	handles handleTable
 	flights flights
 
+	// Of a directory that is renamed in several layers (rename_parts.go).
+	dirMoves sync.Mutex   // protects promised: one rename of a directory at a time, with hosts=single
+	promised bool         // there is an intent that is not ended
+	removing sync.RWMutex // held while lower copies are removed; to write, while what they lie in moves
+	window   window
+
 	giveBack *time.Timer // see memory.go
 
 	swaps swaps

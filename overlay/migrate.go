@@ -87,6 +87,11 @@ func (fs *FS) removeLower(n *node, src *copyup.Source, d dentry) error {
 // removeFrom removes the name d from the lower r's layer, where it is the file
 // was describes.
 func (fs *FS) removeFrom(d dentry, r *lowerRef, was *layers.Attr, path layers.Path) error {
+	fs.removing.RLock()
+	defer fs.removing.RUnlock()
+	if now, ok := fs.pathOf(d); ok {
+		path = now
+	}
 	dir, err := fs.lowerOf(d.parent, r.layer)
 	if err != nil {
 		return err
@@ -341,6 +346,9 @@ func (fs *FS) dirChanged(dir *node, l *layer) {
 // a crash interrupted.
 func (fs *FS) recover(ctx context.Context) error {
 	if fs.cfg.Mode == Migrate {
+		if err := fs.finishRename(); err != nil { // first: the rest goes by paths
+			return err
+		}
 		fs.sweepDaemons(ctx)
 		if fs.many() {
 			fs.sweepClaims(ctx)

@@ -163,11 +163,13 @@ func (fs *FS) unchanged(ctx context.Context, n *node, src *copyup.Source) error 
 	if !r.layer.isLocal() {
 		return nil // every fetch carries its version
 	}
-	path, ok := n.pathIn(r)
-	if !ok {
-		return nil
-	}
-	now, err := r.layer.Stat(ctx, path)
+	now, err := outside(&fs.window, func() (layers.Attr, error) {
+		path, ok := n.pathIn(r)
+		if !ok {
+			return src.Attr, nil
+		}
+		return r.layer.Stat(ctx, path)
+	})
 	if err != nil {
 		return gone(err)
 	}

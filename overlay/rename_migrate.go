@@ -34,10 +34,16 @@ func (fs *FS) dropLowerName(d dentry, n *node, dir int) error {
 }
 
 // renameMigrate renames in the one layer that has the file. What would need two
-// layers is brought up first; a directory that would is EXDEV, and mv copies.
+// layers is brought up first; a directory that would moves in each if no other host can
+// see that (rename_parts.go), else it is EXDEV, and mv copies.
 func (fs *FS) renameMigrate(ctx context.Context, m *move) error {
 	if fs.many() && (m.src.isDir() && m.src.parts() > 1 || m.exchange() && m.dst.isDir() && m.dst.parts() > 1) {
 		return unix.EXDEV
+	}
+	inParts := m.src.isDir() && !m.exchange() && !fs.many() && !fs.cfg.AsCaller
+	if inParts {
+		fs.dirMoves.Lock()
+		defer fs.dirMoves.Unlock()
 	}
 	if m.src.isUpper() && !m.src.isDir() {
 		if err := fs.ensureNamed(ctx, m.from, m.src); err != nil {
@@ -54,6 +60,11 @@ func (fs *FS) renameMigrate(ctx context.Context, m *move) error {
 			// Not while we have claims: others, with claims of their own, may wait for ours.
 			// Nor locks: a copy-up may wait for the worker of removals.go, and that for them.
 			if err := fs.up(ctx, m.to.parent, whole); err != nil {
+				return err
+			}
+		}
+		if inParts {
+			if done, err := fs.renameParts(m); done || err != nil {
 				return err
 			}
 		}

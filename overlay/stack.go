@@ -104,6 +104,16 @@ func (fs *FS) lookup(ctx context.Context, n *node, name string) (*found, error) 
 	if n == fs.root && name == Reserved {
 		return nil, unix.ENOENT
 	}
+	for {
+		before := fs.window.closed()
+		f, err := fs.lookupNow(ctx, n, name)
+		if fs.window.closed() == before {
+			return f, err
+		}
+	}
+}
+
+func (fs *FS) lookupNow(ctx context.Context, n *node, name string) (*found, error) {
 	below := fs.many() && !fs.notice(n)
 	f, err := fs.lookupOnce(ctx, n, name)
 	for range lookAgain {

@@ -1,0 +1,395 @@
+package overlay
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/copyup"
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
+)
+
+// A directory that lies in several layers is renamed in each by a call of its own, in
+// migrate mode with hosts=single. Before the first of them UPPER/.migratefs/rename says
+// what moves, whole and durable; it goes when all are durable. Who finds it ends the
+// rename: what moves is known by its inode and birth time, so that whatever a crash, a
+// loss of power or somebody else has left, no other directory is touched.
+//
+//	migratefs rename 1
+//	from "old/name"                   quoted as a Go string
+//	to "new/name"
+//	part LAYER-INO-SEC.NSEC           the directory in one layer, in hexadecimal; in the
+//	part ...                          order in which they move
+//	over LAYER-INO-SEC.NSEC           if an empty directory is replaced: it
+//	end
+
+const (
+	intentName  = "rename"
+	intentFirst = "migratefs rename 1"
+	// intentMax is more than two paths take, however they are quoted.
+	intentMax = 1 << 20
+)
+
+// intent is a rename of a directory in several layers.
+type intent struct {
+	from, to layers.Path
+	parts    []copyup.Origin
+	over     copyup.Origin // empty if nothing is replaced
+}
+
+func (in *intent) encode() []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s\nfrom %q\nto %q\n", intentFirst, string(in.from), string(in.to))
+	for _, o := range in.parts {
+		fmt.Fprintf(&b, "part %s\n", o)
+	}
+	if in.over != "" {
+		fmt.Fprintf(&b, "over %s\n", in.over)
+	}
+	b.WriteString("end\n")
+	return b.Bytes()
+}
+
+func parseIntent(b []byte) (*intent, error) {
+	lines := strings.Split(string(b), "\n")
+	n := len(lines)
+	in := &intent{}
+	if n < 6 || lines[0] != intentFirst || lines[n-2] != "end" || lines[n-1] != "" {
+		return nil, layers.ErrCorrupt
+	}
+	for i, p := range []*layers.Path{&in.from, &in.to} {
+		word, value, _ := strings.Cut(lines[1+i], " ")
+		path, err := strconv.Unquote(value)
+		*p = layers.Path(path)
+		top, _, _ := strings.Cut(path, "/")
+		if err != nil || word != [...]string{"from", "to"}[i] || path == "" || !p.Valid() || top == Reserved {
+			return nil, layers.ErrCorrupt
+		}
+	}
+	for _, line := range lines[3 : n-2] {
+		word, value, _ := strings.Cut(line, " ")
+		switch {
+		case in.over != "" || !isIndexName(value) || len(value) <= shortID || value[shortID] != '-':
+			return nil, layers.ErrCorrupt
+		case word == "part":
+			in.parts = append(in.parts, copyup.Origin(value))
+		case word == "over" && len(in.parts) > 0:
+			in.over = copyup.Origin(value)
+		default:
+			return nil, layers.ErrCorrupt
+		}
+	}
+	return in, nil
+}
+
+// layerOf is the short id of the layer that a part lies in.
+func layerOf(o copyup.Origin) string { return string(o[:shortID]) }
+
+// readIntent returns what the upper says of a rename that was begun, and the file that
+// says so; nil if there is none.
+func readIntent(upper int) (in *intent, fd int, err error) {
+	fd, err = sys.OpenBeneath(upper, Reserved+"/"+intentName, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if nothing(err) {
+		return nil, -1, nil
+	}
+	if err != nil {
+		return nil, -1, err
+	}
+	b := make([]byte, intentMax)
+	n, err := sys.Pread(fd, b, 0)
+	if err == nil {
+		in, err = parseIntent(b[:n])
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, -1, fmt.Errorf("%s/%s: %w", Reserved, intentName, err)
+	}
+	return in, fd, nil
+}
+
+// journey is an intent with its directories at hand.
+type journey struct {
+	intent
+	legs []leg
+	over leg // to is where over lies
+}
+
+// leg is what moves in one layer.
+type leg struct {
+	part     copyup.Origin
+	from, to int // the directories with its names; -1 for one that is not there
+}
+
+// open opens what the journey leads through. rootOf is the root of the layer with a
+// short id, -1 if it is not at hand.
+func (in *intent) open(rootOf func(layer string) int) (*journey, error) {
+	j := &journey{intent: *in}
+	open := func(o copyup.Origin) (l leg, err error) {
+		l = leg{part: o, from: -1, to: -1}
+		root := rootOf(layerOf(o))
+		if root < 0 {
+			return l, fmt.Errorf("the layer whose %s/%s begins with %s is not among these: %w", Reserved, idName, layerOf(o), unix.ENXIO)
+		}
+		if l.from, err = openParentOf(root, in.from); err == nil {
+			l.to, err = openParentOf(root, in.to)
+		}
+		return l, err
+	}
+	for _, o := range in.parts {
+		l, err := open(o)
+		j.legs = append(j.legs, l)
+		if err != nil {
+			j.close()
+			return nil, err
+		}
+	}
+	if in.over == "" {
+		return j, nil
+	}
+	var err error
+	if j.over, err = open(in.over); err != nil {
+		j.close()
+		return nil, err
+	}
+	return j, nil
+}
+
+func openParentOf(root int, p layers.Path) (int, error) {
+	dir, _ := p.Split()
+	fd, err := sys.OpenBeneath(root, string(dir), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if nothing(err) {
+		return -1, nil
+	}
+	return fd, err
+}
+
+func (j *journey) close() {
+	for _, l := range j.all() {
+		closeFd(l.from)
+		closeFd(l.to)
+	}
+}
+
+// all are the legs, and where what is replaced lies.
+func (j *journey) all() []leg {
+	if j.over.part == "" {
+		return j.legs
+	}
+	return append(j.legs[:len(j.legs):len(j.legs)], j.over)
+}
+
+func (j *journey) names() (from, to string) {
+	_, from = j.from.Split()
+	_, to = j.to.Split()
+	return from, to
+}
+
+// isAt reports whether name in dir is the directory o.
+func isAt(dir int, name string, o copyup.Origin) (bool, error) {
+	if dir < 0 {
+		return false, nil
+	}
+	var stx unix.Statx_t
+	if err := sys.Statx(dir, name, &stx); err != nil {
+		return false, ignoreGone(err)
+	}
+	a := local.AttrOf(&stx)
+	return a.IsDir() && copyup.OriginOf(layerOf(o), &a) == o, nil
+}
+
+// begun reports whether anything has moved, so far as it is not taken back.
+func (j *journey) begun() (bool, error) {
+	_, name := j.names()
+	for _, l := range j.legs {
+		if there, err := isAt(l.to, name, l.part); there || err != nil {
+			return there, err
+		}
+	}
+	if j.over.part == "" {
+		return false, nil
+	}
+	stands, err := isAt(j.over.to, name, j.over.part)
+	return !stands, err
+}
+
+// errSplit: a directory has moved in some layers and not in others.
+var errSplit = errors.New("it has moved in a part of the layers")
+
+// complete moves what has not moved yet. If that cannot be done it takes all back, and
+// returns why; errSplit if neither can be.
+//
+// What is replaced goes with the last step, so that all before can be taken back.
+func (j *journey) complete() error {
+	for i := range j.legs {
+		if err := j.forth(&j.legs[i], i == len(j.legs)-1 && j.replaces()); err != nil {
+			return j.giveUp(err)
+		}
+	}
+	if j.over.part == "" || j.replaces() {
+		return nil
+	}
+	_, name := j.names()
+	if stands, err := isAt(j.over.to, name, j.over.part); err != nil || !stands {
+		return err
+	}
+	if err := sys.Rmdir(j.over.to, name); err != nil && err != unix.ENOENT {
+		return j.giveUp(err)
+	}
+	return nil
+}
+
+// replaces reports whether what is replaced lies in the layer of the last leg.
+func (j *journey) replaces() bool {
+	return j.over.part != "" && layerOf(j.over.part) == layerOf(j.legs[len(j.legs)-1].part)
+}
+
+func (j *journey) forth(l *leg, replace bool) error {
+	from, to := j.names()
+	if there, err := isAt(l.from, from, l.part); err != nil || !there {
+		return err // it has moved already, or somebody took it away
+	}
+	if replace {
+		return sys.Rename(l.from, from, l.to, to, 0)
+	}
+	return renameToFree(l.from, from, l.to, to)
+}
+
+// renameToFree renames to a name that must be free, also where no call can ask for
+// that.
+func renameToFree(from int, old string, to int, name string) error {
+	err := sys.Rename(from, old, to, name, unix.RENAME_NOREPLACE)
+	if err != unix.EINVAL && err != unix.ENOSYS {
+		return err
+	}
+	if has, err := inUpper(to, name); err != nil || has {
+		return errors.Join(err, unix.EEXIST)
+	}
+	return sys.Rename(from, old, to, name, 0)
+}
+
+// giveUp takes back what was done before cause.
+func (j *journey) giveUp(cause error) error {
+	from, to := j.names()
+	if j.over.part != "" {
+		if stands, err := isAt(j.over.to, to, j.over.part); err != nil || !stands {
+			return fmt.Errorf("%w: %w", cause, errSplit)
+		}
+	}
+	for i := len(j.legs) - 1; i >= 0; i-- {
+		l := &j.legs[i]
+		there, err := isAt(l.to, to, l.part)
+		if err == nil && there {
+			err = renameToFree(l.to, to, l.from, from)
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w, and it cannot be taken back: %w", cause, errSplit, err)
+		}
+	}
+	return cause
+}
+
+// sync makes durable what complete did.
+func (j *journey) sync(cfg copyup.Config) error {
+	for _, l := range j.all() {
+		for i, fd := range []int{l.from, l.to} {
+			if fd < 0 || i > 0 && fd == l.from {
+				continue
+			}
+			if err := copyup.SyncDir(fd, cfg); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// finishIntent ends the rename that the upper says was begun, if there is one: what has
+// begun to move moves, or all of it back.
+func finishIntent(upper int, rootOf func(layer string) int) error {
+	in, fd, err := readIntent(upper)
+	if in == nil || err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	// Mounts with hosts=many may find what one with hosts=single left, at once.
+	for range 100 {
+		if err = sys.Flock(fd, unix.LOCK_EX); !errors.Is(err, unix.EWOULDBLOCK) {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Nlink == 0 {
+		return err
+	}
+	if err := in.finish(rootOf); err != nil {
+		return fmt.Errorf("the rename of %q to %q was interrupted and cannot be ended: %w", string(in.from), string(in.to), err)
+	}
+	return dropIntent(upper)
+}
+
+func (in *intent) finish(rootOf func(layer string) int) error {
+	j, err := in.open(rootOf)
+	if err != nil {
+		return err
+	}
+	defer j.close()
+	begun, err := j.begun()
+	if begun && err == nil {
+		if err = j.complete(); err != nil && !errors.Is(err, errSplit) {
+			err = nil // it is as before
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return j.sync(copyup.Config{})
+}
+
+// dropIntent removes the intent of the upper, for what it says is done and durable, or
+// not begun.
+func dropIntent(upper int) error {
+	dir, err := sys.OpenBeneath(upper, Reserved, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	if err := ignoreGone(sys.Unlink(dir, intentName)); err != nil {
+		return err
+	}
+	return sys.Fsync(dir)
+}
+
+// writeIntent makes in durable, whole or not at all. work is a directory for what is not
+// finished, on the same filesystem.
+func writeIntent(upper, work int, in *intent) (err error) {
+	dir, err := sys.OpenBeneath(upper, Reserved, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	temp := copyup.TempName()
+	fd, err := sys.Create(work, temp, unix.O_WRONLY|unix.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if _, err = sys.Pwrite(fd, in.encode(), 0); err == nil {
+		err = sys.Fsync(fd)
+	}
+	if err == nil {
+		err = sys.Rename(work, temp, dir, intentName, 0)
+	}
+	if err != nil {
+		_ = sys.Unlink(work, temp)
+		return err
+	}
+	return sys.Fsync(dir)
+}

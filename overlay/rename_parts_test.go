@@ -1,0 +1,311 @@
+package overlay
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/migratefs/migratefs/copyup"
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+)
+
+var oneHost = stacking{name: "migrate", mode: Migrate, lowers: 1}
+
+// dyingAt makes the n-th rename, and all changes after it, fail until the hook is taken
+// away.
+func dyingAt(n int) {
+	var mu sync.Mutex
+	sys.SetHook(func(c sys.Change) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if c == "rename" {
+			n--
+		}
+		if n <= 0 {
+			return unix.EIO
+		}
+		return nil
+	})
+}
+
+func (w *world) has(path string) bool {
+	_, err := os.Lstat(w.at(path))
+	return err == nil
+}
+
+// TestRenameInPartsOfWhatIsInUse: what is open, known or waits to be removed below a
+// directory goes with it.
+func TestRenameInPartsOfWhatIsInUse(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		w := newWorld(t, worlds(t), oneHost)
+		w.tweak = func(c *Config) { c.gather, c.KeepLower = time.Hour, keep }
+		must(t, w.open())
+		d := &driver{fs: w.fs}
+		w.file("l1", "both dir/read", "lower both dir/read")
+		fh, errno := d.keep("both dir/read")
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		id, errno := d.find("both dir/read")
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+		// Its lower copy waits.
+		if errno := d.write("both dir/l", "WRITTEN", 0); errno != 0 {
+			t.Fatal(errno)
+		}
+		if errno := d.rename("both dir", "empty/moved", 0); errno != 0 {
+			t.Fatal(errno)
+		}
+		if b, errno := d.readHandle(fh); errno != 0 || string(b) != "lower both dir/read" {
+			t.Errorf("what is open reads %q, %v", b, errno)
+		}
+		var out fuse.AttrOut
+		in := fuse.SetAttrIn{SetAttrInCommon: fuse.SetAttrInCommon{InHeader: fuse.InHeader{NodeId: id}, Valid: fuse.FATTR_SIZE, Size: 5}}
+		if st := w.fs.SetAttr(nil, &in, &out); st != 0 {
+			t.Errorf("truncate of what is known: %v", st)
+		}
+		if b, errno := d.readHandle(fh); errno != 0 || string(b) != "lower" {
+			t.Errorf("what is open reads %q, %v", b, errno)
+		}
+		w.fs.finishRemovals()
+		for path, want := range map[string]bool{
+			"upper/empty/moved/l": true, "upper/empty/moved/read": true, "upper/empty/moved/v": true, "l1/empty/moved": true,
+			"l1/empty/moved/l": keep, "l1/empty/moved/read": keep,
+			"upper/both dir": false, "l1/both dir": false, "upper/.migratefs/rename": false,
+		} {
+			if w.has(path) != want {
+				t.Errorf("keep_lower=%v: %s is there: %v", keep, path, !want)
+			}
+		}
+		d.end()
+		if left := w.leftovers(); left != "" {
+			t.Errorf("left over:\n\t%s", left)
+		}
+		w.remove()
+	}
+}
+
+// TestRenameInPartsBeside stops the rename before each of its changes, while others use
+// what is in the directory: they wait where they have to, and find it.
+func TestRenameInPartsBeside(t *testing.T) {
+	base := worlds(t)
+	for n := 1; ; n++ {
+		w := newWorld(t, base, oneHost)
+		must(t, w.open())
+		d, other := &driver{fs: w.fs}, &driver{fs: w.fs}
+		var ids []uint64
+		for _, p := range []string{"both dir/l", "both dir/v", "both dir"} {
+			id, errno := other.find(p)
+			if errno != 0 {
+				t.Fatal(p, errno)
+			}
+			ids = append(ids, id)
+		}
+		w.fs.dirs.closeAll() // what is looked for is looked for by its path
+		s := newStepper(n)
+		s.who = goid()
+		used := make(chan struct{})
+		go func() {
+			defer close(used)
+			<-s.stopped
+			resume := time.AfterFunc(5*time.Millisecond, func() { close(s.resume) })
+			for _, id := range ids[:2] {
+				if b, errno := other.readNode(id); errno != 0 || !strings.HasSuffix(string(b), "dir/l") && !strings.HasSuffix(string(b), "dir/v") {
+					t.Errorf("read, before change %d of %q: %q, %v", n, s.names, b, errno)
+				}
+				in := fuse.SetAttrIn{SetAttrInCommon: fuse.SetAttrInCommon{InHeader: fuse.InHeader{NodeId: id}, Valid: fuse.FATTR_SIZE, Size: 20}}
+				var out fuse.AttrOut
+				if st := w.fs.SetAttr(nil, &in, &out); st != 0 {
+					t.Errorf("truncate, before change %d of %q: %v", n, s.names, st)
+				}
+			}
+			if _, _, errno := other.lookup(ids[2], "l"); errno != 0 {
+				t.Errorf("lookup, before change %d of %q: %v", n, s.names, errno)
+			}
+			if resume.Stop() {
+				close(s.resume)
+			}
+		}()
+		sys.SetHook(s.hook)
+		errno := d.rename("both dir", "new", 0)
+		sys.SetHook(nil)
+		met := s.n >= n
+		if !met {
+			close(s.stopped)
+		}
+		<-used
+		if errno != 0 {
+			t.Errorf("rename, with others before change %d of %q: %v", n, s.names, errno)
+		}
+		v, err := w.look()
+		must(t, err)
+		if v["new/l"].size != 20 || v["new/v"].size != 20 || len(v["both dir"].content)+len(v["both dir/l"].content) > 0 {
+			t.Errorf("used before change %d of %q: %v and %v", n, s.names, v["new/l"], v["new/v"])
+		}
+		d.end()
+		other.end()
+		w.remove()
+		if !met {
+			return
+		}
+	}
+}
+
+// TestSplitRename: a rename that can be neither done nor taken back is ended by the next
+// one, by the next mount or by a repair, and no other directory is taken for the one
+// that moved.
+func TestSplitRename(t *testing.T) {
+	// split leaves both dir at new in the lower, and where it was in the upper.
+	split := func(t *testing.T) *world {
+		w := newWorld(t, worlds(t), oneHost)
+		must(t, w.open())
+		d := &driver{fs: w.fs}
+		dyingAt(3) // after the intent's own, and the lower's
+		errno := d.rename("both dir", "new", 0)
+		sys.SetHook(nil)
+		if errno != unix.EIO || !w.has("l1/new/l") || !w.has("upper/both dir/v") || !w.has("upper/.migratefs/rename") {
+			t.Fatalf("not split: %v", errno)
+		}
+		d.end()
+		return w
+	}
+	whole := func(t *testing.T, w *world, name string) {
+		t.Helper()
+		v, err := w.look()
+		must(t, err)
+		if v[name+"/l"].content != "lower both dir/l" || v[name+"/v"].content != "upper both dir/v" || w.has("upper/.migratefs/rename") {
+			t.Errorf("%s is not whole: %v", name, v)
+		}
+	}
+	t.Run("next rename", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		d := &driver{fs: w.fs}
+		if errno := d.rename("dir", "empty/dir", 0); errno != 0 {
+			t.Error(errno)
+		}
+		d.end()
+		whole(t, w, "new")
+	})
+	t.Run("next mount", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		w.close()
+		must(t, w.open())
+		whole(t, w, "new")
+	})
+	t.Run("next mount of many", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		w.close()
+		w.kind.hosts = Many
+		must(t, w.open())
+		whole(t, w, "new")
+	})
+	t.Run("repair", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		w.close()
+		all := w.check(true)
+		if len(all) == 0 || all[0].Kind != FoundIntent || !all[0].Done {
+			t.Errorf("found %v", all)
+		}
+		if !w.has("upper/new/v") || !w.has("l1/new/l") {
+			t.Error("not repaired")
+		}
+		must(t, w.open())
+		whole(t, w, "new")
+	})
+	t.Run("taken back", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		w.close()
+		w.file("upper", "new", "in the way")
+		must(t, w.open())
+		if !w.has("l1/both dir/l") || !w.has("upper/both dir/v") || w.has("upper/.migratefs/rename") {
+			t.Error("it should lie where it was")
+		}
+	})
+	t.Run("in the way at both ends", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		w.close()
+		w.file("upper", "new", "in the way")
+		w.mkdir("l1", "both dir")
+		if err := w.open(); !errors.Is(err, errSplit) || !strings.Contains(err.Error(), `"both dir"`) {
+			t.Errorf("mounted: %v", err)
+		}
+		if all := w.check(true); len(all) == 0 || all[0].Kind != FoundIntent || all[0].Done || all[0].Error == "" {
+			t.Errorf("found %v", all)
+		}
+		must(t, os.Remove(w.at("upper/new")))
+		must(t, w.open())
+		if !w.has("l1/new/l") || !w.has("upper/new/v") || !w.has("l1/both dir") {
+			t.Error("not completed, or not that directory alone")
+		}
+	})
+	t.Run("another lower", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		w.close()
+		must(t, os.Rename(w.at("l1"), w.at("away")))
+		must(t, os.Mkdir(w.at("l1"), 0o755))
+		if err := w.open(); err == nil || !strings.Contains(err.Error(), "not among these") {
+			t.Errorf("mounted: %v", err)
+		}
+		if all := w.check(true); len(all) == 0 || all[0].Kind != FoundIntent || all[0].Mends != "" {
+			t.Errorf("found %v", all)
+		}
+		if !w.has("upper/.migratefs/rename") {
+			t.Error("the intent is gone")
+		}
+	})
+}
+
+func TestIntentIsRead(t *testing.T) {
+	id := func(layer, rest string) copyup.Origin { return copyup.Origin(strings.Repeat(layer, shortID) + rest) }
+	in := &intent{
+		from: "a/b\nc\xff\"", to: layers.Path(strings.Repeat("d", 255)),
+		parts: []copyup.Origin{id("1", "-2a-5.1"), id("f", "-7-0.0")}, over: id("f", "-8-1.1"),
+	}
+	out, err := parseIntent(in.encode())
+	must(t, err)
+	if out.from != in.from || out.to != in.to || len(out.parts) != 2 || out.parts[1] != in.parts[1] || out.over != in.over {
+		t.Errorf("%q was read as %+v", in.encode(), out)
+	}
+	good := string(in.encode())
+	for n := range good {
+		if _, err := parseIntent([]byte(good[:n])); !errors.Is(err, layers.ErrCorrupt) {
+			t.Errorf("cut after %d bytes: %v", n, err)
+		}
+	}
+	for _, x := range [][2]string{
+		{"rename 1", "rename 2"}, {"part 1", "pert 1"}, {"part 1", "part 1-"}, {"to \"d", "to \"/d"}, {"to \"d", "to \"../d"},
+		{"to \"d", "to \".migratefs/d"}, {"from", "form"}, {"over", "part"}, {"end", "over " + string(in.over) + "\nend"},
+	} {
+		b := strings.Replace(good, x[0], x[1], 1)
+		if _, err := parseIntent([]byte(b)); x[0] != "over" && !errors.Is(err, layers.ErrCorrupt) {
+			t.Errorf("%s in place of %s: %v", x[1], x[0], err)
+		}
+	}
+	w := newWorld(t, worlds(t), oneHost)
+	defer w.remove()
+	must(t, w.open())
+	w.close()
+	must(t, os.WriteFile(w.at("upper/.migratefs/rename"), []byte(good[:50]), 0o600))
+	if err := w.open(); !errors.Is(err, layers.ErrCorrupt) {
+		t.Errorf("mounted with half an intent: %v", err)
+	}
+	if all := w.check(true); len(all) == 0 || all[0].Kind != FoundIntent || all[0].Mends != "" || !w.has("upper/.migratefs/rename") {
+		t.Errorf("found %v", all)
+	}
+}
