@@ -71,6 +71,7 @@ type Config struct {
 	NoAtime       bool // reading an upper file leaves its access time
 	IDs           IDs
 	AsCaller      bool // the layers decide about rights: see caller.go; no source among them
+	NoPrefetch    bool // nothing is fetched from a source before somebody asks for it
 	NoPassthrough bool // the kernel reads and writes upper files through us
 	NoRedirect    bool // renaming a directory that lies below is EXDEV
 	NoFollow      bool // a directory that was moved is EPERM where its redirect leads anywhere
@@ -146,6 +147,7 @@ type FS struct {
 	complaints complaints
 	losses     losses
 	removals   removals
+	ahead      ahead
 
 	// strange: a layer is not the one that was mounted.
 	strange atomic.Bool
@@ -206,6 +208,7 @@ func newFS(cfg Config) *FS {
 	}
 	fs.copies.Lenient, fs.copies.LeftOut = cfg.Lenient, fs.leftOut
 	fs.removals.init(cfg.gather)
+	fs.ahead.init(cfg.NoPrefetch)
 	fs.giveBack = newGiveBack()
 	fs.dirs.init()
 	fs.table.init()
@@ -376,6 +379,7 @@ func (fs *FS) Close() error {
 // closeOwn is Close but for the layers, which a New that fails leaves to its
 // caller.
 func (fs *FS) closeOwn() (err error) {
+	fs.ahead.close()
 	fs.fill.close()
 	fs.finishRemovals()
 	fs.giveBack.Stop()

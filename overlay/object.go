@@ -180,10 +180,13 @@ func (fs *FS) openObject(ctx context.Context, h *handle) error {
 		h.close()
 		return err
 	}
+	if !fs.ahead.off {
+		h.stream = &stream{ahead: &fs.ahead}
+	}
 	n.admitLocked(h)
 	src, obj, pending := n.src, n.obj, hasObject(n.pending)
 	n.mu.Unlock()
-	if pending || obj != nil && obj.Missing() == 0 {
+	if pending || obj != nil && fs.bringSmall(ctx, h, obj, src) {
 		return nil
 	}
 	// The source is opened now, not at the first read: its handle then survives
@@ -204,6 +207,7 @@ func (n *node) isPending() bool {
 
 func (fs *FS) dropHandle(h *handle) {
 	fs.handles.remove(h.id)
+	h.stream.end()
 	n := h.n
 	n.mu.Lock()
 	defer n.mu.Unlock()

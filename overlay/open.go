@@ -27,6 +27,8 @@ type handle struct {
 	fd    int         // in the upper, or -1
 	lower layers.File // of a local lower, or nil
 
+	stream *stream // how it is read, of a remote or pending file, else nil; set before h is in use
+
 	within int64 // what lies before this offset of lower may go by a pipe; immutable
 
 	drops atomic.Pointer[pages] // what the kernel reads from this open on; see keep.go
@@ -378,6 +380,7 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	}
 	n := h.n
 	h.opened()
+	h.stream.end()
 	n.unlockAtRelease(h.id)
 	n.mu.Lock()
 	delete(n.open, h.id)

@@ -267,6 +267,9 @@ func (fs *FS) readDir(ctx context.Context, n *node) ([]layers.Entry, error) {
 				return nil, err
 			}
 		}
+		if fs.store != nil && !r.layer.isLocal() {
+			fs.ahead.listed(r.layer, r.path, es)
+		}
 		list = fs.merge(list, es, seen, n, r.layer)
 	}
 	if upper || fs.many() && fs.notice(n) {

@@ -85,6 +85,7 @@ func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 	switch d, ok := v.lower.(layers.Descriptor); {
 	case err != nil:
 	case v.object:
+		h.readAhead(off, int64(len(buf)))
 		r, err = readWaiting(cancel, in, buf, func(ctx context.Context) (int, error) { return h.readObject(ctx, buf, off) })
 	case v.fd >= 0:
 		r, err = readFile(v.fd, buf, off)

@@ -40,6 +40,7 @@ type options struct {
 	// The kernel keeps these locks itself, for this mount alone.
 	localFlock, localFcntl bool
 	noPass                 bool
+	noPrefetch             bool
 	fsName                 string
 	logFile                string
 	entry                  *time.Duration
@@ -127,6 +128,12 @@ var optionTable = map[string]func(o *options, v string) error{
 		var s string
 		err := oneOf(&s, "passthrough", v, "on", "off")
 		o.noPass = s == "off"
+		return err
+	},
+	"prefetch": func(o *options, v string) error {
+		var s string
+		err := oneOf(&s, "prefetch", v, "on", "off")
+		o.noPrefetch = s == "off"
 		return err
 	},
 	"whiteout":    setWhiteout,

@@ -350,6 +350,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		KeepLower:     st.o.keepLower,
 		TrashDays:     st.o.trashDays,
 		NoAtime:       st.o.noAtime,
+		NoPrefetch:    st.o.noPrefetch,
 		NoPassthrough: st.o.noPass,
 		NoRedirect:    st.o.noRedirect,
 		NoFollow:      st.o.noFollow,

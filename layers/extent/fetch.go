@@ -171,7 +171,7 @@ func (o *Object) fly(ctx context.Context, fetch Fetcher, f *flight) {
 	}
 	if f.err == nil {
 		if settled {
-			f.kept = o.keep(f)
+			f.kept = o.keep(f.from, f.buf)
 		} else {
 			f.kept = ErrUnsettled
 		}
@@ -189,30 +189,30 @@ func (o *Object) settled(fetch Fetcher) bool {
 	return !o.store.now().Before(time.Unix(m.Sec, int64(m.Nsec)).Add(settleTime))
 }
 
-// keep stores what f brought where it is missing still, and records it. A range
-// that was written, zeroed or cut off since is left alone.
-func (o *Object) keep(f *flight) error {
-	if o.store.tight(int64(len(f.buf))) {
+// keep stores b, the source's bytes at off, where they are missing still, and
+// records it. A range that was written, zeroed or cut off since is left alone.
+func (o *Object) keep(off int64, b []byte) error {
+	if o.store.tight(int64(len(b))) {
 		return o.uncached(unix.ENOSPC)
 	}
 	o.wmu.Lock()
 	defer o.wmu.Unlock()
-	o.proveHeld(f.from, f.to)
+	o.proveHeld(off, off+int64(len(b)))
 	o.mu.RLock()
-	missing := o.present.missing(f.from, min(f.to, o.limit))
+	missing := o.present.missing(off, min(off+int64(len(b)), o.limit))
 	o.mu.RUnlock()
 	// Only wmu's holder changes ranges or limit, so missing stays right.
 	var pieces []piece
 	var recs []record
 	for _, m := range missing {
-		if _, err := sys.Pwrite(o.data, f.buf[m.from-f.from:m.to-f.from], m.from); err != nil {
+		if _, err := sys.Pwrite(o.data, b[m.from-off:m.to-off], m.from); err != nil {
 			return o.uncached(err)
 		}
 		if !o.sums {
 			recs = append(recs, record{kind: kindFetched, a: m.from, b: m.to - m.from})
 			continue
 		}
-		for _, p := range o.cut(m.from, f.buf[m.from-f.from:m.to-f.from]) {
+		for _, p := range o.cut(m.from, b[m.from-off:m.to-off]) {
 			pieces, recs = append(pieces, p), append(recs, p.record())
 		}
 	}

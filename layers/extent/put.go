@@ -1,0 +1,34 @@
+package extent
+
+import (
+	"golang.org/x/sys/unix"
+)
+
+// Put stores b at off: bytes of the object's version that came by another way than
+// its Fetcher, and were settled when they were read (see Settler). They are kept
+// where bytes are missing and nowhere else. An error says that they are not kept
+// (ENOSPC, also when the room that is left is kept for writes).
+func (o *Object) Put(off int64, b []byte) error {
+	if off < 0 || off > maxSize-int64(len(b)) {
+		return errInvalid
+	}
+	if len(b) == 0 {
+		return nil
+	}
+	return o.keep(off, b)
+}
+
+// Holds reports whether all of src is here, in a cached object, as Missing
+// has it. It makes none.
+func (s *Store) Holds(src Source) bool {
+	var st unix.Stat_t
+	if unix.Fstatat(s.dir, src.key()+dataSuffix, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return false
+	}
+	o, err := s.Cached(src)
+	if err != nil {
+		return false
+	}
+	defer o.Close()
+	return o.Missing() == 0
+}
