@@ -151,6 +151,9 @@ func (s *stream) begin(obj *extent.Object, src *source, l *link, from, to int64)
 	ctx, release := s.ctx, obj.Hold()
 	began := s.ahead.begin(to-from, func() error {
 		defer release()
+		if src.busy != nil {
+			defer src.busy.begin()() // somebody will wait for it in a moment
+		}
 		began := time.Now()
 		l.sent()
 		err := obj.Fill(ctx, src, from, to-from)
