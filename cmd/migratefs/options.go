@@ -58,10 +58,12 @@ type options struct {
 	sshConfig  string
 	sshCommand string
 	sshAs      string
-	sshOptions []string
-	timeout    time.Duration
-	hard       bool
-	uid, gid   *uint32
+
+	connections int // 0: the default
+	sshOptions  []string
+	timeout     time.Duration
+	hard        bool
+	uid, gid    *uint32
 
 	given map[string]bool
 }
@@ -105,9 +107,10 @@ var optionTable = map[string]func(o *options, v string) error{
 		o.sshCommand = v
 		return nil
 	},
-	"ssh_as":     func(o *options, v string) error { o.sshAs = v; return nil },
-	"ssh_option": func(o *options, v string) error { o.sshOptions = append(o.sshOptions, v); return nil },
-	"timeout":    func(o *options, v string) error { return seconds(&o.timeout, "timeout", v) },
+	"ssh_as":      func(o *options, v string) error { o.sshAs = v; return nil },
+	"ssh_option":  func(o *options, v string) error { o.sshOptions = append(o.sshOptions, v); return nil },
+	"timeout":     func(o *options, v string) error { return seconds(&o.timeout, "timeout", v) },
+	"connections": func(o *options, v string) error { return number(&o.connections, "connections", v, 1, 32) },
 	"entry_timeout": func(o *options, v string) error {
 		o.entry = new(time.Duration)
 		return seconds(o.entry, "entry_timeout", v)

@@ -39,6 +39,12 @@ type Config struct {
 	// them, and not only for Timeout.
 	Hard bool
 
+	// Connections is how many ssh connections there may be at once, by default
+	// 4: one for requests that somebody waits for, one for small files and
+	// listings, the others for the background, made when they are needed. A
+	// server that refuses some is used with those it grants.
+	Connections int
+
 	// ConnectTimeout bounds the TCP connection, by default 20 s; a whole login
 	// may take twice as long.
 	ConnectTimeout time.Duration
@@ -52,6 +58,7 @@ type Config struct {
 
 	dial dialer // tests put their own server here
 	pace pace
+	far  time.Duration // by default farAway
 }
 
 // A dialer starts a connection. It is called on a thread that lives as long as
@@ -63,9 +70,10 @@ type pace struct {
 	first, most time.Duration // between attempts, doubling
 	refusal     time.Duration // at least, after a server turned us away
 	healthy     time.Duration // a connection that lasted so long starts the doubling anew
+	lane        time.Duration // between attempts to have one more connection, doubling
 }
 
-var defaultPace = pace{first: time.Second, most: time.Minute, refusal: 15 * time.Second, healthy: 30 * time.Second}
+var defaultPace = pace{first: time.Second, most: time.Minute, refusal: 15 * time.Second, healthy: 30 * time.Second, lane: time.Minute}
 
 // fill checks c and puts the defaults in.
 func (c *Config) fill() error {
@@ -81,11 +89,17 @@ func (c *Config) fill() error {
 	if c.ConnectTimeout <= 0 {
 		c.ConnectTimeout = 20 * time.Second
 	}
+	if c.Connections <= 0 {
+		c.Connections = defaultConnections
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	if c.pace == (pace{}) {
 		c.pace = defaultPace
+	}
+	if c.far == 0 {
+		c.far = farAway
 	}
 	for _, o := range c.SSHOptions {
 		if strings.ContainsAny(o, "\n\x00") || o == "" {

@@ -35,8 +35,8 @@ var (
 
 const (
 	windowSize   = 8 << 20
-	defaultChunk = 32 << 10 // what every server must be able to send, by the draft
-	maxChunk     = 128 << 10
+	defaultChunk = 32 << 10  // what every server must be able to send, by the draft
+	maxChunk     = 255 << 10 // OpenSSH's own limit
 )
 
 // conn is one SFTP channel. A burst of requests goes out together and in order;
@@ -51,7 +51,13 @@ type conn struct {
 	stall  time.Duration // immutable; how long the server may be silent
 	count  *counters
 	window *window
-	caps   caps // immutable after handshake
+	opens  *window       // bounds the handles that are open for a few exchanges only
+	main   bool          // immutable; the layer's main connection, see lane
+	caps   caps          // immutable after handshake
+	rtt    time.Duration // immutable after handshake; of one small burst
+
+	// serial: the handle that an OPEN will give is known before, see serial.go.
+	serial atomic.Bool
 
 	lastIn atomic.Int64 // nanoseconds since born, when the last bytes came
 	born   time.Time
@@ -66,7 +72,8 @@ type conn struct {
 	pending  map[uint32]*slot
 	answered uint64 // sequence number of the latest request that was answered
 	nextSeq  uint64
-	out      []byte // encoded, not yet taken by the writer
+	out      []byte        // encoded, not yet taken by the writer
+	lastOut  time.Duration // since born, when the last burst was sent
 }
 
 // caps is what the server's VERSION packet and limits@openssh.com tell.
@@ -92,6 +99,9 @@ type burst struct {
 	replies []reply
 	first   uint64 // sequence number of the first request
 
+	patience *patience // nil, or of the context it was sent under
+	own      bool      // it closes slot0 by itself
+
 	// protected by c.mu until done is closed
 	left      int
 	err       error
@@ -102,6 +112,7 @@ func newConn(t transport, stall time.Duration, count *counters) *conn {
 	c := &conn{
 		t: t, stall: stall, count: count,
 		window:  newWindow(windowSize),
+		opens:   newWindow(manyFiles),
 		born:    time.Now(),
 		dead:    make(chan struct{}),
 		kick:    make(chan struct{}, 1),
@@ -154,15 +165,15 @@ func (c *conn) start(ctx context.Context, reqs ...request) (*burst, error) {
 	if err := c.window.take(ctx, c.dead, c.weigh(reqs)); err != nil {
 		return nil, err
 	}
-	return c.enqueue(reqs)
+	return c.enqueue(ctx, reqs)
 }
 
 // tryStart is start where there is room in the window now, else nil, nil.
-func (c *conn) tryStart(reqs ...request) (*burst, error) {
+func (c *conn) tryStart(ctx context.Context, reqs ...request) (*burst, error) {
 	if !c.window.try(c.weigh(reqs)) {
 		return nil, nil
 	}
-	return c.enqueue(reqs)
+	return c.enqueue(ctx, reqs)
 }
 
 func (c *conn) weigh(reqs []request) int {
@@ -173,8 +184,8 @@ func (c *conn) weigh(reqs []request) int {
 	return c.window.clamp(sum)
 }
 
-func (c *conn) enqueue(reqs []request) (*burst, error) {
-	b := &burst{c: c, done: make(chan struct{}), replies: make([]reply, len(reqs)), left: len(reqs)}
+func (c *conn) enqueue(ctx context.Context, reqs []request) (*burst, error) {
+	b := &burst{c: c, done: make(chan struct{}), replies: make([]reply, len(reqs)), left: len(reqs), patience: patienceOf(ctx)}
 	budget := c.weigh(reqs) // what was taken is given back, clamped or not
 	c.mu.Lock()
 	if c.err != nil {
@@ -184,7 +195,9 @@ func (c *conn) enqueue(reqs []request) (*burst, error) {
 		return nil, err
 	}
 	b.first = c.nextSeq
+	c.lastOut = time.Since(c.born)
 	for i := range reqs {
+		b.own = b.own || reqs[i].closed
 		w := min(reqs[i].weight, budget)
 		budget -= w
 		if i == len(reqs)-1 {
@@ -261,17 +274,23 @@ func (b *burst) abandon() {
 	came := slices.Clone(b.replies)
 	b.c.mu.Unlock()
 	for i := range came {
-		b.c.drop(came[i])
+		b.drop(came[i])
 	}
 }
 
-// drop closes the handle that r brings, if it does.
-func (c *conn) drop(r reply) {
-	if r.typ == fxpHandle {
-		if h, err := r.handle(); err == nil {
-			c.post(askHandle(fxpClose, h))
-		}
+// drop closes the handle that r brings, if it does and b does not.
+func (b *burst) drop(r reply) {
+	if r.typ != fxpHandle {
+		return
 	}
+	h, err := r.handle()
+	if err != nil || b.own && h == slot0 {
+		return
+	}
+	if b.own {
+		b.c.serial.Store(false)
+	}
+	b.c.post(askHandle(fxpClose, h))
 }
 
 // fail ends the channel: everybody who waits gets err, or culpritErr if the
@@ -309,6 +328,16 @@ func (c *conn) fail(err, culpritErr error) {
 		defer c.wg.Done()
 		c.t.Close()
 	}()
+}
+
+// idle returns for how long nothing was asked, 0 while something is under way.
+func (c *conn) idle() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.pending) > 0 {
+		return 0
+	}
+	return time.Since(c.born) - c.lastOut
 }
 
 func (c *conn) write() {
@@ -390,11 +419,16 @@ func (c *conn) deliver(id uint32, r reply) error {
 		return corrupt("an answer to nothing that was asked (id %d)", id)
 	}
 	delete(c.pending, id)
+	if s.seq < c.answered {
+		c.serial.Store(false) // it does not answer in order
+	}
 	c.answered = max(c.answered, s.seq)
 	unwanted := false
 	if b := s.b; b != nil {
 		b.replies[s.i] = r
-		unwanted = b.abandoned
+		if unwanted = b.abandoned; !unwanted {
+			b.patience.progress()
+		}
 		if b.left--; b.left == 0 {
 			close(b.done)
 		}
@@ -402,7 +436,7 @@ func (c *conn) deliver(id uint32, r reply) error {
 	c.mu.Unlock()
 	c.window.give(s.weight)
 	if unwanted {
-		c.drop(r)
+		s.b.drop(r)
 	}
 	return nil
 }

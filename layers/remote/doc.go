@@ -22,13 +22,33 @@
 //     same type, mode, owner, size and mtime appear. Submounts are part of the
 //     tree; that one of them is gone is not noticed, as its root has no record.
 //
+// # Connections
+//
+// The main connection is for whoever waits, and has all handles that stay open.
+// Besides it there are lanes, made when they are needed: a swift one for small files
+// and listings, and bulk ones for what is done under layers.Background, which
+// so never stands before demand. Nothing depends on a lane: what fails on one is asked
+// on the main connection, which has the last word. On lanes of a server that hands
+// out handles as OpenSSH's does, a file or directory is opened and read in the same
+// exchange (see serial.go).
+//
 // # Round trips
 //
-//	Stat, Readlink, Statfs    1   (2 for a path whose parent is not there either)
-//	StatMany                  1 per 8 MiB of answers
-//	ReadDir                   2   plus 1 per 32 READDIRs of 100 names
-//	Open                      1   (2 without want)
-//	ReadAt                    1   the first one looks at the handle as well
+//	                          handles predicted   not
+//	Stat, Readlink, Statfs    1                   1   (2 for a path whose parent is not there either)
+//	StatMany                  1                   1   per 8 MiB of answers
+//	ReadDir                   1                   2   more than some 1,200 names: plus 1 per 32 READDIRs of 100
+//	ReadDirs                  1                   2   per 128 directories of 198 names, which overlap;
+//	                                                  plus 1 if some have up to 1,200
+//	Open of up to 128 KiB     1                   1   (one more without want)
+//	  and the first ReadAt    0                   1
+//	  and further ones        0                   1   (1 when the memory was needed for others)
+//	Open of larger files      1                   1   (one more without want)
+//	  and each ReadAt         1                   1   the first one looks at the handle as well
+//	ReadMany                  1                   2   per 256 files or 4 MiB, which overlap
+//
+// Until the lane is there, and with Connections below 3, it is as if they could not be
+// predicted.
 //
 // # What a disconnect leaves
 //
@@ -48,6 +68,11 @@
 //	                    at before the next OPEN       cannot be helped from here
 //	CLOSE               nothing                       the same
 //	login refused       parked until Reconnect        nothing is tried, no account is barred
+//	a lane              what was under way is asked   the same
+//	                    on another; it comes back
+//	                    when it is needed
+//	a lane refused      none is tried for a minute,   the same
+//	                    then two, up to an hour
 //
 // A server that is silent for half the timeout while it owes an answer, or
 // leaves out one answer for as long, is given up and called again. One connector
@@ -56,13 +81,14 @@
 //
 // # Locks
 //
-//	handlePool.mu
+//	handlePool.mu, carried.mu
 //	  File.mu
 //	    conn.mu
-//	window.mu, Layer.mu: nothing is locked under them
+//	Layer.mu
+//	  window.mu: nothing is locked under it
 //
 // None is held across I/O. File.opening is a token, waited for with a context,
 // and held across the exchange that opens the file anew.
 //
-// Start reading at Layer, then conn.
+// Start reading at Layer, then conn, lane and serial.go.
 package remote

@@ -8,6 +8,7 @@ import (
 	"io"
 	"path"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -17,14 +18,15 @@ import (
 	"github.com/migratefs/migratefs/layers"
 )
 
-// fake is an SFTP server in memory, which a test can make lie. It serves one
-// flat directory, /src.
+// fake is an SFTP server in memory, which a test can make lie. It serves /src.
 type fake struct {
 	mu       sync.Mutex
 	files    map[string]*fakeFile // by absolute path
 	fsid     uint64
 	exts     map[string]string
-	handles  map[string]*fakeFile
+	handles  map[fakeHandle]*fakeOpen
+	slots    bool // handles are OpenSSH's
+	serving  int  // sessions now
 	opened   int
 	most     int // handles that were open at once
 	sessions int
@@ -36,6 +38,18 @@ type fake struct {
 
 	// refuse, if not nil, is what dialing returns.
 	refuse error
+}
+
+// A fakeHandle is a handle of one session.
+type fakeHandle struct {
+	session int
+	name    string
+}
+
+// fakeOpen is what a handle leads to.
+type fakeOpen struct {
+	*fakeFile
+	names []string // of a directory: paths not listed yet
 }
 
 type fakeFile struct {
@@ -57,7 +71,7 @@ func newFake() *fake {
 	return &fake{
 		fsid:    7,
 		exts:    map[string]string{extStatvfs: "2", extLimits: "1"},
-		handles: make(map[string]*fakeFile),
+		handles: make(map[fakeHandle]*fakeOpen),
 		files: map[string]*fakeFile{
 			"/src":   {mode: unix.S_IFDIR | 0o755, mtime: 1000},
 			"/src/f": {mode: unix.S_IFREG | 0o644, mtime: 1000, data: random(9, 500_000)},
@@ -88,6 +102,7 @@ func (f *fake) dial(context.Context) (transport, error) {
 		return nil, f.refuse
 	}
 	f.sessions++
+	f.serving++
 	session := f.sessions
 	fromClient, toServer := io.Pipe()
 	fromServer, toClient := io.Pipe()
@@ -108,6 +123,14 @@ func (f *fake) dial(context.Context) (transport, error) {
 func (f *fake) serve(session int, in *io.PipeReader, out *io.PipeWriter) {
 	defer out.Close()
 	defer in.Close()
+	defer f.set(func() {
+		f.serving--
+		for h := range f.handles {
+			if h.session == session {
+				delete(f.handles, h)
+			}
+		}
+	})
 	var head [5]byte
 	if _, err := io.ReadFull(in, head[:]); err != nil {
 		return
@@ -206,11 +229,22 @@ func (f *fake) honest(q *query) []byte {
 		if q.typ == fxpLstat {
 			return packet(fxpAttrs, q.id, node.attrs())
 		}
-		f.opened++
-		h := fmt.Sprintf("h%d", f.opened)
-		f.handles[h] = &fakeFile{mode: node.mode, mtime: node.mtime, data: node.data, size: node.size}
+		if q.typ == fxpOpendir && node.mode&unix.S_IFMT != unix.S_IFDIR {
+			return status(q.id, fxNoSuchFile)
+		}
+		h := f.newHandle(q.session)
+		open := &fakeOpen{fakeFile: &fakeFile{mode: node.mode, mtime: node.mtime, data: node.data, size: node.size}}
+		if q.typ == fxpOpendir {
+			for name := range f.files {
+				if path.Dir(name) == q.name {
+					open.names = append(open.names, name)
+				}
+			}
+			slices.Sort(open.names)
+		}
+		f.handles[h] = open
 		f.most = max(f.most, len(f.handles))
-		return packet(fxpHandle, q.id, str(nil, h))
+		return packet(fxpHandle, q.id, str(nil, h.name))
 	case fxpRealpath:
 		return packet(fxpName, q.id, cat(u32(1), str(str(nil, q.name), q.name), u32(0)))
 	case fxpExtended:
@@ -224,15 +258,30 @@ func (f *fake) honest(q *query) []byte {
 	return f.onHandle(q)
 }
 
+// newHandle returns one that is not in use. The caller holds mu.
+func (f *fake) newHandle(session int) fakeHandle {
+	if !f.slots {
+		f.opened++
+		return fakeHandle{session, fmt.Sprintf("h%d", f.opened)}
+	}
+	for i := uint32(0); ; i++ {
+		h := fakeHandle{session, string(u32(i))}
+		if f.handles[h] == nil {
+			return h
+		}
+	}
+}
+
 // onHandle answers requests about handles. The caller holds mu.
 func (f *fake) onHandle(q *query) []byte {
-	node := f.handles[q.name]
+	h := fakeHandle{q.session, q.name}
+	node := f.handles[h]
 	if node == nil {
 		return status(q.id, fxFailure)
 	}
 	switch q.typ {
 	case fxpClose:
-		delete(f.handles, q.name)
+		delete(f.handles, h)
 		return status(q.id, fxOK)
 	case fxpFstat:
 		return packet(fxpAttrs, q.id, node.attrs())
@@ -243,19 +292,16 @@ func (f *fake) onHandle(q *query) []byte {
 		}
 		return packet(fxpData, q.id, str(nil, string(node.data[off:min(off+n, uint64(len(node.data)))])))
 	case fxpReaddir:
-		if node.data != nil {
+		if len(node.names) == 0 {
 			return status(q.id, fxEOF)
 		}
-		node.data = []byte{1}
+		now := node.names[:min(100, len(node.names))]
+		node.names = node.names[len(now):]
 		var b []byte
-		n := uint32(0)
-		for name, child := range f.files {
-			if path.Dir(name) == "/src" {
-				n++
-				b = cat(b, listed(path.Base(name), "", child))
-			}
+		for _, name := range now {
+			b = cat(b, listed(path.Base(name), "", f.files[name]))
 		}
-		return packet(fxpName, q.id, cat(u32(n), b))
+		return packet(fxpName, q.id, cat(u32(uint32(len(now))), b))
 	}
 	return status(q.id, fxUnsupported)
 }

@@ -6,12 +6,20 @@ import (
 )
 
 const (
-	// someHandles is how many handles are used where the server does not say
-	// how many it can hold, and spareHandles how many of those it can hold are
-	// left for directories and for opens under way.
-	someHandles  = 400
-	spareHandles = 64
+	// someHandles is how many files keep their handle where the server does not
+	// say how many it can hold, and spareHandles how many of those it can hold
+	// are left for directories, for opens under way and for ReadMany.
+	someHandles  = 336
+	spareHandles = 64 + manyFiles
 )
+
+// bulkHandles is how many handles may be open on c for a few exchanges only.
+func (c *conn) bulkHandles() int {
+	if c.caps.handles <= 0 {
+		return manyFiles
+	}
+	return min(manyFiles, max(c.caps.handles/4, 1))
+}
 
 // handlePool bounds how many handles are open on the server, which has as many
 // as its RLIMIT_NOFILE lets it. The file that was used least recently loses its
@@ -29,8 +37,9 @@ type handlePool struct {
 func (h *handlePool) add(f *File, most int) {
 	if most <= 0 {
 		most = someHandles
+	} else {
+		most = max(most-spareHandles, most/2, 1)
 	}
-	most = max(most-spareHandles, most/2, 1)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.at == nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"time"
 )
 
 const (
@@ -13,9 +14,10 @@ const (
 	extLimits  = "limits@openssh.com"
 )
 
-// handshake exchanges INIT and VERSION and asks for the limits. The channel is
-// not running before and runs afterwards.
-func (c *conn) handshake(ctx context.Context) error {
+// handshake exchanges INIT and VERSION, asks for the limits, and finds out with
+// the directory probe whether handles can be predicted. The channel is not
+// running before and runs afterwards.
+func (c *conn) handshake(ctx context.Context, probe string) error {
 	stop := context.AfterFunc(ctx, func() { c.t.Close() })
 	defer stop()
 	exts, err := c.version()
@@ -27,14 +29,27 @@ func (c *conn) handshake(ctx context.Context) error {
 	}
 	c.caps = caps{statvfs: exts[extStatvfs] == "2", chunk: defaultChunk}
 	c.run()
-	if exts[extLimits] != "1" {
-		return nil
+	reqs := askProbe(probe)
+	limits := exts[extLimits] == "1"
+	if limits {
+		reqs = append(reqs, request{typ: fxpExtended, body: str(nil, extLimits), weight: 256})
 	}
-	replies, err := c.do(ctx, request{typ: fxpExtended, body: str(nil, extLimits), weight: 256})
+	sent := time.Now()
+	replies, err := c.do(ctx, reqs...)
 	if err != nil {
 		return err
 	}
-	d, err := replies[0].expect(fxpExtendedReply)
+	c.rtt = time.Since(sent)
+	c.readProbe(replies)
+	if limits {
+		err = c.readLimits(&replies[len(replies)-1])
+	}
+	c.opens = newWindow(c.bulkHandles())
+	return err
+}
+
+func (c *conn) readLimits(r *reply) error {
+	d, err := r.expect(fxpExtendedReply)
 	if err != nil {
 		return nil // offered and then refused: the defaults hold
 	}

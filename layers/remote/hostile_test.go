@@ -178,7 +178,7 @@ func TestAnotherVersion(t *testing.T) {
 		}
 		f.set(func() {
 			for _, n := range f.handles {
-				change(n)
+				change(n.fakeFile)
 			}
 		})
 		if n, err := file.ReadAt(soon(t), b, 5); !errors.Is(err, layers.ErrStale) || n != 0 {

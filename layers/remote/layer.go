@@ -39,8 +39,13 @@ type Layer struct {
 	stop context.CancelFunc
 	done chan struct{} // closed when the connector has ended
 
-	unpark  chan struct{} // Reconnect wakes the connector
+	unpark  chan struct{}  // Reconnect wakes the connector
+	want    chan struct{}  // a lane was asked for
+	narrow  chan struct{}  // holds a token: who has it does background work on the main connection
+	watched sync.WaitGroup // who watches lanes
 	handles handlePool
+	carried carried
+	erratic atomic.Bool // blocks have failed: there are no more, see serial.go
 
 	mu       sync.Mutex
 	cur      *conn         // nil while there is none
@@ -49,6 +54,7 @@ type Layer struct {
 	lostAt   time.Time     // when cur became nil
 	parked   bool
 	isClosed bool
+	lanes    lanes
 }
 
 // Stats are totals since New.
@@ -58,10 +64,13 @@ type Stats struct {
 	BytesRead int64 // of file content, as it was handed out
 	WireIn    int64 // bytes from the server, before ssh's own overhead
 	Connects  int64 // logins that led to a working channel
+	Predicted int64 // files and directories that were opened and read in one exchange
+
+	Connections int // how many there are now
 }
 
 type counters struct {
-	requests, bursts, bytesRead, wireIn, connects atomic.Int64
+	requests, bursts, bytesRead, wireIn, connects, predicted atomic.Int64
 }
 
 // New connects to the source and looks at the root, which must be a directory.
@@ -77,8 +86,11 @@ func New(ctx context.Context, cfg Config) (*Layer, error) {
 		cfg: cfg, name: cfg.Target.printable(), dial: cfg.dial,
 		done:    make(chan struct{}),
 		unpark:  make(chan struct{}, 1),
+		want:    make(chan struct{}, 1),
+		narrow:  make(chan struct{}, 1),
 		changed: make(chan struct{}),
 	}
+	l.lanes = newLanes(cfg.Connections, cfg.pace.lane)
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	var s *ssh
 	if l.dial == nil {
@@ -127,6 +139,9 @@ func (l *Layer) Stats() Stats {
 		BytesRead: l.count.bytesRead.Load(),
 		WireIn:    l.count.wireIn.Load(),
 		Connects:  l.count.connects.Load(),
+		Predicted: l.count.predicted.Load(),
+
+		Connections: l.connections(),
 	}
 }
 

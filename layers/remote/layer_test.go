@@ -2,9 +2,12 @@ package remote
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -60,6 +63,64 @@ func TestRoundTrips(t *testing.T) {
 	list, err := l.ReadDir(ctx, "")
 	if err != nil || len(list) != 1 || list[0].Name != "f" || list[0].Attr == nil || list[0].Attr.Nlink != 1 {
 		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+// The same on lanes of a real server: what one exchange is enough for.
+func TestRoundTripsPredicted(t *testing.T) {
+	for _, server := range []string{sftpServer(t), "internal-sftp"} {
+		s, dir := startSSHD(t, "Subsystem sftp "+server), t.TempDir()
+		must(t, os.Mkdir(filepath.Join(dir, "large"), 0o755))
+		must(t, os.Mkdir(filepath.Join(dir, "small"), 0o755))
+		data := make(map[string][]byte)
+		for i := range 1000 {
+			must(t, os.WriteFile(filepath.Join(dir, "large", fmt.Sprint("a rather long name, ", i)), nil, 0o644))
+		}
+		for i := range 256 {
+			name := fmt.Sprintf("%03d", i)
+			data[name] = random(uint64(i), i*50)
+			must(t, os.WriteFile(filepath.Join(dir, "small", name), data[name], 0o644))
+			must(t, os.Chtimes(filepath.Join(dir, "small", name), time.Unix(1000, 0), time.Unix(1000, 0)))
+		}
+		l := open(t, s.layer(dir))
+		withLanes(t, l)
+		var list []layers.Entry
+		var err error
+		trips(t, l, "ls -l of 1,000", 1, func() { list, err = l.ReadDir(soon(t), "large") })
+		if err != nil || len(list) != 1000 || list[0].Attr == nil {
+			t.Errorf("%d names, %v", len(list), err)
+		}
+		list, err = l.ReadDir(soon(t), "small")
+		must(t, err)
+		var files []layers.Wanted
+		for _, e := range list {
+			files = append(files, layers.Wanted{Path: layers.Path("small").Join(e.Name), Attr: e.Attr})
+		}
+		var got []layers.Content
+		for _, ctx := range []context.Context{soon(t), layers.Background(soon(t))} {
+			trips(t, l, "256 files", 1, func() { got, err = l.ReadMany(ctx, files) })
+			must(t, err)
+			for i, c := range got {
+				if c.Err != nil || !c.Settled || !bytes.Equal(c.Data, data[list[i].Name]) {
+					t.Fatalf("%q: %d bytes, %v", list[i].Name, len(c.Data), c.Err)
+				}
+			}
+		}
+		var f layers.File
+		b := make([]byte, 50*200)
+		trips(t, l, "open and read", 1, func() {
+			for i := range list {
+				if list[i].Name == "200" {
+					if f, err = l.Open(soon(t), "small/200", list[i].Attr); err == nil {
+						_, err = f.ReadAt(soon(t), b, 0)
+					}
+				}
+			}
+		})
+		if err != nil || !bytes.Equal(b, data["200"]) {
+			t.Error(err)
+		}
+		must(t, f.Close())
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,11 +25,13 @@ type File struct {
 	settled bool        // immutable
 
 	opening chan struct{} // holds one token: who has it may open the file anew
+	astray  atomic.Bool   // its path does not lead to it any more: lanes are not asked
 
 	mu     sync.Mutex
 	conn   *conn  // the channel that handle belongs to
 	handle string // "" when there is none
 	users  int    // reads that use handle now
+	whole  []byte // the content, if it came along when the file was opened
 	gated  bool   // the last OPEN did not return
 	closed bool
 }
@@ -46,6 +49,9 @@ func (f *File) Settled() bool { return f.settled }
 // the path still leads, through no symlink, to what want describes. The handle
 // itself is looked at together with the first read, before any byte of it is
 // handed out. Without want there is a Stat first.
+//
+// The content of a small file comes along in that exchange where handles can be
+// predicted; see openWhole.
 //
 // Nothing but what LSTAT called a regular file is opened. If it was replaced by
 // a FIFO since, OPEN does not return; then the channel is given up, and the path
@@ -67,7 +73,8 @@ func (l *Layer) open(ctx context.Context, p layers.Path, want *layers.Attr) (*Fi
 	}
 	var f *File
 	gated := false
-	err := l.exchange(ctx, func(ctx context.Context, c *conn) error {
+	// Its handle stays open on the main connection, the background's as well.
+	err := l.exchangeOn(ctx, l.session, func(ctx context.Context, c *conn) error {
 		expect := want
 		if want == nil {
 			a, err := l.lstat(ctx, c, p)
@@ -79,23 +86,40 @@ func (l *Layer) open(ctx context.Context, p layers.Path, want *layers.Attr) (*Fi
 			}
 			expect = &a
 		}
+		var err error
+		if f, err = l.openWhole(ctx, p, expect); f != nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		gated = gated || errors.Is(err, errStalled)
 		handle, a, err := l.openHandle(ctx, c, p, expect, gated)
 		if err != nil {
 			gated = errors.Is(err, errStalled)
 			return err
 		}
-		f = &File{
-			l: l, path: p, attr: a, conn: c, handle: handle,
-			settled: a.Has(layers.KnownTimes) && a.Mtime.Sec+settleTime <= time.Now().Unix(),
-			opening: make(chan struct{}, 1),
-		}
+		f = l.newFile(p, a, time.Now())
+		f.conn, f.handle = c, handle
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	l.handles.add(f, f.conn.caps.handles)
+	if f.conn != nil {
+		l.handles.add(f, f.conn.caps.handles)
+	} else {
+		l.carried.add(f)
+	}
 	return f, nil
+}
+
+// newFile returns the File for p, which was a's version at a moment before any
+// of it is read.
+func (l *Layer) newFile(p layers.Path, a layers.Attr, before time.Time) *File {
+	return &File{l: l, path: p, attr: a, settled: isSettled(&a, before), opening: make(chan struct{}, 1)}
+}
+
+// isSettled reports whether a change after the moment at shows in a's version.
+func isSettled(a *layers.Attr, at time.Time) bool {
+	return a.Has(layers.KnownTimes) && a.Mtime.Sec+settleTime <= at.Unix()
 }
 
 // openHandle opens p, which must be what want describes, and returns the
@@ -139,15 +163,21 @@ func (l *Layer) vouch(replies []reply, full string, want *layers.Attr) (layers.A
 	if err := l.sameRoot(&replies[2]); err != nil {
 		return layers.Attr{}, err
 	}
-	a, err := l.attrs(&replies[0])
+	return l.vouchFor(&replies[0], &replies[1], full, want)
+}
+
+// vouchFor reads the answers to LSTAT of a file and to REALPATH of path, which is
+// the file's or its directory's.
+func (l *Layer) vouchFor(lstat, real *reply, path string, want *layers.Attr) (layers.Attr, error) {
+	a, err := l.attrs(lstat)
 	if isStatus(err, fxNoSuchFile) {
 		return a, fmt.Errorf("%w: it is gone", layers.ErrStale)
 	}
 	if err != nil {
 		return a, err
 	}
-	real, err := replies[1].name()
-	if isStatus(err, fxNoSuchFile) || err == nil && real != full {
+	name, err := real.name()
+	if isStatus(err, fxNoSuchFile) || err == nil && name != path {
 		return a, fmt.Errorf("%w: its path leads elsewhere", layers.ErrStale)
 	}
 	if err != nil {
@@ -232,10 +262,12 @@ func (f *File) Close() error {
 		return f.l.fail("close", f.path, errClosed)
 	}
 	f.closed = true
+	f.whole = nil
 	if f.users == 0 {
 		f.dropLocked()
 	}
 	f.mu.Unlock()
 	f.l.handles.remove(f)
+	f.l.carried.remove(f)
 	return nil
 }

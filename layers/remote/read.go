@@ -10,9 +10,12 @@ import (
 	"github.com/migratefs/migratefs/layers"
 )
 
-// segment is how much of a file one burst asks for: several chunks, and an FSTAT
-// of the handle behind them.
+// segment is about how much of a file one burst asks for: several chunks, and an
+// FSTAT of the handle behind them.
 const segment = 1 << 20
+
+// segment is a whole number of chunks.
+func (c *conn) segment() int { return max(1, segment/c.caps.chunk) * c.caps.chunk }
 
 // ReadAt reads len(b) bytes at off: all chunks at once, and behind them FSTAT,
 // so that what is returned was read before the file was seen to be still the
@@ -40,16 +43,7 @@ func (f *File) readAt(ctx context.Context, b []byte, off int64) (int, error) {
 	if short {
 		b = b[:f.attr.Size-off]
 	}
-	err := f.l.exchange(ctx, func(ctx context.Context, c *conn) error {
-		handle, err := f.acquire(ctx, c)
-		if err != nil {
-			return err
-		}
-		defer f.release(c, handle)
-		f.l.handles.add(f, c.caps.handles)
-		return f.fill(ctx, c, handle, b, off)
-	})
-	if err != nil {
+	if err := f.read(ctx, b, off); err != nil {
 		return 0, err
 	}
 	f.l.count.bytesRead.Add(int64(len(b)))
@@ -59,12 +53,42 @@ func (f *File) readAt(ctx context.Context, b []byte, off int64) (int, error) {
 	return len(b), nil
 }
 
+// read reads all of b, which lies within the file's version: out of what came
+// along when it was opened; for the background over the bulk lanes as far as
+// they get; else through the handle on the main connection.
+func (f *File) read(ctx context.Context, b []byte, off int64) error {
+	if whole := f.l.carried.get(f); whole != nil {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		copy(b, whole[off:])
+		return nil
+	}
+	if layers.IsBackground(ctx) {
+		n, err := f.readAside(ctx, b, off)
+		if err != nil || n == len(b) {
+			return err
+		}
+		b, off = b[n:], off+int64(n)
+	}
+	return f.l.exchangeOn(ctx, f.l.session, f.l.narrowly(func(ctx context.Context, c *conn) error {
+		handle, err := f.acquire(ctx, c)
+		if err != nil {
+			return err
+		}
+		defer f.release(c, handle)
+		f.l.handles.add(f, c.caps.handles)
+		return f.fill(ctx, c, handle, b, off)
+	}))
+}
+
 // fill reads all of b, which lies within the file's version.
 func (f *File) fill(ctx context.Context, c *conn, handle string, b []byte, off int64) error {
-	n := (len(b) + segment - 1) / segment
+	size := c.segment()
+	n := (len(b) + size - 1) / size
 	part := func(i int) ([]byte, int64) {
-		start := i * segment
-		return b[start:min(start+segment, len(b))], off + int64(start)
+		start := i * size
+		return b[start:min(start+size, len(b))], off + int64(start)
 	}
 	return pipeline(ctx, c, n,
 		func(i int) []request {
@@ -132,18 +156,20 @@ func (f *File) put(b []byte, r *reply) (int, error) {
 	return copy(b, data), nil
 }
 
-// sameVersion compares what FSTAT says of the handle with what was opened. Mode
+func (f *File) sameVersion(r *reply) error { return f.l.isVersion(r, &f.attr) }
+
+// isVersion compares what FSTAT says of a handle with what was to be opened. Mode
 // and owner count as well: this is also what shows that the handle, whose OPEN
 // followed symlinks, is the file that LSTAT described.
-func (f *File) sameVersion(r *reply) error {
-	a, err := f.l.attrs(r)
+func (l *Layer) isVersion(r *reply, want *layers.Attr) error {
+	a, err := l.attrs(r)
 	if isStatus(err, fxNoSuchFile) {
 		return fmt.Errorf("%w: its handle is gone", layers.ErrStale)
 	}
 	if err != nil {
 		return err
 	}
-	if !a.SameVersion(&f.attr) || !a.Has(layers.KnownSize|layers.KnownTimes) {
+	if !a.SameVersion(want) || !a.Has(layers.KnownSize|layers.KnownTimes) {
 		return layers.ErrStale
 	}
 	return nil

@@ -15,21 +15,33 @@ const (
 	// listing cannot fill our memory.
 	maxEntries = 4 << 20
 
-	// firstReaddirs is how many READDIR requests follow an OPENDIR at once, and
-	// mostReaddirs how many are under way at most. OpenSSH answers each with up
-	// to 100 names.
-	firstReaddirs = 4
-	mostReaddirs  = 32
+	// firstReaddirs is how many READDIR requests follow an OPENDIR at once:
+	// OpenSSH answers each with up to 100 names, and the one after the last with
+	// the end. moreReaddirs is how many go into each burst after that.
+	firstReaddirs = 13
+	moreReaddirs  = 16
 )
 
 // ReadDir takes one exchange to open the directory and to see that no symlink
 // leads there, and for a directory of ordinary size one more for the names, which
-// carry their attributes. Names that a path cannot hold are logged and left out.
+// carry their attributes; where handles can be predicted it is one for both. Names
+// that a path cannot hold are logged and left out.
 func (l *Layer) ReadDir(ctx context.Context, p layers.Path) (list []layers.Entry, err error) {
 	if err := l.check(p); err != nil {
 		return nil, l.fail("readdir", p, err)
 	}
 	err = l.exchange(ctx, func(ctx context.Context, c *conn) error {
+		if fast := l.predicting(ctx); fast != nil {
+			if list, err = l.readDirAtOnce(ctx, fast, p); err == nil || ctx.Err() != nil {
+				return err
+			}
+		}
+		if c.predicts() { // a lane for blocks: not for a handle that stays open
+			return l.exchangeOn(ctx, l.session, l.narrowly(func(ctx context.Context, c *conn) error {
+				list, err = l.readDir(ctx, c, p)
+				return err
+			}))
+		}
 		list, err = l.readDir(ctx, c, p)
 		return err
 	})
@@ -63,8 +75,61 @@ func (l *Layer) readDir(ctx context.Context, c *conn, p layers.Path) ([]layers.E
 	return l.list(ctx, c, p, handle)
 }
 
-// list reads names until the server says that there are no more. The number of
-// requests under way doubles as answers come.
+// A listing gathers what READDIRs bring.
+type listing struct {
+	l    *Layer
+	dir  layers.Path
+	all  []layers.Entry
+	seen map[string]struct{}
+}
+
+func (l *Layer) newListing(dir layers.Path) *listing {
+	return &listing{l: l, dir: dir, seen: make(map[string]struct{})}
+}
+
+// add takes in the answers to READDIRs and reports whether the last of them is
+// the end of the directory.
+func (g *listing) add(replies []reply) (end bool, err error) {
+	for i := range replies {
+		some, err := replies[i].entries(g.refused)
+		if isStatus(err, fxEOF) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		for _, e := range some {
+			if _, twice := g.seen[e.Name]; twice {
+				continue // it was renamed under the server's cursor
+			}
+			g.seen[e.Name] = struct{}{}
+			if e.Attr != nil {
+				g.l.squash(e.Attr)
+			}
+			g.all = append(g.all, e)
+		}
+		if len(g.all) > maxEntries {
+			return false, fmt.Errorf("more than %d names: %w", maxEntries, unix.EOVERFLOW)
+		}
+	}
+	return false, nil
+}
+
+func (g *listing) refused(name string) {
+	g.l.cfg.Logger.Warn("a name was left out that no path can hold", "layer", g.l.name,
+		"dir", fmt.Sprintf("%q", string(g.dir)), "name", fmt.Sprintf("%q", name[:min(len(name), 300)]))
+}
+
+func askReaddirs(handle string, n int) []request {
+	reqs := make([]request, n)
+	for i := range reqs {
+		reqs[i] = askReaddir(handle)
+	}
+	return reqs
+}
+
+// list reads names until the server says that there are no more: one burst that
+// most directories fit in, and then two at a time.
 func (l *Layer) list(ctx context.Context, c *conn, p layers.Path, handle string) ([]layers.Entry, error) {
 	var flying []*burst
 	defer func() {
@@ -72,19 +137,14 @@ func (l *Layer) list(ctx context.Context, c *conn, p layers.Path, handle string)
 			b.abandon()
 		}
 	}()
-	refused := func(name string) {
-		l.cfg.Logger.Warn("a name was left out that no path can hold", "layer", l.name,
-			"dir", fmt.Sprintf("%q", string(p)), "name", fmt.Sprintf("%q", name[:min(len(name), 300)]))
-	}
-	var all []layers.Entry
-	seen := make(map[string]struct{})
-	for ahead := firstReaddirs; ; ahead = min(2*ahead, mostReaddirs) {
-		for len(flying) < ahead {
+	g := l.newListing(p)
+	for n, most := firstReaddirs, 1; ; n, most = moreReaddirs, 2 {
+		for len(flying) < most {
 			b, err := (*burst)(nil), error(nil)
 			if len(flying) == 0 {
-				b, err = c.start(ctx, askReaddir(handle))
-			} else {
-				b, err = c.tryStart(askReaddir(handle))
+				b, err = c.start(ctx, askReaddirs(handle, n)...)
+			} else if !isShared(ctx, c) {
+				b, err = c.tryStart(ctx, askReaddirs(handle, n)...)
 			}
 			if err != nil {
 				return nil, err
@@ -99,26 +159,8 @@ func (l *Layer) list(ctx context.Context, c *conn, p layers.Path, handle string)
 			return nil, err
 		}
 		flying = flying[1:]
-		progress(ctx)
-		some, err := replies[0].entries(refused)
-		if isStatus(err, fxEOF) {
-			return all, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range some {
-			if _, twice := seen[e.Name]; twice {
-				continue // it was renamed under the server's cursor
-			}
-			seen[e.Name] = struct{}{}
-			if e.Attr != nil {
-				l.squash(e.Attr)
-			}
-			all = append(all, e)
-		}
-		if len(all) > maxEntries {
-			return nil, fmt.Errorf("more than %d names: %w", maxEntries, unix.EOVERFLOW)
+		if end, err := g.add(replies); end || err != nil {
+			return g.all, err
 		}
 	}
 }

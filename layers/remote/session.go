@@ -20,7 +20,8 @@ import (
 func (l *Layer) keepConnected(ctx context.Context, s *ssh, first chan<- error) {
 	runtime.LockOSThread() // and never unlocked: the thread ends with us
 	defer close(l.done)
-	c, err := l.connect(ctx, true)
+	defer l.closeLanes()
+	c, err := l.connect(ctx, mainFirst)
 	if err == nil {
 		if l.id, err = l.identity(ctx, s); err != nil {
 			c.close(errClosed)
@@ -36,12 +37,10 @@ func (l *Layer) keepConnected(ctx context.Context, s *ssh, first chan<- error) {
 	delay := l.cfg.pace.first
 	for {
 		up := time.Now()
-		select {
-		case <-l.ctx.Done():
+		if !l.tend(c) {
 			l.closeState(errClosed)
 			c.close(errClosed)
 			return
-		case <-c.dead:
 		}
 		c.close(errLost)
 		l.lost(c.err)
@@ -59,13 +58,13 @@ func (l *Layer) keepConnected(ctx context.Context, s *ssh, first chan<- error) {
 // closed. Delay is what to wait before the next attempt; it doubles.
 func (l *Layer) reconnect(delay *time.Duration) *conn {
 	pace := l.cfg.pace
-	for wait := jitter(*delay) / 2; ; wait = jitter(*delay) {
+	for wait := max(jitter(*delay)/2, l.sinceRefusal()); ; wait = jitter(*delay) {
 		if !l.sleep(wait) {
 			return nil
 		}
 		*delay = min(*delay*2, pace.most)
 		for {
-			c, err := l.connect(l.ctx, false)
+			c, err := l.connect(l.ctx, mainAgain)
 			if err == nil || errors.Is(err, layers.ErrReplaced) {
 				l.use(c, err)
 				return c
@@ -141,10 +140,19 @@ func verdictOf(err error) verdict {
 	return verdictLost
 }
 
+// kind is what a connection is made for.
+type kind int
+
+const (
+	mainFirst kind = iota // the layer's first
+	mainAgain             // in place of one that was lost
+	besides               // a lane
+)
+
 // connect makes one channel and looks at the root. The first time it records
 // what it sees; later a root that is another one is ErrReplaced, and the channel
 // is returned all the same: what was mounted may come back.
-func (l *Layer) connect(ctx context.Context, first bool) (*conn, error) {
+func (l *Layer) connect(ctx context.Context, what kind) (*conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*l.cfg.ConnectTimeout, os.ErrDeadlineExceeded)
 	defer cancel()
 	t, err := l.dial(ctx)
@@ -152,8 +160,18 @@ func (l *Layer) connect(ctx context.Context, first bool) (*conn, error) {
 		return nil, err
 	}
 	c := newConn(t, l.cfg.Timeout/2, &l.count)
-	if err = c.handshake(ctx); err == nil {
-		err = l.meetRoot(ctx, c, first)
+	if c.main = what != besides; !c.main {
+		c.window = newWindow(bulkWindow)
+	}
+	probe := l.cfg.Target.Path
+	if what != mainFirst {
+		probe = l.root.path
+	}
+	if err = c.handshake(ctx, probe); err == nil {
+		if l.erratic.Load() {
+			c.serial.Store(false)
+		}
+		err = l.meetRoot(ctx, c, what == mainFirst)
 	}
 	switch {
 	case err == nil || errors.Is(err, layers.ErrReplaced):
@@ -183,6 +201,7 @@ func (l *Layer) use(c *conn, why error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cur, l.why, l.parked = c, why, false
+	l.lanes.renew(l.cfg.pace.lane, !c.serial.Load())
 	l.announce()
 	if why != nil {
 		l.cfg.Logger.Error("connected, but not to what was mounted", "layer", l.name, "err", why)
@@ -287,19 +306,36 @@ type patience struct {
 
 type patienceKey struct{}
 
-// progress notes that the source has answered a part of what ctx is about: a
+func patienceOf(ctx context.Context) *patience {
+	p, _ := ctx.Value(patienceKey{}).(*patience)
+	return p
+}
+
+// progress notes that the source has answered a part of what p is about: a
 // listing of a million names may take longer than the timeout, a silence may not.
-func progress(ctx context.Context) {
-	if p, ok := ctx.Value(patienceKey{}).(*patience); ok && ctx.Err() == nil {
+// Once the timer has run, the context has ended, and nothing brings it back.
+func (p *patience) progress() {
+	if p != nil {
 		p.timer.Reset(p.whole)
 	}
 }
 
-// exchange runs op on a connection, and again on the next one when the
-// connection is lost under it; op must be free of lasting effects. Nothing but
+// An operation is what is to be done on a connection; it has no lasting effects.
+type operation func(context.Context, *conn) error
+
+// exchange runs op on the main connection, or on one for the background.
+func (l *Layer) exchange(ctx context.Context, op operation) error {
+	if !layers.IsBackground(ctx) {
+		return l.exchangeOn(ctx, l.session, op)
+	}
+	return l.exchangeOn(ctx, l.background, l.narrowly(op))
+}
+
+// exchangeOn runs op on a connection that pick returns, and again on the next one
+// when the connection is lost under it; pick gets the one that was. Nothing but
 // the caller's context, the timeout of a soft layer and errors that another
-// attempt would not change end it. The timeout starts anew with each progress.
-func (l *Layer) exchange(ctx context.Context, op func(context.Context, *conn) error) error {
+// attempt would not change end it. The timeout starts anew with each answer.
+func (l *Layer) exchangeOn(ctx context.Context, pick func(context.Context, *conn) (*conn, error), op operation) error {
 	caller := ctx
 	if !l.cfg.Hard {
 		var cancel context.CancelFunc
@@ -315,7 +351,7 @@ func (l *Layer) exchange(ctx context.Context, op func(context.Context, *conn) er
 		if err := caller.Err(); err != nil {
 			return err
 		}
-		c, err := l.session(ctx, last)
+		c, err := pick(ctx, last)
 		if err == nil {
 			err = op(ctx, c)
 			if broken(err) {

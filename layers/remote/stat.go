@@ -142,8 +142,8 @@ func (s *statMany) read(ctx context.Context, c *conn, replies []reply) error {
 }
 
 // pipeline sends n bursts and reads their answers in order, with as many under
-// way as the window has room for. While it holds answers that nobody has read
-// yet it does not wait for more room.
+// way as the window has room for, one if they stand before demand. While it holds
+// answers that nobody has read yet it does not wait for more room.
 func pipeline(ctx context.Context, c *conn, n int, ask func(i int) []request, read func(i int, replies []reply) error) error {
 	var flying []*burst
 	defer func() {
@@ -157,8 +157,8 @@ func pipeline(ctx context.Context, c *conn, n int, ask func(i int) []request, re
 			b, err := (*burst)(nil), error(nil)
 			if len(flying) == 0 {
 				b, err = c.start(ctx, ask(sent)...)
-			} else {
-				b, err = c.tryStart(ask(sent)...)
+			} else if !isShared(ctx, c) {
+				b, err = c.tryStart(ctx, ask(sent)...)
 			}
 			if err != nil {
 				return err
@@ -174,7 +174,6 @@ func pipeline(ctx context.Context, c *conn, n int, ask func(i int) []request, re
 			return err
 		}
 		flying = flying[1:]
-		progress(ctx)
 		if err := read(i, replies); err != nil {
 			return err
 		}

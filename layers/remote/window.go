@@ -26,6 +26,13 @@ func newWindow(size int) *window { return &window{size: size, free: size} }
 // clamp makes a weight that is larger than the window the whole window.
 func (w *window) clamp(weight int) int { return min(weight, w.size) }
 
+// room is how much is free.
+func (w *window) room() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.free
+}
+
 // try takes weight if it is free and nobody waits.
 func (w *window) try(weight int) bool {
 	w.mu.Lock()

@@ -60,6 +60,7 @@ type request struct {
 	typ    byte
 	body   []byte
 	weight int
+	closed bool // an OPEN whose handle, slot0, is closed in the same burst
 }
 
 func str(b []byte, s string) []byte {

@@ -1,0 +1,519 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
+)
+
+// newSlots is a server whose handles are OpenSSH's, with small files in two
+// directories and a large one.
+func newSlots() *fake {
+	f := newFake()
+	f.slots = true
+	f.files["/src/d"] = &fakeFile{mode: unix.S_IFDIR | 0o755, mtime: 1000}
+	f.files["/src/e"] = &fakeFile{mode: unix.S_IFDIR | 0o755, mtime: 1000}
+	for i := range 150 {
+		f.files[fmt.Sprintf("/src/d/%03d", i)] = &fakeFile{mode: unix.S_IFREG | 0o644, mtime: 1000, data: random(uint64(i), i*100)}
+		f.files[fmt.Sprintf("/src/e/%03d", i)] = &fakeFile{mode: unix.S_IFREG | 0o600, mtime: 2000, data: random(uint64(i)+1000, i*10+1)}
+	}
+	return f
+}
+
+// wanted lists the regular files of directory dir.
+func (f *fake) wanted(t *testing.T, l *Layer, dir layers.Path) (all []layers.Wanted) {
+	t.Helper()
+	list, err := l.ReadDir(soon(t), dir)
+	must(t, err)
+	for _, e := range list {
+		if e.Attr.IsRegular() {
+			all = append(all, layers.Wanted{Path: dir.Join(e.Name), Attr: e.Attr})
+		}
+	}
+	return all
+}
+
+// withLanes waits until the swift lane and a bulk lane are there.
+func withLanes(t *testing.T, l *Layer) {
+	t.Helper()
+	for {
+		l.mu.Lock()
+		changed := l.changed
+		l.mu.Unlock()
+		c := l.swift()
+		_, coming := l.bulk(nil)
+		if c != nil && !coming {
+			return
+		}
+		select {
+		case <-changed:
+		case <-time.After(10 * time.Millisecond):
+		case <-soon(t).Done():
+			t.Fatal("no lanes")
+		}
+	}
+}
+
+// trips counts the exchanges of one call.
+func trips(t *testing.T, l *Layer, what string, want int64, f func()) {
+	t.Helper()
+	before := l.Stats().Bursts
+	f()
+	if got := l.Stats().Bursts - before; got != want {
+		t.Errorf("%s takes %d exchanges, want %d", what, got, want)
+	}
+}
+
+// What DESIGN counts, where handles can be predicted and where they cannot.
+func TestTrips(t *testing.T) {
+	for _, slots := range []bool{true, false} {
+		t.Run(fmt.Sprintf("slots=%v", slots), func(t *testing.T) {
+			f := newSlots()
+			f.slots = slots
+			l := f.open(t)
+			files := f.wanted(t, l, "d")
+			if slots {
+				withLanes(t, l)
+			}
+			once := func(yes, no int64) int64 {
+				if slots {
+					return yes
+				}
+				return no
+			}
+			var file layers.File
+			var err error
+			var a layers.Attr
+			trips(t, l, "stat", 1, func() { a, err = l.Stat(soon(t), "d/099") })
+			must(t, err)
+			b := make([]byte, 9900)
+			trips(t, l, "open and read", once(1, 2), func() {
+				if file, err = l.Open(soon(t), "d/099", &a); err == nil {
+					_, err = file.ReadAt(soon(t), b, 0)
+				}
+			})
+			if err != nil || !bytes.Equal(b, f.files["/src/d/099"].data) {
+				t.Error(err)
+			}
+			trips(t, l, "a second read", once(0, 1), func() { _, err = file.ReadAt(soon(t), b[:100], 50) })
+			must(t, err)
+			must(t, file.Close())
+			trips(t, l, "many files", once(1, 2), func() { f.checkMany(t, l, soon(t), files) })
+			trips(t, l, "a directory", once(1, 2), func() { _, err = l.ReadDir(soon(t), "e") })
+			must(t, err)
+			var lists []layers.Listing
+			trips(t, l, "three directories", once(1, 2), func() { lists, err = l.ReadDirs(soon(t), []layers.Path{"d", "e", ""}) })
+			must(t, err)
+			for i, n := range []int{150, 150, 4} {
+				if len(lists[i].Entries) != n || lists[i].Err != nil {
+					t.Errorf("directory %d: %d names, %v", i, len(lists[i].Entries), lists[i].Err)
+				}
+			}
+			if n := l.Stats().Predicted; (n > 0) != slots {
+				t.Errorf("%d were predicted", n)
+			}
+		})
+	}
+}
+
+// checkMany reads files and compares what comes.
+func (f *fake) checkMany(t *testing.T, l *Layer, ctx context.Context, files []layers.Wanted) {
+	t.Helper()
+	got, err := l.ReadMany(ctx, files)
+	if err != nil || len(got) != len(files) {
+		t.Fatal(len(got), err)
+	}
+	for i, c := range got {
+		if want := f.files["/src/"+string(files[i].Path)].data; c.Err != nil || !bytes.Equal(c.Data, want) || !c.Settled {
+			t.Fatalf("%q: %d bytes, settled is %v, %v", files[i].Path, len(c.Data), c.Settled, c.Err)
+		}
+	}
+}
+
+// Every file of ReadMany has its own verdict, in one exchange and in two.
+func TestManyVerdicts(t *testing.T) {
+	for _, slots := range []bool{true, false} {
+		f := newSlots()
+		f.slots = slots
+		f.files["/src/d/010"].mtime = uint32(time.Now().Unix())
+		l := f.open(t)
+		files := f.wanted(t, l, "d")
+		if slots {
+			withLanes(t, l)
+		}
+		attr := func(size int64) *layers.Attr {
+			return &layers.Attr{Known: layers.KnownSize, Mode: unix.S_IFREG | 0o644, Size: size}
+		}
+		more := []layers.Wanted{
+			{Path: "d/150", Attr: attr(5)},
+			{Path: "d/001", Attr: &layers.Attr{Known: layers.KnownSize, Mode: unix.S_IFIFO | 0o644}},
+			{Path: "d/001"},
+			{Path: "../x", Attr: attr(1)},
+			{Path: "d/001", Attr: attr(manyBytes + 1)},
+		}
+		f.set(func() {
+			f.files["/src/d/003"].mtime++                // after it was listed
+			delete(f.files, "/src/d/004")                // gone
+			f.files["/src/d/005"].mode = unix.S_IFIFO    // another type
+			f.files["/src/d/006"].data = random(7, 1000) // another size
+			f.lie = func(q *query) ([]byte, bool) {
+				switch {
+				case q.typ == fxpOpen && q.name == "/src/d/007":
+					return status(q.id, fxPermissionDenied), true
+				case q.typ == fxpRealpath && q.name == "/src/e":
+					return packet(fxpName, q.id, cat(u32(1), str(str(nil, "/src/d"), ""), u32(0))), true
+				}
+				return nil, false
+			}
+		})
+		files = append(files, layers.Wanted{Path: "e/001", Attr: attr(11)})
+		got, err := l.ReadMany(soon(t), append(files, more...))
+		must(t, err)
+		wants := map[int]error{
+			3: layers.ErrStale, 4: layers.ErrStale, 5: layers.ErrStale, 6: layers.ErrStale, 7: unix.EACCES, 150: layers.ErrStale,
+			151: layers.ErrStale, 152: layers.ErrNotRegular, 153: unix.EINVAL, 154: unix.EINVAL, 155: unix.EFBIG,
+		}
+		for i, c := range got {
+			want, bad := wants[i]
+			switch {
+			case bad && (!errors.Is(c.Err, want) || c.Data != nil):
+				t.Errorf("slots=%v, %d: %d bytes, %v, want %v", slots, i, len(c.Data), c.Err, want)
+			case !bad && (c.Err != nil || !bytes.Equal(c.Data, f.files["/src/"+string(files[i].Path)].data)):
+				t.Errorf("slots=%v, %d: %v", slots, i, c.Err)
+			case !bad && c.Settled == (i == 10):
+				t.Errorf("slots=%v, %d: settled is %v", slots, i, c.Settled)
+			}
+		}
+		f.set(func() {
+			f.lie = nil
+			f.fsid = 8
+		})
+		if _, err := l.ReadMany(soon(t), files[:1]); !errors.Is(err, layers.ErrReplaced) {
+			t.Errorf("slots=%v: %v, want ErrReplaced", slots, err)
+		}
+		if _, err := l.ReadDirs(soon(t), []layers.Path{"d"}); !errors.Is(err, layers.ErrReplaced) {
+			t.Errorf("slots=%v: %v, want ErrReplaced", slots, err)
+		}
+	}
+}
+
+// What a server does that predicts at first and then does not: nothing wrong is
+// handed out, the practice ends, and everything goes on.
+func TestUnpredicted(t *testing.T) {
+	for what, lie := range map[string]func(f *fake, q *query) []byte{
+		"another handle": func(f *fake, q *query) []byte {
+			if q.typ == fxpOpen {
+				return packet(fxpHandle, q.id, str(nil, "h"))
+			}
+			return nil
+		},
+		"another file": func(f *fake, q *query) []byte {
+			if q.typ == fxpOpen {
+				q.name = "/src/e/149"
+				return f.honest(q)
+			}
+			return nil
+		},
+		"no close": func(f *fake, q *query) []byte {
+			if q.typ == fxpClose {
+				return status(q.id, fxFailure)
+			}
+			return nil
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			f := newSlots()
+			l := f.open(t)
+			files := f.wanted(t, l, "d")
+			withLanes(t, l)
+			f.checkMany(t, l, soon(t), files)
+			f.set(func() {
+				f.lie = func(q *query) ([]byte, bool) {
+					if q.session == 1 {
+						return nil, false
+					}
+					b := lie(f, q)
+					return b, b != nil
+				}
+			})
+			file, err := l.Open(soon(t), files[99].Path, files[99].Attr)
+			must(t, err)
+			defer file.Close()
+			b := make([]byte, 9900)
+			if _, err := file.ReadAt(soon(t), b, 0); err != nil || !bytes.Equal(b, f.files["/src/d/099"].data) {
+				t.Error(err)
+			}
+			if what == "another file" {
+				return // it is one file's verdict, not the channel's
+			}
+			f.checkMany(t, l, soon(t), files)
+			_, err = l.ReadDirs(soon(t), []layers.Path{"d", "e", ""})
+			must(t, err)
+			if l.swift() != nil {
+				t.Error("there is a swift lane still")
+			}
+		})
+	}
+}
+
+// Answers that do not come in order are not believed, either.
+func TestOutOfOrder(t *testing.T) {
+	f := newSlots()
+	l := f.open(t)
+	files := f.wanted(t, l, "d")
+	withLanes(t, l)
+	var held []byte
+	f.set(func() {
+		f.lie = func(q *query) ([]byte, bool) {
+			if q.session == 1 {
+				return nil, false
+			}
+			if q.typ == fxpRead && held == nil {
+				held = f.honest(q)
+				return nil, true
+			}
+			b := f.honest(q)
+			if len(held) > 0 {
+				b, held = append(b, held...), []byte{}
+			}
+			return b, true
+		}
+	})
+	f.checkMany(t, l, soon(t), files)
+	if !l.erratic.Load() {
+		t.Error("answers out of order were believed")
+	}
+}
+
+// Demand and background have connections of their own, all logins are made one
+// after the other, and nothing is open on a lane between calls.
+func TestBackgroundApart(t *testing.T) {
+	f := newSlots()
+	var seen sync.Map // session: what for
+	var mixed atomic.Bool
+	f.lie = func(q *query) ([]byte, bool) {
+		if q.typ != fxpRead {
+			return nil, false
+		}
+		n := q.rest.u64()
+		q.rest = decoder{b: cat(u64(n), q.rest.b)}
+		what := "demand"
+		if n >= 200_000 {
+			what = "background"
+		}
+		if before, ok := seen.LoadOrStore(q.session, what); ok && before != what {
+			mixed.Store(true)
+		}
+		return nil, false
+	}
+	l := f.open(t, func(c *Config) { c.far = -1 })
+	file, err := l.Open(soon(t), "f", nil)
+	must(t, err)
+	defer file.Close()
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			ctx, off := soon(t), int64(i)*1000
+			if i%2 == 0 {
+				ctx, off = layers.Background(ctx), 200_000
+			}
+			b := make([]byte, 150_000)
+			if _, err := file.ReadAt(ctx, b, off); err != nil || !bytes.Equal(b, f.files["/src/f"].data[off:off+150_000]) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if mixed.Load() {
+		t.Error("one connection served both")
+	}
+	withLanes(t, l)
+	f.checkMany(t, l, layers.Background(soon(t)), f.wanted(t, l, "d"))
+	f.set(func() {
+		if len(f.handles) != 1 {
+			t.Errorf("%d handles are open, want the one of the file", len(f.handles))
+		}
+	})
+}
+
+// With a single connection everything works as well.
+func TestOneConnection(t *testing.T) {
+	for _, n := range []int{1, 2, 3, 8} {
+		f := newSlots()
+		l := f.open(t, func(c *Config) { c.Connections, c.far = n, -1 })
+		for _, ctx := range []context.Context{soon(t), layers.Background(soon(t))} {
+			for range 3 {
+				f.checkMany(t, l, ctx, f.wanted(t, l, "d"))
+				_, err := l.ReadDirs(ctx, []layers.Path{"d", "e"})
+				must(t, err)
+				file, err := l.Open(ctx, "f", nil)
+				must(t, err)
+				b := make([]byte, 500_000)
+				if _, err := file.ReadAt(ctx, b, 0); err != nil || !bytes.Equal(b, f.files["/src/f"].data) {
+					t.Error(err)
+				}
+				must(t, file.Close())
+			}
+		}
+		f.set(func() {
+			if f.serving > n {
+				t.Errorf("%d connections of %d", f.serving, n)
+			}
+		})
+		if got := l.Stats().Connections; got != min(n, 3) && got != n {
+			t.Errorf("%d connections of %d", got, n)
+		}
+	}
+}
+
+// A server that grants one connection and no more is not asked for them over and
+// over, and is used with that one.
+func TestLanesRefused(t *testing.T) {
+	for _, refusal := range []error{
+		&connectError{what: "full"}, &connectError{verdict: verdictRefused, what: "full"}, &connectError{verdict: verdictDenied, what: "one only"},
+	} {
+		f := newSlots()
+		var dials atomic.Int32
+		l := f.open(t, func(c *Config) {
+			dial := c.dial
+			c.pace.lane = time.Hour
+			c.dial = func(ctx context.Context) (transport, error) {
+				if dials.Add(1) == 1 {
+					return dial(ctx)
+				}
+				return nil, refusal
+			}
+		})
+		for range 20 {
+			files := f.wanted(t, l, "d")
+			f.checkMany(t, l, layers.Background(soon(t)), files)
+			f.checkMany(t, l, soon(t), files)
+		}
+		if n := dials.Load(); n != 2 {
+			t.Errorf("%v: %d logins", refusal, n)
+		}
+		if err := l.Offline(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Lanes that are lost come back, and what was under way is asked again.
+func TestLaneLost(t *testing.T) {
+	f := newSlots()
+	l := f.open(t)
+	files := f.wanted(t, l, "d")
+	withLanes(t, l)
+	for range 20 {
+		c := l.swift()
+		if c == nil {
+			withLanes(t, l)
+			c = l.swift()
+		}
+		b, _ := l.bulk(nil)
+		go c.fail(lost(io.EOF), nil)
+		if b != nil {
+			go b.fail(lost(io.EOF), nil)
+		}
+		f.checkMany(t, l, soon(t), files)
+		f.checkMany(t, l, layers.Background(soon(t)), files)
+	}
+	withLanes(t, l)
+	hangUp(l)
+	f.checkMany(t, l, soon(t), files)
+}
+
+// A lane leads to the root that was mounted, or is none.
+func TestLaneReplaced(t *testing.T) {
+	f := newSlots()
+	l := f.open(t, func(c *Config) { c.pace.lane = time.Hour })
+	a, err := l.Stat(soon(t), "d/001")
+	must(t, err)
+	f.set(func() { f.fsid = 8 })
+	if _, err := l.ReadMany(layers.Background(soon(t)), []layers.Wanted{{Path: "d/001", Attr: &a}}); !errors.Is(err, layers.ErrReplaced) {
+		t.Errorf("%v, want ErrReplaced", err)
+	}
+	f.set(func() { f.fsid = 7 })
+	if n := l.Stats().Connections; n != 1 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// Content that came along is bounded: what is too much is read again, by path.
+func TestCarriedBound(t *testing.T) {
+	f := newSlots()
+	big := random(1, carryMost)
+	f.files["/src/big"] = &fakeFile{mode: unix.S_IFREG | 0o644, mtime: 1000, data: big}
+	l := f.open(t)
+	a, err := l.Stat(soon(t), "big")
+	must(t, err)
+	f.wanted(t, l, "d")
+	withLanes(t, l)
+	var open []layers.File
+	for range carryAll/carryMost + 10 {
+		file, err := l.Open(soon(t), "big", &a)
+		must(t, err)
+		open = append(open, file)
+	}
+	if l.carried.size > carryAll {
+		t.Errorf("%d bytes are held", l.carried.size)
+	}
+	b := make([]byte, 1000)
+	for i, file := range open {
+		if _, err := file.ReadAt(soon(t), b, 500); err != nil || !bytes.Equal(b, big[500:1500]) {
+			t.Fatal(i, err)
+		}
+	}
+	f.set(func() { delete(f.files, "/src/big") })
+	last := open[len(open)-1]
+	if _, err := last.ReadAt(soon(t), b, 900); err != nil || !bytes.Equal(b, big[900:1900]) {
+		t.Error("what came along does not need the source", err)
+	}
+	for _, file := range open {
+		must(t, file.Close())
+	}
+	if l.carried.size != 0 || l.carried.files.Len() != 0 {
+		t.Errorf("%d bytes are held at the end", l.carried.size)
+	}
+}
+
+// A FIFO that was put in a file's place costs a lane once, and is not opened again.
+func TestManyHang(t *testing.T) {
+	f := newSlots()
+	l := f.open(t, func(c *Config) { c.Timeout = 3 * time.Second })
+	files := f.wanted(t, l, "d")
+	withLanes(t, l)
+	var opens atomic.Int32
+	var stuck sync.Map // sessions
+	f.set(func() {
+		f.lie = func(q *query) ([]byte, bool) {
+			if q.typ == fxpOpen && q.name == "/src/d/077" {
+				opens.Add(1)
+				stuck.Store(q.session, true)
+				f.set(func() { f.files["/src/d/077"].mode = unix.S_IFIFO | 0o644 })
+			}
+			_, hangs := stuck.Load(q.session)
+			return nil, hangs
+		}
+	})
+	got, err := l.ReadMany(soon(t), files)
+	must(t, err)
+	for i, c := range got {
+		if i == 77 && !errors.Is(c.Err, layers.ErrStale) || i != 77 && c.Err != nil {
+			t.Errorf("%d: %v", i, c.Err)
+		}
+	}
+	if n := opens.Load(); n != 1 {
+		t.Errorf("opened %d times", n)
+	}
+}
