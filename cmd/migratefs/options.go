@@ -58,12 +58,12 @@ type options struct {
 	sshConfig  string
 	sshCommand string
 	sshAs      string
+	sshOptions []string
+	timeout    time.Duration
+	hard       bool
+	uid, gid   *uint32
 
-	connections int // 0: the default
-	sshOptions  []string
-	timeout     time.Duration
-	hard        bool
-	uid, gid    *uint32
+	connections int // to each source; 0: the default
 
 	given map[string]bool
 }
@@ -107,10 +107,9 @@ var optionTable = map[string]func(o *options, v string) error{
 		o.sshCommand = v
 		return nil
 	},
-	"ssh_as":      func(o *options, v string) error { o.sshAs = v; return nil },
-	"ssh_option":  func(o *options, v string) error { o.sshOptions = append(o.sshOptions, v); return nil },
-	"timeout":     func(o *options, v string) error { return seconds(&o.timeout, "timeout", v) },
-	"connections": func(o *options, v string) error { return number(&o.connections, "connections", v, 1, 32) },
+	"ssh_as":     func(o *options, v string) error { o.sshAs = v; return nil },
+	"ssh_option": func(o *options, v string) error { o.sshOptions = append(o.sshOptions, v); return nil },
+	"timeout":    func(o *options, v string) error { return seconds(&o.timeout, "timeout", v) },
 	"entry_timeout": func(o *options, v string) error {
 		o.entry = new(time.Duration)
 		return seconds(o.entry, "entry_timeout", v)
@@ -118,6 +117,9 @@ var optionTable = map[string]func(o *options, v string) error{
 	"attr_timeout": func(o *options, v string) error {
 		o.attr = new(time.Duration)
 		return seconds(o.attr, "attr_timeout", v)
+	},
+	"connections": func(o *options, v string) error {
+		return number(&o.connections, "connections", v, 1, 32)
 	},
 	"uid": func(o *options, v string) error { return id(&o.uid, "uid", v) },
 	"gid": func(o *options, v string) error { return id(&o.gid, "gid", v) },

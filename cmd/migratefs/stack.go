@@ -246,14 +246,13 @@ func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer,
 		SSHConfig:  st.o.sshConfig,
 		SSHOptions: st.o.sshOptions,
 		SSHAs:      st.o.sshAs,
+		Timeout:    st.o.timeout,
+		Hard:       st.o.hard,
+		UID:        st.o.uid,
+		GID:        st.o.gid,
+		Logger:     st.log,
 
 		Connections: st.o.connections,
-
-		Timeout: st.o.timeout,
-		Hard:    st.o.hard,
-		UID:     st.o.uid,
-		GID:     st.o.gid,
-		Logger:  st.log,
 	})
 	if err != nil {
 		return nil, false, err

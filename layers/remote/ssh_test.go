@@ -332,7 +332,7 @@ func TestSSHAs(t *testing.T) {
 	t.Setenv("SSH_AUTH_SOCK", "/root/agent")
 	t.Setenv("SECRET", "of root")
 	cfg := s.layer(dir)
-	cfg.SSHCommand, cfg.SSHAs = wrapper, "nobody"
+	cfg.SSHCommand, cfg.SSHAs, cfg.Connections = wrapper, "nobody", 1
 	must(t, os.Chmod(filepath.Dir(dir), 0o755))
 	must(t, os.Chmod(dir, 0o755))
 	l := open(t, cfg)
