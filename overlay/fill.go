@@ -137,7 +137,7 @@ func (fs *FS) startFill() error {
 		q.order = append(q.order, f)
 	}
 	slices.SortStableFunc(q.order, func(a, b *filling) int { return a.since.Compare(b.since) })
-	if !q.cfg.Finish && !q.cfg.Fetch {
+	if !q.cfg.Finish && !q.cfg.Fetch || fs.LocalOnly() {
 		return nil
 	}
 	ctx, stop := context.WithCancel(layers.Background(context.Background()))

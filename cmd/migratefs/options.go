@@ -64,6 +64,8 @@ type options struct {
 	uid, gid   *uint32
 
 	connections int // to each source; 0: the default
+	noFill   bool  // what pending files miss is fetched when it is read
+	fillRate int64 // bytes a second; 0: no limit
 
 	given map[string]bool
 }
@@ -146,6 +148,8 @@ var optionTable = map[string]func(o *options, v string) error{
 	"keep_lower":  func(o *options, _ string) error { o.keepLower = true; return nil },
 	"trash_days":  func(o *options, v string) error { return number(&o.trashDays, "trash_days", v, 0, 36500) },
 	"enospc":      setEnospc,
+	"fill":        setFill,
+	"fill_rate":   setFillRate,
 	"allow_other": func(o *options, _ string) error { t := true; o.allowOther = &t; return nil },
 	// What is always so.
 	"metacopy": setMetacopy,

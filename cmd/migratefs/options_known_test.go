@@ -12,7 +12,7 @@ import (
 // of mount(8) (util-linux 2.40), overlayfs (Linux 6.18), fuse(4) and mount.fuse3(8)
 // (libfuse 3.17) and fuse-overlayfs(1) 1.14 with what its source accepts.
 var every = map[string]string{
-	"migratefs": "mode= criu= names= creds= log= timeout= hard soft ssh_config= ssh_option= ssh_as= connections= xattr= enospc= keep_lower trash_days=",
+	"migratefs": "mode= criu= names= creds= log= timeout= hard soft ssh_config= ssh_option= ssh_as= connections= xattr= enospc= keep_lower trash_days= fill= fill_rate=",
 	"mount(8)": `async atime noatime auto noauto context= fscontext= defcontext= rootcontext= defaults dev nodev
 		diratime nodiratime dirsync exec noexec group iversion noiversion mand nomand _netdev nofail relatime norelatime
 		strictatime nostrictatime lazytime nolazytime suid nosuid silent loud owner remount ro rw sync user nouser users

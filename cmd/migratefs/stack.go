@@ -357,6 +357,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		NoRedirect:    st.o.noRedirect,
 		NoFollow:      st.o.noFollow,
 		Metacopy:      st.o.metacopy() && isRoot(),
+		Fill:          st.o.fill(),
 		EntryTimeout:  st.o.entry,
 		AttrTimeout:   st.o.attr,
 		NegTimeout:    st.o.negative,
