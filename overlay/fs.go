@@ -128,6 +128,7 @@ type FS struct {
 	dirs    dirCache
 	handles handleTable
 	flights flights
+	writes  writes
 
 	// Of a directory that is renamed in several layers (rename_parts.go).
 	dirMoves sync.Mutex   // protects promised: one rename of a directory at a time, with hosts=single

@@ -76,6 +76,9 @@ func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 	}
 	h.opened()
 	off := int64(in.Offset)
+	if err := fs.afterWrites(cancel, in.Pid, h.n, off, len(buf)); err != nil {
+		return nil, fs.status("read", h.n, "", err)
+	}
 	v := h.view()
 	var err error
 	if !v.object && v.fd < 0 && (v.upper || v.lower == nil || fs.noticeNowAndThen(h.n)) {
@@ -127,7 +130,9 @@ func (fs *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 	if h == nil {
 		return 0, fuse.EBADF
 	}
+	r := fs.writes.begin(h.n, int64(in.Offset), len(data))
 	n, err := fs.write(ctx, h, data, int64(in.Offset), in)
+	fs.writes.end(h.n, r)
 	if err != nil && n == 0 {
 		return 0, fs.status("write", h.n, "", err)
 	}
@@ -143,19 +148,25 @@ func (fs *FS) Writev(cancel <-chan struct{}, in *fuse.WriteIn, data [][]byte) (u
 	if h == nil {
 		return 0, fuse.EBADF
 	}
-	total := 0
-	for _, b := range data {
-		n, err := fs.write(ctx, h, b, int64(in.Offset)+int64(total), in)
-		total += n
-		if err != nil && total == 0 {
-			return 0, fs.status("write", h.n, "", err)
-		}
-		if n < len(b) {
-			break
-		}
+	r := fs.writes.begin(h.n, int64(in.Offset), int(in.Size))
+	total, err := fs.writeAll(ctx, h, data, in)
+	fs.writes.end(h.n, r)
+	if err != nil && total == 0 {
+		return 0, fs.status("write", h.n, "", err)
 	}
 	fs.wroteDirectly(h.n, in, total)
 	return uint32(total), fuse.OK
+}
+
+func (fs *FS) writeAll(ctx context.Context, h *handle, data [][]byte, in *fuse.WriteIn) (total int, err error) {
+	for _, b := range data {
+		n, err := fs.write(ctx, h, b, int64(in.Offset)+int64(total), in)
+		total += n
+		if err != nil || n < len(b) {
+			return total, err
+		}
+	}
+	return total, nil
 }
 
 // wroteDirectly takes out of the page cache what others have read into it while a

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -23,11 +24,20 @@ type event struct {
 	data []byte // nil: all that was written to the disk before is on it
 }
 
-// recorder keeps what happens to a set of disks.
+// recorder keeps what happens to a set of disks until it is told that nothing of
+// interest comes any more: a loop device may flush its file when it lets go of it.
 type recorder struct {
 	mu   sync.Mutex
-	log  []event
+	log  []event // protected by mu until over is set, immutable then
+	over bool
 	size int64
+}
+
+// end keeps what there is.
+func (r *recorder) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = true
 }
 
 // now is the number of events so far: a moment between two of them.
@@ -40,7 +50,9 @@ func (r *recorder) now() int {
 func (r *recorder) add(e event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.log = append(r.log, e)
+	if !r.over {
+		r.log = append(r.log, e)
+	}
 }
 
 // record serves a file for each of the names in a new directory, and keeps what is
@@ -72,9 +84,15 @@ func record(t *testing.T, size int64, names ...string) (r *recorder, dir string,
 	var once sync.Once
 	end = func() {
 		once.Do(func() {
-			if err := server.Unmount(); err != nil {
-				t.Errorf("the disks cannot be unmounted: %v", err)
+			// A loop device lets go of its file some time after its filesystem was
+			// unmounted, the later the busier the machine is.
+			var err error
+			for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+				if err = server.Unmount(); err == nil {
+					return
+				}
 			}
+			t.Errorf("the disks cannot be unmounted: %v", err)
 		})
 	}
 	t.Cleanup(end)

@@ -130,6 +130,7 @@ func perform(t *testing.T, kind, mode string, rng *rand.Rand) (r *recorder, firs
 	for _, umount := range umounts {
 		umount()
 	}
+	r.end()
 	endDisks()
 	return r, first, h
 }
