@@ -311,7 +311,7 @@ func machine() string {
 		say("nproc") + " processors (" + say("sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1") + ")",
 		say("sed -n 's/^MemTotal: *//p' /proc/meminfo") + " of memory",
 		say(". /etc/os-release; echo $PRETTY_NAME"),
-		say("fuse-overlayfs --version | grep overlayfs"),
+		say("fuse-overlayfs --version 2>/dev/null | grep -m 1 'overlayfs.*[0-9]'"),
 		say("mergerfs --version | head -n 1"),
 		"go-fuse " + say("go list -m -f '{{.Version}}' github.com/hanwen/go-fuse/v2"),
 		say("git describe --always --dirty | sed 's/^/migratefs /'"),
