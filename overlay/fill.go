@@ -391,6 +391,9 @@ func (q *fill) work(ctx context.Context, f *filling, fetch bool) error {
 	q.mu.Lock()
 	f.layer = obj.Source().LayerID
 	q.mu.Unlock()
+	if obj.Missing() == 0 {
+		obj.PresentRange(0, obj.Size()) // after a remount: is it what it was?
+	}
 	if fetch && !obj.Whole() {
 		err = q.fetchAll(ctx, f.id, obj)
 	}

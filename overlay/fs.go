@@ -77,6 +77,7 @@ type Config struct {
 	NoFollow      bool // a directory that was moved is EPERM where its redirect leads anywhere
 	Metacopy      bool // what changes no data moves none, where the format allows it
 	Fill          FillConfig
+	Cache         CacheConfig
 	EntryTimeout  *time.Duration
 	AttrTimeout   *time.Duration
 	NegTimeout    *time.Duration // of names that are not there; nil: EntryTimeout
@@ -329,7 +330,7 @@ func (fs *FS) openWork() (err error) {
 		return err
 	}
 	defer unix.Close(objects)
-	fs.store, err = extent.OpenStore(objects, extent.Config{Logger: fs.log})
+	fs.store, err = extent.OpenStore(objects, fs.storeConfig())
 	return err
 }
 

@@ -63,9 +63,13 @@ type options struct {
 	hard       bool
 	uid, gid   *uint32
 
-	connections int // to each source; 0: the default
-	noFill   bool  // what pending files miss is fetched when it is read
-	fillRate int64 // bytes a second; 0: no limit
+	connections int   // to each source; 0: the default
+	noFill      bool  // what pending files miss is fetched when it is read
+	fillRate    int64 // bytes a second; 0: no limit
+
+	cacheDir     string
+	cacheSize    int64   // bytes; 0: no limit, -1: none
+	cachePercent float64 // of the filesystem, unless 0
 
 	given map[string]bool
 }
@@ -150,6 +154,7 @@ var optionTable = map[string]func(o *options, v string) error{
 	"enospc":      setEnospc,
 	"fill":        setFill,
 	"fill_rate":   setFillRate,
+	"cache_size":  setCacheSize,
 	"allow_other": func(o *options, _ string) error { t := true; o.allowOther = &t; return nil },
 	// What is always so.
 	"metacopy": setMetacopy,
@@ -397,6 +402,9 @@ func (o *options) check() error {
 		return err
 	}
 	if err := o.checkKeeping(); err != nil {
+		return err
+	}
+	if err := o.checkCache(remote != "" || o.criu != ""); err != nil {
 		return err
 	}
 	if o.mountBits != 0 && !isRoot() {

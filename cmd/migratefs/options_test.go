@@ -146,3 +146,33 @@ func TestWhiteoutOption(t *testing.T) {
 		}
 	}
 }
+
+func TestCacheSize(t *testing.T) {
+	for v, want := range map[string]struct {
+		bytes   int64
+		percent float64
+	}{
+		"0": {-1, 0}, "0%": {-1, 0}, "4M": {4 << 20, 0}, "1.5g": {3 << 29, 0}, "2T": {2 << 40, 0}, "10%": {0, 10}, "0.5%": {0, 0.5},
+	} {
+		o, err := parseOptions([]string{"lowerdir=h:/a,upperdir=/b,cache_size=" + v})
+		if err != nil || o.cacheSize != want.bytes || o.cachePercent != want.percent {
+			t.Errorf("%s: %v, %+v", v, err, o)
+		}
+	}
+	for in, want := range map[string]string{
+		"lowerdir=h:/a,upperdir=/b,cache_size=":     "bytes",
+		"lowerdir=h:/a,upperdir=/b,cache_size=x":    "bytes",
+		"lowerdir=h:/a,upperdir=/b,cache_size=-5G":  "bytes",
+		"lowerdir=h:/a,upperdir=/b,cache_size=1M":   "at least 4M",
+		"lowerdir=h:/a,upperdir=/b,cache_size=101%": "0% to 100%",
+		"lowerdir=h:/a,upperdir=/b,cache_size=NaN%": "0% to 100%",
+		"lowerdir=h:/a,cache_size=1G":               "cachedir=",
+		"lowerdir=/a,upperdir=/b,cache_size=1G":     "leave it out",
+	} {
+		_, err := parseOptions([]string{in})
+		var ce *codeError
+		if !errors.As(err, &ce) || ce.code != exitUsage || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want a usage error that says %q", in, err, want)
+		}
+	}
+}

@@ -358,6 +358,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		NoFollow:      st.o.noFollow,
 		Metacopy:      st.o.metacopy() && isRoot(),
 		Fill:          st.o.fill(),
+		Cache:         overlay.CacheConfig{Limit: st.o.cacheSize, Percent: st.o.cachePercent},
 		EntryTimeout:  st.o.entry,
 		AttrTimeout:   st.o.attr,
 		NegTimeout:    st.o.negative,

@@ -85,6 +85,11 @@
 //	                 2 write and sync .tmp       as before; .tmp is swept
 //	                 3 rename .tmp .map          the old or the new map, which say the same; the
 //	                                             new one counts only after the directory is synced
+//	eviction of a    1 unlink c.map              half an object: swept at the next OpenStore
+//	whole object     2 unlink c.data             nothing
+//	eviction of      1 append "dropped"          K missing; P missing, or 2 is found: no sum is
+//	ranges                                       right, and it is missing again
+//	                 2 punch data                missing
 //	Remove           1 unlink p.map              p.data alone: Pending says ErrCorrupt,
 //	                                             Pendings lists it, Remove removes it
 //	                 2 unlink p.data             nothing
@@ -101,8 +106,16 @@
 // is never guessed at, and no source byte is put where a written one may have
 // been. A cached object in that state is thrown away.
 //
+// # What goes
+//
+// Cached data is evicted (evict.go): at any moment, whoever reads. A range that was
+// found present may be missing when it is read, so readers look afterwards whether
+// anything has gone since, and do it again; only Object.Pin keeps it. What is
+// pending never goes.
+//
 // # Locks
 //
+//	Store.reclaimMu     one round of eviction at a time
 //	Store.syncMu        one Store.Sync at a time
 //	Object.syncMu       one sync, cut, adoption or compaction of an object at a time
 //	  Object.wmu        one mutation at a time: data write + record; held across local disk I/O
@@ -111,7 +124,8 @@
 //	      Store.mu      which objects are open; no I/O under it
 //
 // None is held while a source is asked. Readers of present ranges take
-// Object.mu shared, and nothing else. A compaction, which begins under wmu,
+// Object.mu shared, and nothing else, once what they read was proved; a proof takes
+// Object.wmu for as long as one piece takes. A compaction, which begins under wmu,
 // only tries to get syncMu.
 //
 // A Store does not lock its directory; the mount does that for the whole work

@@ -175,6 +175,7 @@ func (s *Store) syncEvery(d time.Duration) {
 		case <-s.stop:
 			return
 		case <-t.C:
+			s.reclaimSoon()
 			if err := s.Sync(); err != nil && !errors.Is(err, s.reported) {
 				s.log.Error("extents are not durable", "err", err)
 				s.reported = err

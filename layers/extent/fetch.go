@@ -7,8 +7,6 @@ import (
 	"io"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
 )
@@ -192,8 +190,8 @@ func (o *Object) settled(fetch Fetcher) bool {
 // keep stores b, the source's bytes at off, where they are missing still, and
 // records it. A range that was written, zeroed or cut off since is left alone.
 func (o *Object) keep(off int64, b []byte) error {
-	if o.store.tight(int64(len(b))) {
-		return o.uncached(unix.ENOSPC)
+	if err := o.room(int64(len(b))); err != nil {
+		return err
 	}
 	o.wmu.Lock()
 	defer o.wmu.Unlock()
@@ -230,19 +228,9 @@ func (o *Object) keep(off int64, b []byte) error {
 		o.pieces.put(p)
 	}
 	o.mu.Unlock()
+	o.grown(missing)
 	o.compactIfLong()
 	return nil
-}
-
-// tight reports whether keeping n more bytes would take the last of the
-// filesystem: what can be fetched again must not be why a write fails.
-func (s *Store) tight(n int64) bool {
-	var st unix.Statfs_t
-	if unix.Fstatfs(s.dir, &st) != nil {
-		return false
-	}
-	free, whole := int64(st.Bavail)*st.Bsize, int64(st.Blocks)*st.Bsize
-	return free-n < min(whole/20, 1<<30)
 }
 
 // uncached says that fetched bytes cannot be kept, once for each reason.

@@ -3,6 +3,7 @@ package extent
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +40,12 @@ type Object struct {
 	failed    error    // why Sync can no longer promise anything
 	sums      bool     // the map's format has pieces
 	clearedAt int64    // the first cleared record of this boot, -1 if there is none
+	pins      int      // how many need what is present to stay
+
+	// Of a cached object: when each region of so many bytes was last used.
+	region int64
+	ages   []atomic.Int64
+	used   atomic.Int64 // the latest of these
 
 	mu      sync.RWMutex
 	size    int64 // all below: by mu
@@ -48,6 +55,10 @@ type Object struct {
 	dirty   rangeSet // subset of present
 	pieces  pieceSet // of present, but for those that are doubted; none is dirty. Changed with wmu held as well
 	flights []*flight
+
+	// drops counts how often present ranges became missing: before their bytes go.
+	// Who has read a range that was present looks whether it has moved on.
+	drops atomic.Uint64
 }
 
 // Source returns what the missing bytes have to be fetched from.
@@ -153,6 +164,7 @@ func (o *Object) release() {
 	}
 	s.mu.Unlock()
 	if last {
+		o.stamp()
 		o.closeFds()
 	}
 }

@@ -33,6 +33,9 @@ func (s *Store) create(name string, src Source, durable bool) (o *Object, err er
 			o = nil
 		}
 	}()
+	if !durable {
+		o.watch()
+	}
 	if o.data, err = sys.Create(s.dir, name+dataSuffix, unix.O_RDWR|unix.O_EXCL, 0o600); err != nil {
 		return o, err
 	}
@@ -133,6 +136,10 @@ func (o *Object) load() error {
 	o.voidFrom, o.covered, o.durable = st.covered, st.covered, st.durable
 	o.pieces, o.sums, o.clearedAt = st.pieces, st.sums, st.cleared
 	o.believe()
+	if !o.pending {
+		o.watch()
+		o.stamp()
+	}
 	o.compactAt = max(compactMin, 2*o.chain.index)
 	if st.redo {
 		o.owed = []record{{kind: kindShrunk}}

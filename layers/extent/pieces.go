@@ -262,6 +262,7 @@ func (o *Object) drop(from, to int64) {
 
 // forget is what a drop does to the ranges. o.mu is held.
 func (o *Object) forget(from, to int64) {
+	o.drops.Add(1)
 	o.pieces.remove(from, to)
 	for _, c := range o.dirty.missing(from, to) {
 		o.present.remove(c.from, c.to)

@@ -71,6 +71,15 @@ func (s *rangeSet) overlaps(from, to int64) bool {
 	return from < to && ci < len(s.chunks) && s.chunks[ci][si].from < to
 }
 
+// absent returns how many bytes of [from, to) are not in s.
+func (s *rangeSet) absent(from, to int64) (n int64) {
+	s.gaps(from, to, func(from, to int64) bool {
+		n += to - from
+		return true
+	})
+	return n
+}
+
 // add puts [from, to) into s.
 func (s *rangeSet) add(from, to int64) {
 	if s.has(from, to) {

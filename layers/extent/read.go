@@ -41,6 +41,7 @@ func (o *Object) ReadAt(ctx context.Context, fetch Fetcher, b []byte, off int64)
 	if off < 0 {
 		return 0, unix.EINVAL
 	}
+	o.use(off, int64(len(b)))
 	for n < len(b) {
 		want := b[n:min(len(b), n+window)]
 		m, err := o.readWindow(ctx, fetch, want, off+int64(n))
@@ -59,6 +60,7 @@ func (o *Object) readWindow(ctx context.Context, fetch Fetcher, b []byte, off in
 		size, cuts := o.size, o.cuts
 		want := b[:max(0, min(int64(len(b)), size-off))]
 		end := off + int64(len(want))
+		drops := o.drops.Load()
 		here := o.presentLocked(off, end)
 		doubts := !here && o.pieces.doubtful(off, end) != nil
 		o.mu.RUnlock()
@@ -74,6 +76,9 @@ func (o *Object) readWindow(ctx context.Context, fetch Fetcher, b []byte, off in
 		var err error
 		if here {
 			n, err = sys.Pread(o.data, want, off)
+			if drops != o.drops.Load() {
+				continue // it may have gone while we read
+			}
 		} else {
 			n, err = o.readMissing(ctx, fetch, want, off)
 		}
@@ -128,6 +133,7 @@ func (o *Object) assemble(flights []*flight, b []byte, off int64) (n int, cut bo
 	var pieces []piece
 	end := off + int64(len(b))
 	o.mu.RLock()
+	drops := o.drops.Load()
 	at := off
 	o.present.gaps(off, min(end, o.limit), func(from, to int64) bool {
 		if at < from {
@@ -160,6 +166,9 @@ func (o *Object) assemble(flights []*flight, b []byte, off int64) (n int, cut bo
 		if err != nil || m < len(dst) {
 			return n, true, err
 		}
+	}
+	if drops != o.drops.Load() {
+		return 0, false, nil // some of it may have gone while we read
 	}
 	return n, false, nil
 }

@@ -37,6 +37,15 @@ type Config struct {
 	// negative means never.
 	SyncEvery time.Duration
 
+	// Limit is how many bytes cached objects may take on the disk: what was used
+	// the longest ago goes for what is new. 0 means as many as leave the filesystem
+	// a twentieth of its size, at most 1 GiB, which is left in any case; negative
+	// means none.
+	Limit int64
+
+	// Percent, unless it is 0, is Limit as a part of the filesystem.
+	Percent float64
+
 	// For tests.
 	BootID string           // 16 bytes; "" means the kernel's
 	Now    func() time.Time // nil: time.Now
@@ -57,6 +66,15 @@ type Store struct {
 
 	gate  sync.RWMutex
 	epoch int64 // of records that are appended now; protected by gate
+
+	limit      int64          // Config.Limit
+	used       atomic.Int64   // bytes that cached objects take, as far as is known
+	reclaimMu  sync.Mutex     // one round at a time; before all locks of objects
+	counted    atomic.Bool    // used is not a guess
+	barren     time.Time      // protected by reclaimMu: no other round before
+	reclaiming atomic.Bool    // a round runs in the background
+	rounds     sync.WaitGroup // of these
+	noPunch    atomic.Bool    // the filesystem cannot take away parts of a file
 
 	unsynced atomic.Bool // records were appended since the last Sync
 
@@ -102,7 +120,7 @@ func ParseID(s string) (id ID, err error) {
 // and removes what crashes left of temporary files and cached objects. Pending
 // objects are never removed but by Remove.
 func OpenStore(dirfd int, cfg Config) (*Store, error) {
-	s := &Store{log: cfg.Logger, now: cfg.Now, objs: map[string]*entry{}}
+	s := &Store{log: cfg.Logger, now: cfg.Now, objs: map[string]*entry{}, limit: cfg.Limit}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -120,6 +138,14 @@ func OpenStore(dirfd int, cfg Config) (*Store, error) {
 	if s.dir, err = sys.Reopen(dirfd, unix.O_RDONLY|unix.O_DIRECTORY); err != nil {
 		return nil, fmt.Errorf("extent store: %w", err)
 	}
+	if cfg.Percent > 0 {
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(s.dir, &st); err != nil {
+			unix.Close(s.dir)
+			return nil, fmt.Errorf("extent store: %w", err)
+		}
+		s.limit = max(1, int64(float64(st.Blocks)*float64(st.Bsize)*cfg.Percent/100))
+	}
 	if err = s.loadEpochs(); err == nil {
 		err = s.sweep()
 	}
@@ -134,6 +160,7 @@ func OpenStore(dirfd int, cfg Config) (*Store, error) {
 		}
 		s.stop, s.stopped = make(chan struct{}), make(chan struct{})
 		go s.syncEvery(every)
+		s.reclaimSoon() // counts
 	}
 	return s, nil
 }
@@ -144,6 +171,7 @@ func (s *Store) Close() error {
 	if s.stop != nil {
 		close(s.stop)
 		<-s.stopped
+		s.rounds.Wait()
 	}
 	err := s.Sync()
 	return errors.Join(err, unix.Close(s.dir))
@@ -259,7 +287,9 @@ func (s *Store) get(name string, open func() (*Object, error)) (*Object, error) 
 	if e != nil {
 		e.refs++
 		s.mu.Unlock()
-		<-e.ready
+		if <-e.ready; e.err == errEvicted {
+			return s.get(name, open)
+		}
 		return e.obj, e.err
 	}
 	e = &entry{ready: make(chan struct{}), refs: 1, name: name}

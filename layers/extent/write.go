@@ -15,6 +15,15 @@ var errInvalid error = unix.EINVAL
 // or may not be there, as after any failed write, and the next mutation fails
 // before it touches anything until the map can be.
 func (o *Object) WriteAt(b []byte, off int64) (n int, err error) {
+	n, err = o.write(b, off)
+	if err == unix.ENOSPC && o.store.giveWay(int64(len(b)-n)) {
+		m, err := o.write(b[n:], off+int64(n))
+		return n + m, err
+	}
+	return n, err
+}
+
+func (o *Object) write(b []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, errInvalid
 	}
