@@ -3,6 +3,8 @@ package copyup
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +33,44 @@ func ReadOrigin(dirfd int, name string) (Origin, error) {
 		return "", nil
 	}
 	return Origin(v), err
+}
+
+// XattrOver is where an upper file says over which lower files it was renamed: noted
+// before the rename, since they are removed after it, and a crash may come between. They
+// are these only where the file has their name.
+const XattrOver = "trusted.migratefs.over"
+
+// NoteOver notes that name in dirfd is about to be renamed over the lower files of these
+// origins.
+func NoteOver(dirfd int, name string, over []Origin) error {
+	var v []string
+	for _, o := range over {
+		v = append(v, string(o))
+	}
+	return sys.Setxattr(dirfd, name, XattrOver, []byte(strings.Join(v, " ")), 0)
+}
+
+// ReadOver returns the origins of what name in dirfd was renamed over.
+func ReadOver(dirfd int, name string) (over []Origin, err error) {
+	v, err := sys.Getxattr(dirfd, name, XattrOver)
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, nil
+	}
+	for _, o := range strings.Fields(string(v)) {
+		over = append(over, Origin(o))
+	}
+	return over, err
+}
+
+// Succeeds reports whether name in dirfd, in the upper, is what the lower file o of that
+// name has become: its copy, or what was renamed over it.
+func Succeeds(dirfd int, name string, o Origin) (bool, error) {
+	is, err := ReadOrigin(dirfd, name)
+	if err != nil || is == o {
+		return err == nil, err
+	}
+	over, err := ReadOver(dirfd, name)
+	return slices.Contains(over, o), err
 }
 
 // setOrigin sets the origin of src with set. Without it a copy is as good; only

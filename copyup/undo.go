@@ -224,6 +224,7 @@ func (u *Undo) CopyTo(ctx context.Context, t *Trashed, dir int, name string) err
 		return err
 	}
 	delete(src.Xattrs, XattrOrigin)
+	delete(src.Xattrs, XattrOver)
 	if t.Attr.IsRegular() {
 		return u.copyFile(ctx, t, src, at, cfg)
 	}

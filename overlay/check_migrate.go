@@ -435,6 +435,9 @@ func (c *check) hasSuccessor(ctx context.Context, l *checked, path layers.Path, 
 	if err != nil {
 		return false
 	}
+	if c.replaced(l, t.Path, &t.Attr) {
+		return true
+	}
 	if o, err := originIn(c.upper, t.Path); o != "" || err != nil {
 		return o == copyup.OriginOf(c.originID(l), &t.Attr)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -93,6 +94,11 @@ func (c *check) compare(ctx context.Context, high, low *checked, p layers.Path, 
 	switch {
 	case h.IsDir() && l.IsDir():
 		return true
+	case high == c.upper && !c.cfg.KeepLower && c.replaced(low, p, l):
+		c.found(FoundUnmoved, low, p, "another file was renamed over it, in the upper, and its removal was interrupted", "removed", func(dir int, name string) error {
+			return c.finishRemoval(low, dir, name, p, l)
+		})
+		return false
 	case h.Type() != l.Type():
 		c.found(FoundTypes, low, p, fmt.Sprintf("%s, which %s hides in which it is %s", typeName(l), high.name, typeName(h)), "", nil)
 		return false
@@ -119,6 +125,16 @@ func (c *check) compare(ctx context.Context, high, low *checked, p layers.Path, 
 		c.found(FoundUnmoved, low, p, "it is hidden by the same content in "+high.name+", and may have other metadata: nothing says that one was made of the other", "", nil)
 	}
 	return false
+}
+
+// replaced reports whether what the upper has at p was renamed over the lower file a.
+func (c *check) replaced(low *checked, p layers.Path, a *layers.Attr) bool {
+	var over []copyup.Origin
+	_ = inParent(c.upper.Root(), p, func(dir int, name string) (err error) {
+		over, err = copyup.ReadOver(dir, name)
+		return err
+	})
+	return slices.Contains(over, copyup.OriginOf(c.originID(low), a))
 }
 
 func originIn(l *checked, p layers.Path) (o copyup.Origin, err error) {

@@ -210,6 +210,7 @@ func (fs *FS) copySourceOnce(ctx context.Context, n *node) (copyup.Source, error
 	} else {
 		r.attr = &attr
 		src.Origin = r.origin()
+		delete(src.Xattrs, copyup.XattrOver) // of an earlier migration
 	}
 	if attr.Type() == unix.S_IFLNK {
 		src.Target, err = r.layer.Readlink(ctx, path)

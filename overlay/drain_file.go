@@ -96,15 +96,13 @@ func (d *drain) succeeds(ctx context.Context, up, low int, name string, a *layer
 		return false, err
 	}
 	is := local.AttrOf(&stx)
+	if has, err := copyup.Succeeds(up, name, (&lowerRef{layer: d.l, attr: a}).origin()); err != nil {
+		return false, err
+	} else if has {
+		return true, syncFile(up, name, &is)
+	}
 	if is.Type() != a.Type() {
 		return false, nil
-	}
-	origin, err := copyup.ReadOrigin(up, name)
-	if err != nil {
-		return false, err
-	}
-	if origin == copyup.Origin(indexName(&lowerRef{layer: d.l, attr: a})) {
-		return true, syncFile(up, name, &is)
 	}
 	// None: the upper has no room for one, or somebody copied the file, and perhaps
 	// not all of it.

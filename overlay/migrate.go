@@ -416,8 +416,8 @@ func (fs *FS) hasSuccessor(path layers.Path, o copyup.Origin) bool {
 	if sys.Statx(dir, name, &stx) != nil || stx.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return false
 	}
-	is, err := copyup.ReadOrigin(dir, name)
-	return err == nil && (is == o || is == "" && !fs.self.origins)
+	has, err := copyup.Succeeds(dir, name, o)
+	return err == nil && (has || !fs.self.origins)
 }
 
 func ptr[T any](v T) *T { return &v }

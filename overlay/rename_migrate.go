@@ -189,6 +189,9 @@ func (fs *FS) tryRename(ctx context.Context, m *move, claims claimed) (up bool, 
 			return false, err
 		}
 	}
+	if at == fs.upper && !m.exchange() {
+		fs.noteOver(old[0].d.fd, m.from.name, targets)
+	}
 	err = sys.Rename(old[0].d.fd, m.from.name, dir.fd, m.to.name, flags)
 	if flags == unix.RENAME_NOREPLACE && (err == unix.EINVAL || err == unix.ENOSYS) {
 		// No such flag here, as on NFS and Lustre: that the name is free was looked at.
@@ -214,6 +217,24 @@ func (fs *FS) tryRename(ctx context.Context, m *move, claims claimed) (up bool, 
 	fs.dirChanged(m.to.parent, at)
 	bury = fs.moved(m)
 	return false, nil
+}
+
+// noteOver notes on name in the upper directory dirfd which lower files it is about to be
+// renamed over: if those are not removed any more, a drain or another host does it.
+// Without the note they stay, hidden, for people to look at.
+func (fs *FS) noteOver(dirfd int, name string, targets []part) {
+	var over []copyup.Origin
+	for i := range targets {
+		if targets[i].layer != fs.upper && !targets[i].isDir() {
+			over = append(over, targets[i].origin())
+		}
+	}
+	if len(over) == 0 {
+		return
+	}
+	if err := fs.asDaemon(func() error { return copyup.NoteOver(dirfd, name, over) }); err != nil {
+		fs.log.Debug("not noted what a file is renamed over", "name", name, "cause", err)
+	}
 }
 
 // partIn returns the part of the directory n in layer l; nil if it has none and

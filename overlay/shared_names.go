@@ -204,9 +204,12 @@ func (fs *FS) succeededAt(d dentry, o copyup.Origin) (has bool) {
 }
 
 // removeIf removes name from the upper directory dirfd if it is still the inode id,
-// and reports whether it was. A name cannot be removed by what it leads to: it is
-// moved aside first.
+// and reports whether it was. A name cannot be removed by what it leads to: if it leads
+// there now it is moved aside first, and looked at again.
 func (fs *FS) removeIf(dirfd int, name string, id fileID) (bool, error) {
+	if is, err := idAt(dirfd, name); err != nil || is != id {
+		return false, ignoreGone(err)
+	}
 	temp := copyup.TempName()
 	if err := sys.Rename(dirfd, name, fs.work, temp, 0); err != nil {
 		return false, ignoreGone(err)

@@ -114,14 +114,19 @@ func (fs *FS) settle(dir *node) error {
 }
 
 // settleOthers is settle for what other daemons may have removed: what the upper has
-// at the name in dir, p, was brought up, and who did that, or drained the lower, may
-// not have made the loss below durable yet. A directory that has not changed since it
+// at the name in dir, p, was brought up, or renamed over it, and who did that, or drained
+// the lower, may not have made the loss below durable yet. A directory that has not changed since it
 // was synced is not synced again.
 func (fs *FS) settleOthers(dir *node, p *part, name string) error {
 	if !fs.many() || p.layer != fs.upper {
 		return nil
 	}
-	if origin, err := copyup.ReadOrigin(p.d.fd, name); err != nil || origin == "" {
+	origin, err := copyup.ReadOrigin(p.d.fd, name)
+	var over []copyup.Origin
+	if err == nil && origin == "" {
+		over, err = copyup.ReadOver(p.d.fd, name)
+	}
+	if err != nil || origin == "" && len(over) == 0 {
 		return ignoreGone(err)
 	}
 	dir.mu.RLock()

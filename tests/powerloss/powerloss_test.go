@@ -34,7 +34,7 @@ func setting(t *testing.T, name string, usual int) int {
 func TestPowerLoss(t *testing.T) {
 	testbed.NeedRoot(t)
 	for _, kind := range []string{"ext4", "xfs", "btrfs"} {
-		for _, mode := range []string{"migrate", "overlay"} {
+		for _, mode := range []string{"migrate", "single", "overlay"} {
 			t.Run(kind+"/"+mode, func(t *testing.T) { powerLoss(t, kind, mode) })
 		}
 	}
@@ -135,7 +135,11 @@ func perform(t *testing.T, kind, mode string, rng *rand.Rand) (r *recorder, firs
 	return r, first, h
 }
 
+// options are those of a mount in a mode: single is migrate mode with hosts=single.
 func options(mode, dir string) string {
+	if mode == "single" {
+		mode = "migrate,hosts=single"
+	}
 	return fmt.Sprintf("mode=%s,lowerdir=%s,upperdir=%s", mode, filepath.Join(dir, "lower/layer"), filepath.Join(dir, "upper/layer"))
 }
 

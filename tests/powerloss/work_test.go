@@ -157,10 +157,12 @@ func (w *worker) work(mode string) {
 	w.unlink("big")
 	w.rename("d/c", "e/c")
 	w.add("e/x/y", "more\n", true)
-	if mode == "overlay" {
+	if mode != "migrate" { // there it is for mv to copy what lies in both layers
 		w.rename("e/x", "e/w")
 		w.add("e/w/z", "more\n", true)
 		w.rename("e", "g")
+		w.rename("g/w", "d/w")
+		w.rename("d/w", "e")
 	}
 	// What is gone from the lower alone must not come back when what hides it goes.
 	w.unlink("f12")
