@@ -119,8 +119,8 @@ func (fs *FS) linkBelow(ctx context.Context, n, dir *node, name string) (done bo
 	}
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	if n.indexed {
-		return true, nil
+	if n.indexed || len(n.lowers) > 0 && fs.succeededAt(dentry{dir, name}, n.lowers[0].origin()) {
+		return true, nil // it came up with this name, or by it
 	}
 	// Our claim was broken, and the file came up before it had this name.
 	_ = fs.unlinkBelow(n, dentry{dir, name})
@@ -164,8 +164,14 @@ func (fs *FS) linkClaimed(n *node, d, to dentry, claims claimed) (done bool, err
 		return true, err
 	}
 	if claims != nil {
-		// What another host has made of the name in the upper was first.
-		err := fs.inUpperAt(to, func(int, *unix.Statx_t) error { return unix.EEXIST })
+		// What another host has made of the name in the upper was first, but for our link,
+		// which came up.
+		err := fs.inUpperAt(to, func(dirfd int, _ *unix.Statx_t) error {
+			if has, err := copyup.ReadOrigin(dirfd, to.name); err == nil && has == r.origin() && !claims.whole() {
+				return nil
+			}
+			return unix.EEXIST
+		})
 		if err != nil {
 			_ = fs.unlinkBelow(n, to)
 			return true, err

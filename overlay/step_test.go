@@ -422,3 +422,53 @@ func TestUnlinkedWhileNamed(t *testing.T) {
 		}
 	})
 }
+
+// TestLinkBroughtUpMeanwhile: another host writes to a name that a link has just made,
+// before who makes it is done. It is made, then.
+func TestLinkBroughtUpMeanwhile(t *testing.T) {
+	base, met := worlds(t), 0
+	for n := 1; ; n++ {
+		a, b := stepWorld(t, base, "l1")
+		s := newStepper(n)
+		sys.SetHook(s.hook)
+		sys.SetLookHook(func() { _ = s.hook("look") })
+		done := make(chan unix.Errno, 1)
+		go func() {
+			s.mu.Lock()
+			s.who = goid()
+			s.mu.Unlock()
+			done <- act(a, &action{do: func(d *driver) unix.Errno { return d.link("low", "new") }})
+		}()
+		var errno unix.Errno
+		var was error
+		select {
+		case <-s.stopped:
+			if was = os.ErrNotExist; a.has("l1/new") {
+				met++
+				if errno := act(b, &action{do: func(d *driver) unix.Errno { return d.write("new", "WR", 0) }}); errno != 0 {
+					t.Errorf("write before change %d of %q: %v", n, s.names, errno)
+				}
+			}
+			close(s.resume)
+			errno = <-done
+		case errno = <-done:
+		}
+		sys.SetHook(nil)
+		sys.SetLookHook(nil)
+		if errno != 0 {
+			t.Errorf("link, and a write before change %d of %q: %v", n, s.names, errno)
+		}
+		v := sameSight(t, a, b)
+		if _, ok := v["low"]; !ok || v["new"].size != 9 {
+			t.Errorf("after a write before change %d of %q: %v and %v", n, s.names, v["low"], v["new"])
+		}
+		b.close()
+		a.remove()
+		if was == nil {
+			break
+		}
+	}
+	if met == 0 {
+		t.Error("never met")
+	}
+}
