@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
 )
 
 const someFile = Origin("0123456789abcdef-a1-5f.3")
@@ -227,6 +228,38 @@ func TestSweeperBreaksWhatDoesNotChange(t *testing.T) {
 	}
 	if count(); l.Held() {
 		t.Error("what is left of a published copy is not swept")
+	}
+}
+
+// Nobody breaks a claim for the time that xattrs take.
+func TestClaimLivesWhileXattrsAreSet(t *testing.T) {
+	c, _ := claimsIn(t)
+	l := take(t, c, ForCopy)
+	src := Source{Origin: someFile, Xattrs: map[string][]byte{"user.a": {1}, "user.b": {2}}}
+	src.Attr.Mode = unix.S_IFREG | 0o640
+	src.Attr.Known = layers.KnownTimes
+	alive, times := 0, 0
+	var cp *Copy
+	var err error
+	hooked(func(what sys.Change) error {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		switch {
+		case what == "setxattr" && l.beat != nil:
+			alive++
+		case what == "utimes" && l.beat == nil:
+			times++
+		}
+		return nil
+	}, func() {
+		cp, err = File(context.Background(), src, Place{Dir: c.Dir, Name: "target", Work: c.Dir, Claim: l}, Config{})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cp.Nameless()
+	if alive != 3 || times != 1 {
+		t.Errorf("%d xattrs while life is shown, and %d times after", alive, times)
 	}
 }
 

@@ -81,7 +81,11 @@ func Dress(fd int, src *Source, cfg Config) error {
 			return err // a label that the kernel gives is not ours to take
 		}
 	}
-	if err := metadata(fd, src, cfg); err != nil {
+	err = metadata(fd, src, cfg)
+	if err == nil {
+		err = times(fd, src)
+	}
+	if err != nil {
 		return err
 	}
 	setFlags(fd, src)

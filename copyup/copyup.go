@@ -109,16 +109,19 @@ func (c *Copy) fill(ctx context.Context, src Source, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	if err := metadata(c.Fd, &src, cfg); err != nil {
+		return err
+	}
 	if l := c.at.Claim; l != nil {
 		if l.isSlow(src.Size) && !cfg.Volatile {
 			// What takes long while others look on is done before the file gets its times.
-			if err := sys.Fdatasync(c.Fd); err != nil {
+			if err := sys.Fsync(c.Fd); err != nil {
 				return err
 			}
 		}
 		l.quiet()
 	}
-	if err := metadata(c.Fd, &src, cfg); err != nil {
+	if err := times(c.Fd, &src); err != nil {
 		return err
 	}
 	setFlags(c.Fd, &src)

@@ -43,7 +43,7 @@
 //	1   CLAIMS/ID, made O_EXCL                               a claim without change: who needs the file breaks
 //	                                                         it, else it is swept
 //	2-5 as above, on the claim; its origin is set with the   as 1
-//	    metadata
+//	    metadata. Signs of life end before its times are set
 //	6   link by descriptor; ENOENT says that the claim was   the name shows the whole copy; the claim is a
 //	    revoked, EEXIST on the same inode is success         further name of it
 //	6a  CLAIMS/ID unlinked                                   as above

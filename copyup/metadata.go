@@ -18,7 +18,7 @@ func ownerFirst(fd int, a *layers.Attr, cfg Config) error {
 	return sys.Fchown(fd, int(a.UID), int(a.GID))
 }
 
-// metadata gives the open regular file fd everything but owner and data. The
+// metadata gives the open regular file fd everything but owner, data and times. The
 // mode comes before xattrs because a chmod rewrites an ACL's mask; times come
 // last because everything else changes them.
 func metadata(fd int, src *Source, cfg Config) error {
@@ -36,9 +36,11 @@ func metadata(fd int, src *Source, cfg Config) error {
 	}); err != nil {
 		return err
 	}
-	if err := setOrigin(src, func(n string, v []byte) error { return sys.Fsetxattr(fd, n, v, 0) }); err != nil {
-		return err
-	}
+	return setOrigin(src, func(n string, v []byte) error { return sys.Fsetxattr(fd, n, v, 0) })
+}
+
+// times gives the open regular file fd its times.
+func times(fd int, src *Source) error {
 	if src.Attr.IsRegular() && src.Size < src.Attr.Size {
 		return nil // cut while it is copied: that is a change, and has its time
 	}

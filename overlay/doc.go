@@ -84,7 +84,8 @@
 //	rename, migrate mode             older copies under the old name go first; one rename in
 //	                                 the layer that shows the file; synced; older copies under
 //	                                 the new name go. Of those, what cannot be removed stays
-//	                                 hidden, and the rename has succeeded.
+//	                                 hidden, and the rename has succeeded; a file in the upper has
+//	                                 noted before (copyup.XattrOver) which they are: a drain ends it.
 //	rename of a directory in several before UPPER/.migratefs/rename (intent.go) is whole and durable: as
 //	layers, hosts=single             before. Then one rename in each layer, the lowest first, but where an
 //	                                 empty directory is replaced, which goes last: the next mount does
