@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/migratefs/migratefs/internal/sys"
@@ -38,6 +39,9 @@ type flight struct {
 
 	waiters int // protected by Object.mu
 
+	// users are those who may look at buf: each waiter until it calls leave, and fly.
+	users atomic.Int32
+
 	// Set before done is closed.
 	buf  []byte
 	err  error // why the bytes are not in buf
@@ -56,6 +60,7 @@ func (o *Object) board(ctx context.Context, fetch Fetcher, from, to int64, alone
 			for _, f := range o.flights {
 				if f.from < m.to && m.from < f.to {
 					f.waiters++
+					f.users.Add(1)
 					all = append(all, f)
 				}
 			}
@@ -75,6 +80,7 @@ func (o *Object) board(ctx context.Context, fetch Fetcher, from, to int64, alone
 			}
 			if at < next {
 				f := &flight{span: span{at, next}, done: make(chan struct{}), waiters: 1}
+				f.users.Store(2)
 				o.flights = append(o.flights, f)
 				all = append(all, f)
 				o.retain()
@@ -136,6 +142,15 @@ func (o *Object) await(ctx context.Context, flights []*flight) (err error) {
 	return err
 }
 
+// leave ends the caller's use of flights that it has waited for.
+func leave(flights []*flight) {
+	for _, f := range flights {
+		if f.users.Add(-1) == 0 {
+			freeBuf(f.buf)
+		}
+	}
+}
+
 // landLocked takes f off the list that later readers join.
 func (o *Object) landLocked(f *flight) {
 	for i, g := range o.flights {
@@ -150,13 +165,14 @@ func (o *Object) landLocked(f *flight) {
 
 // fly fetches f, stores it, and tells who waits. It has a reference to o.
 func (o *Object) fly(ctx context.Context, fetch Fetcher, f *flight) {
+	defer leave([]*flight{f})
 	defer close(f.done)
 	defer o.release() // whoever waits has one of its own
 	defer f.cancel()
 	// Asked before the fetch: a change after this moment must show in the
 	// version, or the bytes may be of either.
 	settled := o.settled(fetch)
-	f.buf = make([]byte, f.to-f.from)
+	f.buf = newBuf(int(f.to - f.from)) // which a fetch that succeeds fills
 	n, err := fetch.ReadAt(ctx, f.buf, f.from)
 	switch {
 	case n == len(f.buf):
@@ -239,6 +255,22 @@ func (o *Object) uncached(err error) error {
 	return err
 }
 
+// bring waits for flights that together bring [from, to), once. An error is one that
+// another attempt, alone, would not change.
+func (o *Object) bring(ctx context.Context, fetch Fetcher, from, to int64, alone bool) error {
+	flights := o.board(ctx, fetch, from, to, alone)
+	defer leave(flights)
+	if err := o.await(ctx, flights); err != nil && (alone || ctx.Err() != nil) {
+		return err
+	}
+	for _, f := range flights {
+		if f.err == nil && f.kept != nil {
+			return f.kept
+		}
+	}
+	return nil
+}
+
 // Fill makes [off, off+n), as far as it lies within the file, present. Unlike
 // ReadAt it returns the error if what was fetched cannot be stored; ErrUnsettled
 // if it may not be.
@@ -252,14 +284,8 @@ func (o *Object) Fill(ctx context.Context, fetch Fetcher, off, n int64) error {
 			if fetch == nil {
 				return layers.ErrOffline
 			}
-			flights := o.board(ctx, fetch, from, to, alone)
-			if err := o.await(ctx, flights); err != nil && (alone || ctx.Err() != nil) {
+			if err := o.bring(ctx, fetch, from, to, alone); err != nil {
 				return err
-			}
-			for _, f := range flights {
-				if f.err == nil && f.kept != nil {
-					return f.kept
-				}
 			}
 		}
 		off = to

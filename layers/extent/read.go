@@ -110,16 +110,23 @@ func (o *Object) readMissing(ctx context.Context, fetch Fetcher, b []byte, off i
 	// The first time, fetches of others will do. If one of those fails, we try
 	// with our own: theirs may have been closed under it.
 	for alone := false; ; alone = true {
-		flights := o.board(ctx, fetch, off, off+int64(len(b)), alone)
-		err := o.await(ctx, flights)
-		if err != nil && (alone || ctx.Err() != nil) {
-			return 0, err
-		}
-		n, cut, err := o.assemble(flights, b, off)
-		if err != nil || cut || n == len(b) {
+		n, again, err := o.readFlights(ctx, fetch, b, off, alone)
+		if !again {
 			return n, err
 		}
 	}
+}
+
+// readFlights is one attempt of readMissing. Again says that something is still
+// missing, and another attempt, alone, may bring it.
+func (o *Object) readFlights(ctx context.Context, fetch Fetcher, b []byte, off int64, alone bool) (n int, again bool, err error) {
+	flights := o.board(ctx, fetch, off, off+int64(len(b)), alone)
+	defer leave(flights)
+	if err := o.await(ctx, flights); err != nil && (alone || ctx.Err() != nil) {
+		return 0, false, err
+	}
+	n, cut, err := o.assemble(flights, b, off)
+	return n, err == nil && !cut && n < len(b), err
 }
 
 // assemble copies what is there now to b. It must look at the ranges after the

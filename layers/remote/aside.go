@@ -117,6 +117,7 @@ func (f *File) takeStripe(s stripe, b []byte, replies []reply) error {
 	for _, p := range parts {
 		at = at[copy(at, p):]
 	}
+	recycle(replies)
 	return nil
 }
 

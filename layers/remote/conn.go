@@ -403,7 +403,7 @@ func readPacket(in io.Reader) (reply, uint32, error) {
 	if _, err := io.ReadFull(in, head[4:]); err != nil {
 		return reply{}, 0, err
 	}
-	body := make([]byte, n-5)
+	body := newBody(int(n - 5))
 	if _, err := io.ReadFull(in, body); err != nil {
 		return reply{}, 0, err
 	}

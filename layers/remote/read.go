@@ -137,6 +137,7 @@ func (f *File) take(ctx context.Context, c *conn, handle string, b []byte, off i
 			return err
 		}
 	}
+	recycle(replies)
 	return nil
 }
 
