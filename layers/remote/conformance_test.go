@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -32,4 +33,17 @@ func TestConformance(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The same against another server, if an ssh_config names one as "source" that runs on
+// this host, as root: ProFTPD's mod_sftp, or sftp-server behind Dropbear.
+func TestConformanceElsewhere(t *testing.T) {
+	config := os.Getenv("REMOTE_TEST_SSH_CONFIG")
+	if config == "" {
+		return
+	}
+	layertest.Run(t, limits, func(t *testing.T, source string) layers.Layer {
+		cfg := Config{Target: Target{Host: "source", Path: source}, SSHConfig: config, Timeout: 10 * time.Second}
+		return open(t, cfg)
+	})
 }
