@@ -40,7 +40,7 @@ type Config struct {
 	Hard bool
 
 	// Connections is how many ssh connections there may be at once, by default
-	// 4: one for requests that somebody waits for, one for small files and
+	// 6: one for requests that somebody waits for, one for small files and
 	// listings, the others for the background, made when they are needed. A
 	// server that refuses some is used with those it grants.
 	Connections int

@@ -74,6 +74,7 @@ type conn struct {
 	nextSeq  uint64
 	out      []byte        // encoded, not yet taken by the writer
 	lastOut  time.Duration // since born, when the last burst was sent
+	owing    time.Duration // since born, when the server began to owe an answer; it may not now
 }
 
 // caps is what the server's VERSION packet and limits@openssh.com tell.
@@ -196,6 +197,9 @@ func (c *conn) enqueue(ctx context.Context, reqs []request) (*burst, error) {
 	}
 	b.first = c.nextSeq
 	c.lastOut = time.Since(c.born)
+	if len(c.pending) == 0 {
+		c.owing = c.lastOut
+	}
 	for i := range reqs {
 		b.own = b.own || reqs[i].closed
 		w := min(reqs[i].weight, budget)
@@ -338,6 +342,16 @@ func (c *conn) idle() time.Duration {
 		return 0
 	}
 	return time.Since(c.born) - c.lastOut
+}
+
+// silent returns for how long nothing has come although the server owes an answer.
+func (c *conn) silent() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.pending) == 0 {
+		return 0
+	}
+	return time.Since(c.born) - max(c.owing, time.Duration(c.lastIn.Load()))
 }
 
 func (c *conn) write() {

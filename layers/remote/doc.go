@@ -28,7 +28,8 @@
 // Besides it there are lanes, made when they are needed: a swift one for small files
 // and listings, and bulk ones for what is done under layers.Background, which
 // so never stands before demand. Nothing depends on a lane: what fails on one is asked
-// on the main connection, which has the last word. On lanes of a server that hands
+// on the main connection, which has the last word, and one that is held up does not
+// hold up the others. On lanes of a server that hands
 // out handles as OpenSSH's does, a file or directory is opened and read in the same
 // exchange (see serial.go).
 //
@@ -85,7 +86,7 @@
 //	  File.mu
 //	    conn.mu
 //	Layer.mu
-//	  window.mu: nothing is locked under it
+//	  conn.mu, window.mu: nothing is locked under them
 //
 // None is held across I/O. File.opening is a token, waited for with a context,
 // and held across the exchange that opens the file anew.

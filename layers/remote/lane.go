@@ -33,13 +33,17 @@ type lanes struct {
 }
 
 const (
-	defaultConnections = 4
+	defaultConnections = 6
 
 	// laneIdle is how long a lane stays that nobody uses.
 	laneIdle = 5 * time.Minute
 
 	// mostLanePause bounds the doubling of lanes.pause.
 	mostLanePause = time.Hour
+
+	// slow is how long a server may keep others waiting, with a file that it
+	// cannot open or read, before they are asked for on another connection.
+	slow = 2 * time.Second
 
 	// bulkWindow is the window of a bulk lane: twice what sshd has under way.
 	bulkWindow = 4 << 20
@@ -113,16 +117,33 @@ func (l *Layer) swift() *conn {
 	}
 	ln := &l.lanes.swift[0]
 	c := ln.use(nil)
-	if c != nil && c.predicts() {
+	switch {
+	case c != nil && c.predicts() && c.silent() >= slow:
+		return nil
+	case c != nil && c.predicts():
 		return c
-	}
-	if c != nil {
+	case c != nil:
 		l.lanes.plain = true // the main connection's server could, or this one did before
 		go c.fail(errIdle, nil)
 		return nil
 	}
 	l.ask(ln)
 	return nil
+}
+
+// demand returns the main connection; or the swift lane's while the main one is held
+// up, or is old and there is no other yet.
+func (l *Layer) demand(ctx context.Context, old *conn) (*conn, error) {
+	l.mu.Lock()
+	c := l.cur
+	l.mu.Unlock()
+	if c != nil && c != old && c.alive() && c.silent() < slow {
+		return c, nil
+	}
+	if s := l.swift(); s != nil && s != old {
+		return s, nil
+	}
+	return l.session(ctx, old)
 }
 
 // bulk returns the bulk lane's connection with the most room, other than old. If
@@ -177,7 +198,8 @@ func (l *Layer) background(ctx context.Context, old *conn) (*conn, error) {
 }
 
 // narrowly makes op, which is background work, wait for its turn if it is to run
-// on the main connection: there only one such burst is under way.
+// on the main connection: there only two such bursts are under way, which is what
+// sshd has under way as well.
 func (l *Layer) narrowly(op operation) operation {
 	return func(ctx context.Context, c *conn) error {
 		if !c.main || !layers.IsBackground(ctx) {

@@ -517,3 +517,50 @@ func TestManyHang(t *testing.T) {
 		t.Errorf("opened %d times", n)
 	}
 }
+
+// A file that the server cannot read does not keep it from answering others.
+func TestHeldUp(t *testing.T) {
+	f := newSlots()
+	l := f.open(t)
+	files := f.wanted(t, l, "d")
+	withLanes(t, l)
+	file, err := l.Open(soon(t), "f", nil)
+	must(t, err)
+	release := make(chan struct{})
+	f.set(func() {
+		f.lie = func(q *query) ([]byte, bool) {
+			if q.session == 1 && q.typ == fxpRead {
+				<-release
+			}
+			return nil, false
+		}
+	})
+	done := make(chan error)
+	go func() {
+		_, err := file.ReadAt(soon(t), make([]byte, 100), 0)
+		done <- err
+	}()
+	l.mu.Lock()
+	main := l.cur
+	l.mu.Unlock()
+	for main.silent() < slow {
+		time.Sleep(10 * time.Millisecond)
+	}
+	_, err = l.Stat(soon(t), "d/001")
+	must(t, err)
+	_, err = l.ReadDir(soon(t), "e")
+	must(t, err)
+	other, err := l.Open(soon(t), files[5].Path, files[5].Attr)
+	must(t, err)
+	b := make([]byte, 500)
+	if _, err := other.ReadAt(soon(t), b, 0); err != nil || !bytes.Equal(b, f.files["/src/d/005"].data) {
+		t.Error(err)
+	}
+	f.checkMany(t, l, soon(t), files)
+	f.checkMany(t, l, layers.Background(soon(t)), files)
+	close(release)
+	must(t, <-done)
+	if !main.alive() {
+		t.Error("the connection that was held up was lost")
+	}
+}

@@ -41,7 +41,7 @@ type Layer struct {
 
 	unpark  chan struct{}  // Reconnect wakes the connector
 	want    chan struct{}  // a lane was asked for
-	narrow  chan struct{}  // holds a token: who has it does background work on the main connection
+	narrow  chan struct{}  // holds a token for each background operation on the main connection
 	watched sync.WaitGroup // who watches lanes
 	handles handlePool
 	carried carried
@@ -87,7 +87,7 @@ func New(ctx context.Context, cfg Config) (*Layer, error) {
 		done:    make(chan struct{}),
 		unpark:  make(chan struct{}, 1),
 		want:    make(chan struct{}, 1),
-		narrow:  make(chan struct{}, 1),
+		narrow:  make(chan struct{}, 2),
 		changed: make(chan struct{}),
 	}
 	l.lanes = newLanes(cfg.Connections, cfg.pace.lane)

@@ -326,7 +326,7 @@ type operation func(context.Context, *conn) error
 // exchange runs op on the main connection, or on one for the background.
 func (l *Layer) exchange(ctx context.Context, op operation) error {
 	if !layers.IsBackground(ctx) {
-		return l.exchangeOn(ctx, l.session, op)
+		return l.exchangeOn(ctx, l.demand, op)
 	}
 	return l.exchangeOn(ctx, l.background, l.narrowly(op))
 }
