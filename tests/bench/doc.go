@@ -1,7 +1,8 @@
 // Bench measures migratefs beside its peers: one workload over many mounts in
 // one run, each run of one mount paired with one of every other, so that what
 // else the machine does falls on all of them. It prints medians and ratios, and
-// writes docs/performance.md; nothing asserts on a figure.
+// writes docs/performance.md and, of what goes over SSH, docs/performance-remote.md;
+// nothing asserts on a figure.
 //
 //	make bench                                  all of it, into docs/
 //	make bench ONLY=untar,git MOUNTS=fuse-overlayfs,ours-overlay RUNS=3

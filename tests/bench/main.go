@@ -123,10 +123,22 @@ func run(cfg *config) (err error) {
 		}
 		rep.drainTable(os.Stdout)
 	}
+	if wants(cfg.only, "remote") {
+		log.Printf("%v: remote", time.Since(began).Round(time.Second))
+		if rep.remotes, err = bed.remote(); err != nil {
+			return fmt.Errorf("remote: %w", err)
+		}
+		rep.remoteTable(os.Stdout)
+	}
 	rep.took = time.Since(began)
 	log.Printf("took %v", rep.took.Round(time.Second))
 	if cfg.docs == "" || cfg.quick {
 		return nil
+	}
+	if rep.remotes != nil {
+		if err := rep.writeRemote(cfg.docs); err != nil || len(rep.rows) == 0 {
+			return err
+		}
 	}
 	return rep.write(cfg.docs)
 }

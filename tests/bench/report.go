@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"maps"
@@ -16,13 +17,14 @@ import (
 
 // report collects what was measured.
 type report struct {
-	cfg    *config
-	kinds  []*kind
-	began  time.Time
-	took   time.Duration
-	rows   []row
-	memory map[*kind]memoryUse
-	drains []moved
+	cfg     *config
+	kinds   []*kind
+	began   time.Time
+	took    time.Duration
+	rows    []row
+	memory  map[*kind]memoryUse
+	drains  []moved
+	remotes []told
 }
 
 // row is one step of one load on all mounts.
@@ -174,6 +176,19 @@ func (r *report) write(dir string) error {
 	defer f.Close()
 	r.page(f)
 	return f.Close()
+}
+
+// writeRemote is write for what was measured over SSH.
+func (r *report) writeRemote(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	var page bytes.Buffer
+	r.remotePage(&page)
+	if err := os.WriteFile(filepath.Join(dir, "performance-remote.svg"), []byte(r.remoteChart()), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "performance-remote.md"), page.Bytes(), 0o644)
 }
 
 // page is docs/performance.md.

@@ -40,6 +40,8 @@ mandoc      | mandoc         | mandoc
 bench="$tests
 fuse-overlayfs | fuse-overlayfs | fuse-overlayfs
 mergerfs    | mergerfs       | mergerfs
+sshfs       | sshfs          | fuse-sshfs
+rclone      | rclone         | rclone
 find        | findutils      | findutils
 "
 
