@@ -40,6 +40,7 @@ type way struct {
 	name     string
 	mounts   []func(cfg *config, t *trip) (point string, args []string)
 	copies   func(cfg *config, t *trip, what, to string) []string
+	oneFile  bool // of a tree it makes hours
 	writable bool // the mount has an upper
 }
 
@@ -58,7 +59,7 @@ func ours(options string) func(*config, *trip) (string, []string) {
 }
 
 var ways = []way{
-	{name: "scp", copies: func(_ *config, t *trip, what, to string) []string {
+	{name: "scp", oneFile: true, copies: func(_ *config, t *trip, what, to string) []string {
 		return []string{"scp", "-q", "-r", "-S", t.ssh, t.source + t.dir + "/" + what, to}
 	}},
 	{name: "rsync", copies: func(_ *config, t *trip, what, to string) []string {
@@ -118,7 +119,7 @@ func remoteSizes(cfg *config) (files, dirs, bytes int) {
 	if cfg.quick {
 		return 500, 50, 50 << 20
 	}
-	return 10_000, 1000, 1 << 30
+	return cfg.files, 1000, 1 << 30
 }
 
 // told is one errand over one link.
@@ -226,7 +227,7 @@ func (b *bed) errandsBy(w *way, t trip, link *testbed.Proxy, notes []told) (err 
 		}
 	}()
 	for i, e := range errands(b.cfg) {
-		if w.copies != nil && e.copies == "" || e.writes && !w.writable {
+		if w.copies != nil && e.copies == "" || w.oneFile && e.copies != "big" || e.writes && !w.writable {
 			continue
 		}
 		if !e.again {
