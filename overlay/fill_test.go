@@ -1,0 +1,177 @@
+package overlay
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+var remoteStack = stackings[slices.IndexFunc(stackings, isRemote)]
+
+// TestFillBesideUse has programs write to pending files, read, cut, rename, link and
+// chmod them while these become ordinary files: what they see is what they did.
+func TestFillBesideUse(t *testing.T) {
+	w := newWorld(t, worlds(t), remoteStack)
+	const files, size = 80, 30_000
+	names := make([]string, files)
+	content := make([][]byte, files)
+	random := rand.New(rand.NewChaCha8([32]byte{1}))
+	for i := range names {
+		names[i] = fmt.Sprintf("f%d", i)
+		content[i] = make([]byte, size+i)
+		for j := range content[i] {
+			content[i][j] = byte(1 + random.IntN(255))
+		}
+		must(t, os.WriteFile(w.at("l1", names[i]), content[i], 0o644))
+		must(t, os.Chtimes(w.at("l1", names[i]), past, past))
+	}
+	must(t, w.open())
+	defer w.remove()
+	ctx, stop := context.WithCancel(t.Context())
+	var filler, users sync.WaitGroup
+	filler.Go(func() {
+		for ctx.Err() == nil {
+			_ = w.fs.Fill(ctx) // what is renamed just then is found the next time
+		}
+	})
+	for i, name := range names {
+		users.Go(func() {
+			u := &user{t: t, d: &driver{fs: w.fs}, name: name, want: content[i], random: rand.New(rand.NewPCG(uint64(i), 7))}
+			u.run()
+		})
+	}
+	users.Wait()
+	t.Logf("%d files became ordinary ones meanwhile", w.fs.fill.finished.Load())
+	stop()
+	filler.Wait()
+	if t.Failed() {
+		return
+	}
+	for range 3 {
+		if err := w.fs.Fill(t.Context()); err == nil {
+			break
+		}
+	}
+	p, err := w.fs.Progress(t.Context())
+	must(t, err)
+	if p.Files != 0 || p.Missing != 0 || p.Finished < files {
+		t.Errorf("at the end: %+v", p)
+	}
+	w.close()
+	must(t, w.open())
+	if left := w.leftovers(); left != "" {
+		t.Errorf("left over:\n\t%s", left)
+	}
+}
+
+// user is a program that has one file for itself.
+type user struct {
+	t      *testing.T
+	d      *driver
+	name   string
+	want   []byte
+	mode   uint32
+	links  int
+	random *rand.Rand
+}
+
+func (u *user) run() {
+	defer u.d.end()
+	for step := range 20 {
+		var errno unix.Errno
+		what := ""
+		switch k := u.random.IntN(9); k {
+		case 0, 1, 2:
+			what = "write"
+			b := []byte(fmt.Sprintf("%s at step %d", u.name, step))
+			off := u.random.IntN(len(u.want) + 1)
+			errno = u.d.write(u.name, string(b), uint64(off))
+			u.want = append(u.want[:off:off], append(b, u.want[min(off+len(b), len(u.want)):]...)...)
+		case 3:
+			what = "truncate"
+			n := u.random.IntN(len(u.want) + 1000)
+			errno = u.d.truncate(u.name, uint64(n))
+			if n <= len(u.want) {
+				u.want = u.want[:n:n]
+			} else {
+				u.want = append(u.want[:len(u.want):len(u.want)], make([]byte, n-len(u.want))...)
+			}
+		case 4:
+			what = "chmod"
+			u.mode = 0o600 | uint32(u.random.IntN(8))
+			errno = u.d.chmod(u.name, u.mode)
+		case 5:
+			what = "rename"
+			name := fmt.Sprintf("%s-%d", u.name, step)
+			errno = u.d.rename(u.name, name, 0)
+			u.name = name
+		case 6:
+			if u.links++; u.links > 2 {
+				continue
+			}
+			what = "link"
+			name := fmt.Sprintf("%s+%d", u.name, step)
+			if errno = u.d.link(u.name, name); errno == 0 && u.links == 2 {
+				errno = u.d.unlink(u.name)
+				u.name = name
+			}
+		case 7:
+			what = "keep it open"
+			if len(u.d.open) < 4 {
+				_, errno = u.d.keep(u.name)
+			}
+		case 8:
+			what = "wait"
+			time.Sleep(time.Duration(u.random.IntN(3)) * time.Millisecond)
+		}
+		if errno != 0 {
+			u.t.Errorf("%s: step %d: %s: %v", u.name, step, what, errno)
+			return
+		}
+		if !u.look(fmt.Sprintf("step %d: after %s", step, what)) {
+			return
+		}
+	}
+}
+
+// look compares what there is of the file, by name, by attributes and by open
+// descriptors, with what there must be.
+func (u *user) look(when string) bool {
+	_, out, errno := u.d.lookup(fuse.FUSE_ROOT_ID, u.name)
+	if errno != 0 {
+		u.t.Errorf("%s: %s: %v", u.name, when, errno)
+		return false
+	}
+	var attr fuse.AttrOut
+	if st := u.d.fs.GetAttr(nil, &fuse.GetAttrIn{InHeader: fuse.InHeader{NodeId: out.NodeId}}, &attr); st != 0 {
+		u.t.Errorf("%s: %s: stat: %v", u.name, when, st)
+		return false
+	}
+	for _, a := range []*fuse.Attr{&out.Attr, &attr.Attr} {
+		if a.Size != uint64(len(u.want)) || u.mode != 0 && a.Mode&0o7777 != u.mode {
+			u.t.Errorf("%s: %s: %d bytes, mode %o: not %d and %o", u.name, when, a.Size, a.Mode, len(u.want), u.mode)
+			return false
+		}
+	}
+	got, errno := u.d.readNode(out.NodeId)
+	if errno != 0 || !bytes.Equal(got, u.want) {
+		u.t.Errorf("%s: %s: %d bytes read, %v, not the %d that were written", u.name, when, len(got), errno, len(u.want))
+		return false
+	}
+	for _, fh := range u.d.open {
+		if got, errno := u.d.readHandle(fh); errno != 0 || !bytes.Equal(got, u.want) {
+			u.t.Errorf("%s: %s: %d bytes read through an old descriptor, %v, not the %d that were written", u.name, when, len(got), errno, len(u.want))
+			return false
+		}
+	}
+	return true
+}
