@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -130,8 +131,14 @@ type Conflict struct {
 
 // Conflicts returns the files that wait for the operator's word.
 func (fs *FS) Conflicts(ctx context.Context) ([]Conflict, error) {
+	ids := fs.fill.conflicts()
+	if slices.ContainsFunc(ids, func(id extent.ID) bool { return fs.fill.pathOf(id) == "" }) {
+		if err := fs.fill.findNames(ctx); err != nil {
+			return nil, err
+		}
+	}
 	var all []Conflict
-	for _, id := range fs.fill.conflicts() {
+	for _, id := range ids {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/internal/sys"
@@ -316,6 +317,12 @@ var operations = []operation{
 		d.utimes("low", 77)
 	}),
 	fills("a pending file that was cut to nothing and grew", func(d *driver) { pend(d); d.truncate("low", 0); d.truncate("low", 5000) }),
+	{name: "keep what is here of a file in conflict", only: isRemote, first: conflict,
+		do:     func(d *driver) unix.Errno { return d.resolve("low", Resolution{KeepLocal: true}) },
+		effect: func(sight, stacking) {}},
+	{name: "take what the source has of a file in conflict", only: isRemote, first: conflict, torn: isRemote,
+		do:     func(d *driver) unix.Errno { return d.resolve("low", Resolution{}) },
+		effect: onFile("low", contentOf("the source's"))},
 	{name: "fill of a pending file that is open", only: isRemote, first: pend, do: func(d *driver) unix.Errno {
 		fh, errno := d.keep("low")
 		if errno != 0 {
@@ -437,6 +444,33 @@ func fills(what string, first func(d *driver)) operation {
 			return 0
 		},
 		effect: func(sight, stacking) {},
+	}
+}
+
+// conflict has all of a pending file here, and another version on its source.
+func conflict(d *driver) {
+	pend(d)
+	if errno := d.on("low", func(h fuse.InHeader) fuse.Status {
+		_, errno := d.readNode(h.NodeId)
+		return fuse.Status(errno)
+	}); errno != 0 {
+		panic(errno)
+	}
+	low := d.fs.cfg.Lowers[0].Layer.(distant).l.Root()
+	fd, err := unix.Openat(low, "low", unix.O_WRONLY|unix.O_TRUNC, 0)
+	if err == nil {
+		_, err = unix.Write(fd, []byte("the source's"))
+		unix.Close(fd)
+	}
+	if err == nil {
+		then := unix.Timespec{Sec: past.Unix() + 1000}
+		err = unix.UtimesNanoAt(low, "low", []unix.Timespec{then, then}, 0)
+	}
+	if err == nil && !errors.Is(d.fs.Fill(context.Background()), layers.ErrStale) {
+		err = errors.New("no conflict")
+	}
+	if err != nil {
+		panic(err)
 	}
 }
 

@@ -1,6 +1,8 @@
 package overlay
 
 import (
+	"context"
+	"errors"
 	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -270,4 +272,20 @@ func (d *driver) keep(path string) (fh uint64, errno unix.Errno) {
 		return st
 	})
 	return fh, errno
+}
+
+// resolve ends the conflict of path, and fills it.
+func (d *driver) resolve(path string, how Resolution) unix.Errno {
+	id, errno := d.find(path)
+	if errno != 0 {
+		return errno
+	}
+	err := d.fs.resolve(context.Background(), d.fs.table.get(id), how)
+	if err == nil || errors.Is(err, ErrNoConflict) { // it was, before the filling failed
+		err = d.fs.Fill(context.Background())
+	}
+	if err != nil {
+		return errnoOf(err)
+	}
+	return 0
 }

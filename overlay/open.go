@@ -245,7 +245,13 @@ func (fs *FS) openUpper(n *node) (int, error) {
 	if n == fs.root {
 		return sys.OpenBeneath(fs.upper.root, "", unix.O_PATH|unix.O_DIRECTORY, 0)
 	}
-	return despiteRenames(n, func() (int, error) { return fs.openUpperOnce(n) })
+	for {
+		seq := fs.swaps.begin()
+		fd, err := despiteRenames(n, func() (int, error) { return fs.openUpperOnce(n) })
+		if err == nil || fs.swaps.same(seq) {
+			return fd, err
+		}
+	}
 }
 
 func (fs *FS) openUpperOnce(n *node) (int, error) {

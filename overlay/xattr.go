@@ -113,7 +113,13 @@ func (fs *FS) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, attr string, d
 	if n == nil {
 		return 0, fuse.Status(unix.ESTALE)
 	}
-	v, err := fs.getXattr(ctx, n, attr)
+	var v []byte
+	var err error
+	if isControl(attr) {
+		v, err = fs.controlGet(ctx, n, attr, &in.Caller)
+	} else {
+		v, err = fs.getXattr(ctx, n, attr)
+	}
 	if err != nil {
 		return 0, fs.status("getxattr", n, "", err)
 	}
@@ -192,6 +198,9 @@ func (fs *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, attr string,
 	}
 	if fs.isOurs(attr) {
 		return fuse.Status(unix.EOPNOTSUPP) // as the kernel's overlayfs says of its own
+	}
+	if isControl(attr) {
+		return fs.status("setxattr", n, "", fs.controlSet(ctx, n, attr, data, &in.Caller))
 	}
 	disk, value := fs.diskName(attr), append([]byte(nil), data...)
 	err := fs.changeXattr(ctx, n, disk, func(fd int, shown bool) error {

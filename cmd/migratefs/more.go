@@ -7,6 +7,6 @@ import "github.com/spf13/cobra"
 func moreCommands() []*cobra.Command {
 	return []*cobra.Command{
 		newRestoreCommand(), newRestoreInitCommand(), newLazyfsCommand(),
-		newPlanCommand(), newDrainCommand(), newCheckCommand(), newUndoCommand(), newSFTPServerCommand(),
+		newPlanCommand(), newDrainCommand(), newCheckCommand(), newUndoCommand(), newResolveCommand(), newSFTPServerCommand(),
 	}
 }

@@ -72,6 +72,7 @@ func Retry(f func() error) error {
 // Create opens name in dirfd with O_CREAT and the given flags and mode. The
 // process umask is zero in the daemon, so mode is what the file gets.
 func Create(dirfd int, name string, flags int, mode uint32) (fd int, err error) {
+	fd = -1 // also if a hook refuses
 	err = change("create", func() error {
 		fd, err = unix.Openat(dirfd, name, flags|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, mode)
 		return err
@@ -81,6 +82,7 @@ func Create(dirfd int, name string, flags int, mode uint32) (fd int, err error) 
 
 // Tmpfile opens a nameless file on the filesystem of the directory dirfd.
 func Tmpfile(dirfd int, flags int, mode uint32) (fd int, err error) {
+	fd = -1
 	err = change("tmpfile", func() error {
 		fd, err = unix.Openat(dirfd, ".", flags|unix.O_TMPFILE|unix.O_CLOEXEC, mode)
 		return err
