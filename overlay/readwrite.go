@@ -89,6 +89,9 @@ func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 	case err != nil:
 	case v.object:
 		h.readAhead(off, int64(len(buf)))
+		if r = h.spliceObject(len(buf), off); r != nil {
+			break
+		}
 		r, err = readWaiting(cancel, in, buf, func(ctx context.Context) (int, error) { return h.readObject(ctx, buf, off) })
 	case v.fd >= 0:
 		r, err = readFile(v.fd, buf, off)

@@ -51,6 +51,27 @@ func spliceFile(fd, size int, off int64) fuse.ReadResult {
 	return &inPipe{pair, size}
 }
 
+// spliceObject is spliceFile for what an object has of h's file.
+func (h *handle) spliceObject(size int, off int64) fuse.ReadResult {
+	if size < spliceMin || h.n.fs.upper == nil || !h.n.fs.upper.disk {
+		return nil
+	}
+	h.n.mu.RLock()
+	obj := h.n.obj
+	h.n.mu.RUnlock()
+	if obj == nil {
+		return nil
+	}
+	var r fuse.ReadResult
+	if obj.ReadBy(off, int64(size), func(fd int) bool { r = spliceFile(fd, size, off); return r != nil }) {
+		return r
+	}
+	if r != nil {
+		r.Done()
+	}
+	return nil
+}
+
 // pipes returns before which offset of f, n's data in a lower, spliceFile may be asked.
 func (n *node) pipes(f layers.File) int64 {
 	a := f.Attr()

@@ -53,6 +53,21 @@ func (o *Object) ReadAt(ctx context.Context, fetch Fetcher, b []byte, off int64)
 	return n, nil
 }
 
+// ReadBy has f read [off, off+n) from the data file by its own means, if all of that
+// is present and lies within the file. It reports whether f did, and what it has read
+// is the file's: if not, some of it may have gone meanwhile, and is to be dropped.
+func (o *Object) ReadBy(off, n int64, f func(fd int) bool) bool {
+	o.mu.RLock()
+	here := off >= 0 && off <= o.size-n && o.presentLocked(off, off+n)
+	drops := o.drops.Load()
+	o.mu.RUnlock()
+	if !here {
+		return false
+	}
+	o.use(off, n)
+	return f(o.data) && drops == o.drops.Load()
+}
+
 // readWindow is ReadAt for at most one window.
 func (o *Object) readWindow(ctx context.Context, fetch Fetcher, b []byte, off int64) (int, error) {
 	for {

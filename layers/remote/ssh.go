@@ -31,6 +31,9 @@ type ssh struct {
 	c    *Config
 	path string
 	as   *account // nil: as ourselves
+
+	chosen  sync.Once
+	ciphers string // an option, or ""; set by chosen
 }
 
 func newSSH(c *Config) (*ssh, error) {
@@ -49,7 +52,11 @@ func newSSH(c *Config) (*ssh, error) {
 
 // command prepares ssh with args, for the host of the target.
 func (s *ssh) command(args ...string) *exec.Cmd {
-	args = append(s.c.sshArgs(), args...)
+	return s.bare(append(s.c.sshArgs(), args...)...)
+}
+
+// bare is command without any of our own arguments.
+func (s *ssh) bare(args ...string) *exec.Cmd {
 	cmd := exec.Command(s.path, append(args, "--", s.c.Target.Host)...)
 	cmd.Dir = "/" // no mount is kept busy
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -66,7 +73,11 @@ func (s *ssh) command(args ...string) *exec.Cmd {
 // settings returns what ssh makes of the target and its configuration: "hostname",
 // "port", "user", "hostkeyalias" and more, keys in lower case (ssh -G).
 func (s *ssh) settings(ctx context.Context) (map[string]string, error) {
-	cmd := s.command("-G")
+	return s.said(ctx, s.command("-G"))
+}
+
+// said returns what cmd, an ssh -G, says.
+func (s *ssh) said(ctx context.Context, cmd *exec.Cmd) (map[string]string, error) {
 	var out, errs bounded
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Start(); err != nil {
@@ -100,8 +111,13 @@ func (b *bounded) Write(p []byte) (int, error) {
 // dial starts ssh with the sftp subsystem. The kernel kills the child when the
 // thread that started it ends (PR_SET_PDEATHSIG is about threads), so the
 // caller's thread must live on.
-func (s *ssh) dial(context.Context) (transport, error) {
-	cmd := s.command("-s")
+func (s *ssh) dial(ctx context.Context) (transport, error) {
+	s.chosen.Do(func() { s.ciphers = s.quickCiphers(ctx) })
+	args := []string{"-s"}
+	if s.ciphers != "" {
+		args = append(args, s.ciphers)
+	}
+	cmd := s.command(args...)
 	// "-- HOST" is followed by the subsystem's name.
 	cmd.Args = append(cmd.Args, "sftp")
 
