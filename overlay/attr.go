@@ -248,7 +248,7 @@ func (fs *FS) attrBelow(ctx context.Context, n *node) (layers.Attr, error) {
 	if err != nil {
 		return layers.Attr{}, gone(err)
 	}
-	if !sameFile(&a, r.attr) {
+	if !sameFile(&a, r.attr) || !r.layer.isLocal() && a.IsRegular() && a.Version() != r.attr.Version() {
 		return layers.Attr{}, layers.ErrStale
 	}
 	if data != nil {

@@ -201,8 +201,13 @@ func (fs *FS) copySourceOnce(ctx context.Context, n *node) (copyup.Source, error
 	}
 	var err error
 	src := copyup.Source{Attr: attr, Size: attr.Size, Flags: fs.flagsBelow(n, &r), Path: path}
-	if src.Xattrs, err = r.layer.Xattrs(ctx, path); err != nil && !errors.Is(err, layers.ErrOffline) {
-		return copyup.Source{}, gone(err)
+	if !attr.Has(layers.KnownBare) {
+		src.Xattrs, err = r.layer.Xattrs(ctx, path)
+		// A layer that knows ctimes knows that there are some: they are not lost
+		// because it is away.
+		if err != nil && (!errors.Is(err, layers.ErrOffline) || attr.Has(layers.KnownCtime)) {
+			return copyup.Source{}, gone(err)
+		}
 	}
 	fs.seeACL(src.Xattrs, path)
 	if fs.cfg.Mode == Overlay {

@@ -49,14 +49,26 @@ func (t *table) get(id uint64) *node {
 
 // keyOf is the key of the file that a describes in layer l.
 func keyOf(l *layer, p layers.Path, a *layers.Attr) fileKey {
-	if a.Has(layers.KnownIno) {
+	if a.Has(layers.KnownIno) && l.isLocal() {
 		return fileKey{dev: a.Dev, ino: a.Ino}
 	}
 	k := fileKey{dev: noDev | uint64(l.index), path: p, ino: uint64(a.Type())}
 	if a.IsRegular() {
-		k.ino, k.mtime = uint64(a.Size), a.Mtime.Sec
+		k.ino, k.mtime = uint64(a.Size), versionTime(a)
 	}
 	return k
+}
+
+// versionTime is one number of the times that tell versions of a file of another
+// host apart: that of the last modification and, where the source shows it, that of
+// the last change.
+func versionTime(a *layers.Attr) int64 {
+	t := a.Mtime.Sec*1e9 + int64(a.Mtime.Nsec)
+	if a.Has(layers.KnownCtime) {
+		const odd = 0x1e3779b97f4a7c15 // any large one: both times move together
+		t += (a.Ctime.Sec*1e9 + int64(a.Ctime.Nsec)) * odd
+	}
+	return t
 }
 
 func identityOf(l *layer, p layers.Path, a *layers.Attr) identity {

@@ -39,6 +39,9 @@ func (fs *FS) xattrsBelow(ctx context.Context, n *node) (layers.Xattrs, error) {
 	}
 	r := n.lowers[0]
 	n.mu.RUnlock()
+	if r.attr.Has(layers.KnownBare) {
+		return nil, nil
+	}
 	path, ok := n.pathIn(&r)
 	if !ok {
 		return nil, unix.ENODATA

@@ -62,6 +62,10 @@ type options struct {
 	timeout    time.Duration
 	hard       bool
 	uid, gid   *uint32
+	sftpServer string
+	idmap      string
+	rebase     bool // symlinks=rebase
+	noGroup    bool // remote_group=none
 
 	connections int   // to each source; 0: the default
 	noFill      bool  // what pending files miss is fetched when it is read
@@ -127,8 +131,22 @@ var optionTable = map[string]func(o *options, v string) error{
 	"connections": func(o *options, v string) error {
 		return number(&o.connections, "connections", v, 1, 32)
 	},
-	"uid": func(o *options, v string) error { return id(&o.uid, "uid", v) },
-	"gid": func(o *options, v string) error { return id(&o.gid, "gid", v) },
+	"uid":         func(o *options, v string) error { return id(&o.uid, "uid", v) },
+	"gid":         func(o *options, v string) error { return id(&o.gid, "gid", v) },
+	"sftp_server": func(o *options, v string) error { o.sftpServer = v; return nil },
+	"idmap":       func(o *options, v string) error { return oneOf(&o.idmap, "idmap", v, "number", "name") },
+	"symlinks": func(o *options, v string) error {
+		var s string
+		err := oneOf(&s, "symlinks", v, "keep", "rebase")
+		o.rebase = s == "rebase"
+		return err
+	},
+	"remote_group": func(o *options, v string) error {
+		var s string
+		err := oneOf(&s, "remote_group", v, "keep", "none")
+		o.noGroup = s == "none"
+		return err
+	},
 	"redirect_dir": func(o *options, v string) error {
 		var s string
 		err := oneOf(&s, "redirect_dir", v, "on", "off", "follow", "nofollow")

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/remote/extension"
 )
 
 // maxSize bounds a file's size so that no sum of an offset and a length can
@@ -42,8 +43,10 @@ func (d *decoder) attrs() (a layers.Attr, ok bool) {
 	}
 	if flags&attrExtended != 0 {
 		for n := d.u32(); n > 0 && !d.bad; n-- {
-			d.str()
-			d.str()
+			name, value := d.str(), d.str()
+			if string(name) == extension.StatPair && !extension.DecodeStat(value, &a) {
+				return a, false
+			}
 		}
 	}
 	switch a.Type() {
@@ -122,7 +125,8 @@ func (r *reply) entries(refused func(name string)) ([]layers.Entry, error) {
 		e := layers.Entry{Name: name}
 		if ok {
 			// sftp-server leaves the attributes zero if its lstat failed.
-			if a.Nlink, ok = nlink(longname, a.Mode); ok {
+			if n, ok := nlink(longname, a.Mode); ok && !a.Has(layers.KnownNlink) {
+				a.Nlink = n
 				a.Known |= layers.KnownNlink
 			}
 			e.Type, e.Attr = a.Type(), &a

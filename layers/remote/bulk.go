@@ -90,7 +90,7 @@ func (m *readMany) finish(i int, c layers.Content) {
 
 // failed notes err of file i, unless it is about all of them: then it is returned.
 func (m *readMany) failed(op string, i int, err error) error {
-	if errors.Is(err, errLost) || broken(err) || isContext(err) {
+	if concernsAll(err) {
 		return err
 	}
 	if errors.Is(err, errShort) {
@@ -135,7 +135,7 @@ func (m *readMany) look(ctx context.Context, c *conn) error {
 			return err
 		}
 		for k, i := range g {
-			if errs[k] == nil && !attrs[k].SameVersion(m.files[i].Attr) {
+			if errs[k] == nil && !same(&attrs[k], m.files[i].Attr) {
 				errs[k] = layers.ErrStale
 			}
 			if errs[k] != nil {

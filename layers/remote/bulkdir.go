@@ -190,7 +190,7 @@ func (d *readDirs) inOne(ctx context.Context, c *conn, n int) error {
 		for j, i := range groups[k] {
 			mine := replies[j*listingLen(n) : (j+1)*listingLen(n)]
 			list, err := d.l.readListing(c, d.paths[i], append(mine[:len(mine):len(mine)], replies[root]))
-			if errors.Is(err, errLost) || broken(err) {
+			if concernsAll(err) {
 				return err
 			}
 			d.settle(i, list, err)

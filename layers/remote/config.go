@@ -49,8 +49,25 @@ type Config struct {
 	// may take twice as long.
 	ConnectTimeout time.Duration
 
-	// UID and GID, if not nil, replace every owner that the source reports.
+	// UID and GID, if not nil, replace every owner that the source reports; with
+	// IDMap, those that this host does not know.
 	UID, GID *uint32
+
+	// IDMap gives files the owners here that have the names of those on the source,
+	// in ACLs too. Who is not known here is UID and GID, by default 65534.
+	IDMap bool
+
+	// NoGroup takes the group's rights off every file, unless the server shows ACLs:
+	// under one, they are its mask, and may be more than the group has.
+	NoGroup bool
+
+	// Rebase has absolute symlinks that lead into the layer lead there within it.
+	Rebase bool
+
+	// Server is the command that ssh runs on the source to be the SFTP server,
+	// instead of the subsystem: a program and arguments, in plain words. ServerAuto
+	// tries our own and falls back.
+	Server string
 
 	// Logger gets what no caller sees: lost and new connections, names left
 	// out. By default nothing is logged.
@@ -78,6 +95,9 @@ var defaultPace = pace{first: time.Second, most: time.Minute, refusal: 15 * time
 // fill checks c and puts the defaults in.
 func (c *Config) fill() error {
 	if _, err := ParseTarget(c.Target.String()); err != nil {
+		return err
+	}
+	if err := checkServer(c.Server); err != nil {
 		return err
 	}
 	if c.SSHCommand == "" {

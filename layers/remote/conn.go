@@ -80,6 +80,8 @@ type conn struct {
 // caps is what the server's VERSION packet and limits@openssh.com tell.
 type caps struct {
 	statvfs bool
+	names   bool // users-groups-by-id@openssh.com
+	ours    ours
 	chunk   int // largest read, in bytes
 	handles int // how many handles it can hold; 0 when unknown
 }

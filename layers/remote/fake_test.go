@@ -55,6 +55,8 @@ type fakeOpen struct {
 type fakeFile struct {
 	mode  uint32
 	mtime uint32
+	uid   uint32
+	gid   uint32
 	data  []byte
 	size  int64 // if not 0, what is said of the size
 }
@@ -207,7 +209,7 @@ func (n *fakeFile) attrs() []byte {
 	if n.size != 0 {
 		size = n.size
 	}
-	return cat(u32(attrSize|attrOwner|attrMode|attrTimes), u64(uint64(size)), u32(0, 0, n.mode, n.mtime, n.mtime))
+	return cat(u32(attrSize|attrOwner|attrMode|attrTimes), u64(uint64(size)), u32(n.uid, n.gid, n.mode, n.mtime, n.mtime))
 }
 
 // honest is the right answer to q.
@@ -222,18 +224,18 @@ func (f *fake) honest(q *query) []byte {
 			b = str(str(b, k), v)
 		}
 		return cat(u32(uint32(len(b)+5)), []byte{fxpVersion}, u32(3), b)
-	case fxpLstat, fxpOpen, fxpOpendir:
+	case fxpLstat, fxpStat, fxpOpen, fxpOpendir:
 		if node == nil {
 			return status(q.id, fxNoSuchFile)
 		}
-		if q.typ == fxpLstat {
+		if q.typ == fxpLstat || q.typ == fxpStat {
 			return packet(fxpAttrs, q.id, node.attrs())
 		}
 		if q.typ == fxpOpendir && node.mode&unix.S_IFMT != unix.S_IFDIR {
 			return status(q.id, fxNoSuchFile)
 		}
 		h := f.newHandle(q.session)
-		open := &fakeOpen{fakeFile: &fakeFile{mode: node.mode, mtime: node.mtime, data: node.data, size: node.size}}
+		open := &fakeOpen{fakeFile: &fakeFile{mode: node.mode, mtime: node.mtime, uid: node.uid, gid: node.gid, data: node.data, size: node.size}}
 		if q.typ == fxpOpendir {
 			for name := range f.files {
 				if path.Dir(name) == q.name {

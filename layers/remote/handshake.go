@@ -27,8 +27,11 @@ func (c *conn) handshake(ctx context.Context, probe string) error {
 		}
 		return err
 	}
-	c.caps = caps{statvfs: exts[extStatvfs] == "2", chunk: defaultChunk}
+	c.caps = caps{statvfs: exts[extStatvfs] == "2", names: exts[extUsersGroups] == "1", chunk: defaultChunk}
 	c.run()
+	if err := c.extend(ctx, exts); err != nil {
+		return err
+	}
 	reqs := askProbe(probe)
 	limits := exts[extLimits] == "1"
 	if limits {

@@ -32,6 +32,8 @@ type Layer struct {
 	name  string // immutable; the target, for messages
 	id    string // immutable after New
 	root  rootID // immutable after New
+	ours  ours   // immutable after New; what the server had then
+	ids   *idmap // nil: owners go by number
 	dial  dialer // immutable
 	count counters
 
@@ -89,6 +91,9 @@ func New(ctx context.Context, cfg Config) (*Layer, error) {
 		want:    make(chan struct{}, 1),
 		narrow:  make(chan struct{}, 2),
 		changed: make(chan struct{}),
+	}
+	if cfg.IDMap {
+		l.ids = newIDMap(cfg.UID, cfg.GID)
 	}
 	l.lanes = newLanes(cfg.Connections, cfg.pace.lane)
 	l.ctx, l.stop = context.WithCancel(context.Background())
@@ -183,24 +188,11 @@ func (l *Layer) check(p layers.Path) error {
 	return nil
 }
 
-// squash applies the owner that the configuration asks for.
-func (l *Layer) squash(a *layers.Attr) {
-	if l.cfg.UID != nil {
-		a.UID = *l.cfg.UID
-	}
-	if l.cfg.GID != nil {
-		a.GID = *l.cfg.GID
-	}
-	if l.cfg.UID != nil && l.cfg.GID != nil {
-		a.Known |= layers.KnownOwner
-	}
-}
-
 // attrs decodes an ATTRS reply as the layer shows it.
 func (l *Layer) attrs(r *reply) (layers.Attr, error) {
 	a, err := r.attrs()
 	if err == nil {
-		l.squash(&a)
+		err = l.squash(&a)
 	}
 	return a, err
 }

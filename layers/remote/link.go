@@ -47,11 +47,8 @@ func (l *Layer) readlink(ctx context.Context, c *conn, p layers.Path) (string, e
 	if err == nil && (len(target) > pathMax || strings.IndexByte(target, 0) >= 0) {
 		err = corrupt("a symlink's target that cannot be one")
 	}
-	return target, err
+	return l.rebase(p, target), err
 }
-
-// Xattrs returns nil, nil: SFTP version 3 has none.
-func (l *Layer) Xattrs(context.Context, layers.Path) (layers.Xattrs, error) { return nil, nil }
 
 // Statfs describes the filesystem of the root. It is ENOSYS if the server lacks
 // statvfs@openssh.com.

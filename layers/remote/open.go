@@ -119,6 +119,9 @@ func (l *Layer) newFile(p layers.Path, a layers.Attr, before time.Time) *File {
 
 // isSettled reports whether a change after the moment at shows in a's version.
 func isSettled(a *layers.Attr, at time.Time) bool {
+	if a.Has(layers.KnownCtime) {
+		return a.Has(layers.KnownSettled) // the server knows by its own clock
+	}
 	return a.Has(layers.KnownTimes) && a.Mtime.Sec+settleTime <= at.Unix()
 }
 
@@ -128,7 +131,7 @@ func (l *Layer) openHandle(ctx context.Context, c *conn, p layers.Path, want *la
 	var a layers.Attr
 	if gated {
 		a, err := l.lstat(ctx, c, p)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || err == nil && !a.SameVersion(want) {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || err == nil && !same(&a, want) {
 			return "", a, layers.ErrStale
 		}
 		if err != nil {
@@ -170,14 +173,14 @@ func (l *Layer) vouch(replies []reply, full string, want *layers.Attr) (layers.A
 // the file's or its directory's.
 func (l *Layer) vouchFor(lstat, real *reply, path string, want *layers.Attr) (layers.Attr, error) {
 	a, err := l.attrs(lstat)
-	if isStatus(err, fxNoSuchFile) {
+	if isStatus(err, fxNoSuchFile) || leadsOut(err) {
 		return a, fmt.Errorf("%w: it is gone", layers.ErrStale)
 	}
 	if err != nil {
 		return a, err
 	}
 	name, err := real.name()
-	if isStatus(err, fxNoSuchFile) || err == nil && name != path {
+	if isStatus(err, fxNoSuchFile) || leadsOut(err) || err == nil && name != path {
 		return a, fmt.Errorf("%w: its path leads elsewhere", layers.ErrStale)
 	}
 	if err != nil {
@@ -186,7 +189,7 @@ func (l *Layer) vouchFor(lstat, real *reply, path string, want *layers.Attr) (la
 	if !a.Has(layers.KnownSize | layers.KnownTimes) {
 		return a, corrupt("no size or time for a file")
 	}
-	if !a.SameVersion(want) {
+	if !same(&a, want) {
 		return a, layers.ErrStale
 	}
 	return a, nil

@@ -170,7 +170,7 @@ func (l *Layer) isVersion(r *reply, want *layers.Attr) error {
 	if err != nil {
 		return err
 	}
-	if !a.SameVersion(want) || !a.Has(layers.KnownSize|layers.KnownTimes) {
+	if !same(&a, want) || !a.Has(layers.KnownSize|layers.KnownTimes) {
 		return layers.ErrStale
 	}
 	return nil

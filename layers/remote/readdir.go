@@ -81,6 +81,8 @@ type listing struct {
 	dir  layers.Path
 	all  []layers.Entry
 	seen map[string]struct{}
+
+	strange error // names of owners are to be asked for, and then all once more
 }
 
 func (l *Layer) newListing(dir layers.Path) *listing {
@@ -93,7 +95,7 @@ func (g *listing) add(replies []reply) (end bool, err error) {
 	for i := range replies {
 		some, err := replies[i].entries(g.refused)
 		if isStatus(err, fxEOF) {
-			return true, nil
+			return true, g.strange
 		}
 		if err != nil {
 			return false, err
@@ -104,7 +106,9 @@ func (g *listing) add(replies []reply) (end bool, err error) {
 			}
 			g.seen[e.Name] = struct{}{}
 			if e.Attr != nil {
-				g.l.squash(e.Attr)
+				if err := g.l.squash(e.Attr); err != nil {
+					g.strange = err // the others may be as well
+				}
 			}
 			g.all = append(g.all, e)
 		}

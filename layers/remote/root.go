@@ -20,6 +20,9 @@ type rootID struct {
 	fsid    uint64
 	frsize  uint32
 	namelen uint32
+
+	ino   uint64 // 0 unless the server is our own
+	btime layers.Time
 }
 
 // meetRoot looks at the root on a new channel. The first time it records the
@@ -30,7 +33,9 @@ func (l *Layer) meetRoot(ctx context.Context, c *conn, first bool) error {
 		if err != nil {
 			return err
 		}
-		_, err = l.where(replies, layers.Root)
+		if _, err = l.where(replies, layers.Root); errors.Is(err, errNames) {
+			err = nil // it is the root, whoever it belongs to
+		}
 		return err
 	}
 	given := l.cfg.Target.Path
@@ -66,6 +71,7 @@ func (l *Layer) meetRoot(ctx context.Context, c *conn, first bool) error {
 			return noRoot(given, err)
 		}
 		l.root.known, l.root.fsid, l.root.frsize, l.root.namelen = true, v.Fsid, v.Frsize, v.NameLen
+		l.root.ino, l.root.btime = v.ino, v.btime
 	}
 	return nil
 }
@@ -128,6 +134,8 @@ func (l *Layer) sameRoot(r *reply) error {
 		return err
 	case v.Fsid != l.root.fsid || v.Frsize != l.root.frsize || v.NameLen != l.root.namelen:
 		return gone("the root lies on another filesystem; is the right one mounted there?")
+	case v.ino != 0 && l.root.ino != 0 && (v.ino != l.root.ino || v.btime != l.root.btime):
+		return gone("the root is another directory")
 	}
 	return nil
 }
@@ -146,8 +154,12 @@ func (l *Layer) where(replies []reply, dir layers.Path) (layers.Attr, error) {
 		return layers.Attr{}, err
 	}
 	a, err := l.attrs(&replies[0])
+	strange := errors.Is(err, errNames)
+	if strange {
+		err = nil // first where it is
+	}
 	vague := func(err error) (layers.Attr, error) {
-		if isStatus(err, fxNoSuchFile) {
+		if isStatus(err, fxNoSuchFile) || leadsOut(err) {
 			if dir == layers.Root {
 				err = fmt.Errorf("%w: the root does not exist any more", layers.ErrReplaced)
 			} else {
@@ -160,6 +172,9 @@ func (l *Layer) where(replies []reply, dir layers.Path) (layers.Attr, error) {
 		return vague(err)
 	}
 	real, err := replies[1].name()
+	if err != nil && !a.IsDir() && dir != layers.Root {
+		return a, unix.ENOTDIR
+	}
 	if err != nil {
 		return vague(err)
 	}
@@ -174,6 +189,9 @@ func (l *Layer) where(replies []reply, dir layers.Path) (layers.Attr, error) {
 			return a, fmt.Errorf("%w: the root is no directory any more", layers.ErrReplaced)
 		}
 		return a, unix.ENOTDIR
+	}
+	if strange {
+		return a, errNames
 	}
 	return a, nil
 }

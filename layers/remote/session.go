@@ -21,7 +21,7 @@ func (l *Layer) keepConnected(ctx context.Context, s *ssh, first chan<- error) {
 	runtime.LockOSThread() // and never unlocked: the thread ends with us
 	defer close(l.done)
 	defer l.closeLanes()
-	c, err := l.connect(ctx, mainFirst)
+	c, err := l.connectFirst(ctx, s)
 	if err == nil {
 		if l.id, err = l.identity(ctx, s); err != nil {
 			c.close(errClosed)
@@ -171,7 +171,7 @@ func (l *Layer) connect(ctx context.Context, what kind) (*conn, error) {
 		if l.erratic.Load() {
 			c.serial.Store(false)
 		}
-		err = l.meetRoot(ctx, c, what == mainFirst)
+		err = l.meetServer(ctx, c, what)
 	}
 	switch {
 	case err == nil || errors.Is(err, layers.ErrReplaced):
@@ -354,6 +354,11 @@ func (l *Layer) exchangeOn(ctx context.Context, pick func(context.Context, *conn
 		c, err := pick(ctx, last)
 		if err == nil {
 			err = op(ctx, c)
+			if errors.Is(err, errNames) {
+				if err = l.learn(ctx, c); err == nil {
+					continue
+				}
+			}
 			if broken(err) {
 				c.fail(err, nil)
 			}
@@ -376,6 +381,12 @@ func (l *Layer) exchangeOn(ctx context.Context, pick func(context.Context, *conn
 		}
 		return errnoOf(err)
 	}
+}
+
+// concernsAll reports whether err ends an operation, and not only what it was to do
+// with one of many files.
+func concernsAll(err error) bool {
+	return errors.Is(err, errLost) || isContext(err) || broken(err) || errors.Is(err, errNames)
 }
 
 func isContext(err error) bool {

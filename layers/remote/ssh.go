@@ -34,10 +34,17 @@ type ssh struct {
 
 	chosen  sync.Once
 	ciphers string // an option, or ""; set by chosen
+
+	// server is the command that is run as the server; "" is the subsystem. Only the
+	// connector uses it, which makes all connections.
+	server string
 }
 
 func newSSH(c *Config) (*ssh, error) {
-	s := &ssh{c: c}
+	s := &ssh{c: c, server: c.Server}
+	if s.server == ServerAuto {
+		s.server = ownServer
+	}
 	var err error
 	if s.path, err = exec.LookPath(c.SSHCommand); err != nil {
 		return nil, fmt.Errorf("ssh program %q: %w: install openssh-client, or name it with ssh_command=", c.SSHCommand, err)
@@ -108,18 +115,21 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// dial starts ssh with the sftp subsystem. The kernel kills the child when the
+// dial starts ssh with the server on the source. The kernel kills the child when the
 // thread that started it ends (PR_SET_PDEATHSIG is about threads), so the
 // caller's thread must live on.
 func (s *ssh) dial(ctx context.Context) (transport, error) {
 	s.chosen.Do(func() { s.ciphers = s.quickCiphers(ctx) })
-	args := []string{"-s"}
+	// "-- HOST" is followed by the subsystem's name, or by a command line.
+	args, after := []string{"-s"}, "sftp"
+	if s.server != "" {
+		args, after = nil, s.server
+	}
 	if s.ciphers != "" {
 		args = append(args, s.ciphers)
 	}
 	cmd := s.command(args...)
-	// "-- HOST" is followed by the subsystem's name.
-	cmd.Args = append(cmd.Args, "sftp")
+	cmd.Args = append(cmd.Args, after)
 
 	var mine, theirs []*os.File
 	closeAll := func(files []*os.File) {
@@ -151,7 +161,7 @@ func (s *ssh) dial(ctx context.Context) (transport, error) {
 		return nil, fmt.Errorf("starting %q: %w", s.path, err)
 	}
 	ch := &child{
-		host: s.c.Target.Host, cmd: cmd,
+		host: s.c.Target.Host, server: s.server, cmd: cmd,
 		in: mine[0], out: mine[1], errs: mine[2],
 		done: make(chan struct{}),
 	}
@@ -162,6 +172,7 @@ func (s *ssh) dial(ctx context.Context) (transport, error) {
 // child is a running ssh.
 type child struct {
 	host          string
+	server        string // as in ssh
 	cmd           *exec.Cmd
 	in, out, errs *os.File
 
@@ -201,7 +212,7 @@ func (ch *child) reap() {
 			ch.why = e
 		}
 	} else {
-		ch.why = explain(ch.host, text, ch.cmd.ProcessState)
+		ch.why = serverEnded(explain(ch.host, text, ch.cmd.ProcessState), ch.host, ch.server)
 	}
 	close(ch.done)
 }

@@ -24,6 +24,7 @@ type connectError struct {
 	what    string // what failed, on which host
 	remedy  string // may be empty
 	said    string // the line of ssh it was made from; may be empty
+	ended   int    // the status that the server ended with, if that is what happened
 }
 
 func (e *connectError) Error() string {
@@ -62,6 +63,7 @@ var sayings = []struct {
 		"name the right key with IdentityFile and IdentitiesOnly in ssh_config"},
 	{"subsystem request failed", verdictRefused, "%[1]s offers no SFTP",
 		"its sshd_config needs a line Subsystem sftp internal-sftp"},
+	{noCommands, verdictRefused, "%[1]s runs no commands for this login", "leave sftp_server= out: the subsystem may do"},
 	{"Could not resolve hostname", verdictLost, "the name %[1]s is not known", "check its spelling, or the resolver"},
 	{"Connection refused", verdictLost, "nothing listens on %[1]s", "is sshd running there, is the port right?"},
 	{"timed out", verdictLost, "%[1]s cannot be reached", "is it up, does a firewall drop the connection?"},
@@ -100,7 +102,7 @@ func explain(host, text string, state *os.ProcessState) error {
 	case code == 0:
 		return nil
 	case code > 0 && code != 255: // the subsystem's own status
-		return &connectError{verdict: verdictRefused,
+		return &connectError{verdict: verdictRefused, ended: code,
 			what:   fmt.Sprintf("the SFTP server on %s ended with status %d", host, code),
 			remedy: "does the program that its sshd_config names for Subsystem sftp exist?", said: last}
 	case code < 0:

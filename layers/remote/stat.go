@@ -125,7 +125,7 @@ func (s *statMany) read(ctx context.Context, c *conn, replies []reply) error {
 		if errors.Is(dirErrs[i], errVague) {
 			dirErrs[i] = l.whyAbsent(ctx, c, dir)
 		}
-		if err := dirErrs[i]; errors.Is(err, errLost) || isContext(err) || broken(err) {
+		if err := dirErrs[i]; concernsAll(err) {
 			return err
 		}
 	}
@@ -134,7 +134,7 @@ func (s *statMany) read(ctx context.Context, c *conn, replies []reply) error {
 		if s.errs[i] = dirErrs[s.at[dir]]; s.errs[i] != nil {
 			continue
 		}
-		if s.attrs[i], s.errs[i] = l.attrs(&replies[k]); broken(s.errs[i]) {
+		if s.attrs[i], s.errs[i] = l.attrs(&replies[k]); concernsAll(s.errs[i]) {
 			return s.errs[i]
 		}
 	}

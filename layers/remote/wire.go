@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/remote/extension"
 )
 
 // SFTP version 3, draft-ietf-secsh-filexfer-02. Extensions: OpenSSH's PROTOCOL
@@ -24,6 +25,7 @@ const (
 	fxpOpendir       = 11
 	fxpReaddir       = 12
 	fxpRealpath      = 16
+	fxpStat          = 17
 	fxpReadlink      = 19
 	fxpStatus        = 101
 	fxpHandle        = 102
@@ -161,6 +163,8 @@ func corrupt(format string, args ...any) error {
 type statusError struct {
 	code uint32
 	text string // at most 256 bytes, as sent
+
+	errno unix.Errno // of our own server; else 0
 }
 
 const (
@@ -194,8 +198,24 @@ func (e *statusError) Unwrap() error {
 		return layers.ErrOffline
 	case fxUnsupported:
 		return unix.ENOSYS
+	case fxFailure:
+		if told[e.errno] {
+			return e.errno
+		}
 	}
 	return unix.EIO
+}
+
+// told are the errors that our server may tell from EIO.
+var told = map[unix.Errno]bool{
+	unix.EMFILE: true, unix.ENFILE: true, unix.ENOMEM: true, unix.EISDIR: true, unix.EOVERFLOW: true, unix.E2BIG: true, unix.ENODEV: true,
+}
+
+// leadsOut reports whether the server refused a path because of a symlink in it that
+// leads out of what it serves.
+func leadsOut(err error) bool {
+	var e *statusError
+	return errors.As(err, &e) && e.code == fxPermissionDenied && e.errno == unix.EXDEV
 }
 
 // isStatus reports whether err is the server's status code.
@@ -218,7 +238,8 @@ func (r *reply) status() error {
 	if len(text) > 256 {
 		text = text[:256]
 	}
-	return &statusError{code: code, text: string(text)}
+	d.str() // language
+	return &statusError{code: code, text: string(text), errno: unix.Errno(d.u32())}
 }
 
 // expect returns a decoder of r's body if r has type typ, else the error that r
@@ -291,6 +312,10 @@ func (r *reply) name() (string, error) {
 type vfs struct {
 	layers.Statfs
 	flag uint64
+
+	// From our own server: the file itself. Ino is 0 where that is not known.
+	ino   uint64
+	btime layers.Time
 }
 
 func (r *reply) statvfs() (vfs, error) {
@@ -309,5 +334,9 @@ func (r *reply) statvfs() (vfs, error) {
 		return vfs{}, corrupt("a malformed statvfs answer")
 	}
 	v.Bsize, v.Frsize, v.NameLen = uint32(bsize), uint32(frsize), uint32(namemax)
+	if len(d.b) >= 20 {
+		v.ino = d.u64()
+		v.btime, _ = extension.DecodeTime(d.b)
+	}
 	return v, nil
 }

@@ -15,9 +15,10 @@
 //	                                                statvfs@openssh.com and fstatvfs@ answer with
 //	                                                inode (64) and birth time of the file behind
 //	                                                their fields
-//	xattrs@migratefs  path, u32 first               EXTENDED_REPLY: u32 total, u32 n, n times
-//	                                                name and value, both strings, sorted by name,
-//	                                                from the first-th on. A symlink is not followed
+//	xattrs@migratefs  path, u32 first               EXTENDED_REPLY: u32 next, u32 n, n times name
+//	                                                and value, both strings, sorted by name. Next,
+//	                                                if not 0, is the first to ask for the rest with.
+//	                                                No symlink is followed anywhere
 //	extents@migratefs handle, u64 offset            EXTENDED_REPLY: u64 end, u32 n, n times u64
 //	                                                offset, u64 length: what in [offset, end) is
 //	                                                data. All else in it is holes; at the end of

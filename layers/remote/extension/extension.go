@@ -47,8 +47,6 @@ const (
 	flagBtime = 1 << iota
 	flagSettled
 	flagBare
-	flagImmutable
-	flagAppend
 
 	statLen = 2*4 + 4*8 + 4 + 4*12
 )
@@ -63,8 +61,6 @@ func AppendStat(b []byte, a *layers.Attr) []byte {
 		{a.Has(layers.KnownBtime), flagBtime},
 		{a.Has(layers.KnownSettled), flagSettled},
 		{a.Has(layers.KnownBare), flagBare},
-		{a.Immutable, flagImmutable},
-		{a.AppendOnly, flagAppend},
 	} {
 		if f.set {
 			flags |= f.bit
@@ -126,7 +122,6 @@ func DecodeStat(b []byte, a *layers.Attr) bool {
 			s.Known |= f.known
 		}
 	}
-	s.Immutable, s.AppendOnly = flags&flagImmutable != 0, flags&flagAppend != 0
 	*a = s
 	return true
 }

@@ -37,26 +37,25 @@ func (s *server) xattrs(q *request) error {
 	names = told(names)
 	slices.Sort(names)
 	start := s.begin(fxpExtendedReply, q.id)
-	s.out = u32(s.out, uint32(len(names)))
-	at, n := len(s.out), uint32(0)
-	s.out = u32(s.out, 0)
+	at, n, next := len(s.out), uint32(0), uint32(0)
+	s.out = u64(s.out, 0)
 	for i := int(min(first, uint32(len(names)))); i < len(names); i++ {
 		value, err := sys.Getxattr(fd, "", names[i])
 		if err == unix.ENODATA || err == unix.EOPNOTSUPP {
-			// Gone, or listed and not readable: told as one without a value, so that
-			// the client can count on what it was told before.
-			value, err = nil, nil
+			continue // gone, or listed and not readable, as lustre.lov
 		}
 		if err != nil {
 			return err
 		}
 		if n > 0 && len(s.out)-at+len(value) > xattrRoom {
+			next = uint32(i)
 			break
 		}
 		s.out = str(str(s.out, names[i]), value)
 		n++
 	}
-	binary.BigEndian.PutUint32(s.out[at:], n)
+	binary.BigEndian.PutUint32(s.out[at:], next)
+	binary.BigEndian.PutUint32(s.out[at+4:], n)
 	s.end(start)
 	return nil
 }

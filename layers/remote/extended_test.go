@@ -1,0 +1,310 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/layertest"
+	"github.com/migratefs/migratefs/layers/remote/server"
+)
+
+// The test binary is the server that sshd starts.
+func init() {
+	dir, ok := os.LookupEnv("MIGRATEFS_TEST_SERVE")
+	if !ok {
+		return
+	}
+	err := server.Serve(context.Background(), os.Stdin, os.Stdout, server.Config{Dir: dir, ReadOnly: true})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// ownCommand is a command line that serves dir, everything if it is empty.
+func ownCommand(t *testing.T, dir string) string {
+	t.Helper()
+	self, err := os.Executable()
+	must(t, err)
+	return "/usr/bin/env MIGRATEFS_TEST_SERVE=" + dir + " " + self
+}
+
+// direct is a dialer that runs our server in this process.
+func direct(scfg server.Config) dialer {
+	return func(context.Context) (transport, error) {
+		fromClient, toServer := io.Pipe()
+		fromServer, toClient := io.Pipe()
+		over := make(chan struct{})
+		go func() {
+			defer close(over)
+			_ = server.Serve(context.Background(), fromClient, toClient, scfg)
+			toClient.Close()
+			fromClient.Close()
+		}()
+		return &pipeTransport{fromServer, toServer, func() {
+			fromClient.Close()
+			toClient.Close()
+			fromServer.Close()
+			toServer.Close()
+			<-over
+		}}, nil
+	}
+}
+
+// owned is a Config for dir on our server.
+func owned(dir string, scfg server.Config) Config {
+	cfg := newFake().config()
+	cfg.Target.Path, cfg.dial = dir, direct(scfg)
+	return cfg
+}
+
+// Over our own server the layer sees all that a local one does, confined or not.
+func TestConformanceOwnServer(t *testing.T) {
+	for name, confined := range map[string]bool{"all": false, "confined": true} {
+		t.Run(name, func(t *testing.T) {
+			layertest.Run(t, layertest.Limits{}, func(t *testing.T, source string) layers.Layer {
+				scfg := server.Config{ReadOnly: true}
+				if confined {
+					scfg.Dir = source
+				}
+				return open(t, owned(source, scfg))
+			})
+		})
+	}
+}
+
+// What starts the server: a command, a subsystem, or a ForceCommand, and auto, which
+// falls back to whatever the subsystem is.
+func TestServerCommand(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	must(t, err)
+	write(t, filepath.Join(dir, "f"), "text")
+	plain := "Subsystem sftp " + sftpServer(t)
+	for name, c := range map[string]struct {
+		lines  []string
+		server string
+		ours   bool
+	}{
+		"command":                   {[]string{"Subsystem sftp /bin/false"}, ownCommand(t, ""), true},
+		"another command":           {[]string{"Subsystem sftp /bin/false"}, sftpServer(t) + " -R", false},
+		"subsystem":                 {[]string{"Subsystem sftp " + ownCommand(t, dir)}, "", true},
+		"ForceCommand":              {[]string{plain, "ForceCommand " + ownCommand(t, dir)}, "", true},
+		"auto, ForceCommand":        {[]string{plain, "ForceCommand " + ownCommand(t, dir)}, "auto", true},
+		"auto, no such program":     {[]string{plain, "SetEnv PATH=/nonexistent"}, "auto", false},
+		"auto, nothing but SFTP":    {[]string{"Subsystem sftp internal-sftp", "ForceCommand internal-sftp"}, "auto", false},
+		"auto, a program that ends": {[]string{plain, "SetEnv PATH=" + filepath.Join(dir, "bin")}, "auto", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if strings.HasSuffix(name, "ends") {
+				must(t, os.MkdirAll(filepath.Join(dir, "bin"), 0o755))
+				must(t, os.WriteFile(filepath.Join(dir, "bin/migratefs"), []byte("#!/bin/sh\necho unknown command\nexit 2\n"), 0o755))
+			}
+			cfg := startSSHD(t, c.lines...).layer(dir)
+			cfg.Server = c.server
+			l := open(t, cfg)
+			a, err := l.Stat(soon(t), "f")
+			must(t, err)
+			if a.Has(layers.KnownIno) != c.ours || l.ours.attrs != c.ours {
+				t.Errorf("known is %b, ours is %v, want %v", a.Known, l.ours.attrs, c.ours)
+			}
+			if b, err := content(soon(t), l, "f", 4); string(b) != "text" || err != nil {
+				t.Errorf("%q, %v", b, err)
+			}
+		})
+	}
+}
+
+func TestServerCommandFails(t *testing.T) {
+	cfg := startSSHD(t).layer(t.TempDir())
+	cfg.Server = "no-such-server -R"
+	_, err := New(context.Background(), cfg)
+	if err == nil || !strings.Contains(err.Error(), `"no-such-server -R" on source ended with status 127`) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%v", err)
+	}
+	for _, bad := range []string{
+		"-x", "a;b", "a|b", "a&b", "$(a)", "`a`", "a\nb", "a  b", "a 'b'", `a "b"`, "a\\b", "a>b", "a*", "a?", "a[b]", "~/a", "a#b", "a!b", "a{b,c}", "a\tb",
+		"a\x00", "ä", " ", "a ", strings.Repeat("x", 1001),
+	} {
+		cfg.Server = bad
+		if _, err := New(context.Background(), cfg); err == nil || !strings.Contains(err.Error(), "sftp_server=") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+// A server of another kind than at the mount is none: what was known of files could
+// not be compared.
+func TestServerChanges(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "f"), "text")
+	own, fake := direct(server.Config{}), newFake()
+	fake.files[dir] = fake.files["/src"]
+	cfg := owned(dir, server.Config{})
+	n := 0
+	cfg.dial = func(ctx context.Context) (transport, error) {
+		if n++; n > 1 {
+			return fake.dial(ctx)
+		}
+		return own(ctx)
+	}
+	cfg.Timeout = time.Second
+	l := open(t, cfg)
+	_, err := l.Stat(soon(t), "f")
+	must(t, err)
+	l.mu.Lock()
+	c := l.cur
+	l.mu.Unlock()
+	c.fail(errLost, nil)
+	if _, err := l.Stat(soon(t), "f"); !errors.Is(err, layers.ErrOffline) {
+		t.Errorf("%v, want ErrOffline", err)
+	}
+}
+
+// Times with nanoseconds, and that of the last change, tell versions apart that look
+// the same to plain SFTP: also when one is made within the second of the other, or
+// hidden with touch -r.
+func TestExactVersions(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "f")
+	l := open(t, owned(dir, server.Config{}))
+	for what, change := range map[string]func(st *unix.Stat_t) error{
+		"within the second": func(*unix.Stat_t) error { return os.WriteFile(name, []byte("after!"), 0o644) },
+		"touch -r": func(st *unix.Stat_t) error {
+			return errors.Join(os.WriteFile(name, []byte("after!"), 0o644),
+				unix.UtimesNanoAt(unix.AT_FDCWD, name, []unix.Timespec{st.Atim, st.Mtim}, 0))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			must(t, os.WriteFile(name, []byte("before"), 0o644))
+			time.Sleep(200 * time.Millisecond) // for the kernel's clock for files, and the server's doubt
+			var st unix.Stat_t
+			must(t, unix.Stat(name, &st))
+			a, err := l.Stat(soon(t), "f")
+			must(t, err)
+			f, err := l.Open(soon(t), "f", &a)
+			must(t, err)
+			defer f.Close()
+			if !f.(*File).Settled() {
+				t.Error("not settled")
+			}
+			must(t, change(&st))
+			b := make([]byte, 6)
+			if n, err := f.ReadAt(soon(t), b, 0); !errors.Is(err, layers.ErrStale) && string(b[:n]) != "before" {
+				t.Errorf("an open file reads %q, %v", b[:n], err)
+			}
+			if _, err := l.Open(soon(t), "f", &a); !errors.Is(err, layers.ErrStale) {
+				t.Errorf("%v, want ErrStale", err)
+			}
+		})
+	}
+}
+
+// A note of size and time that was made with the other kind of server still fits.
+func TestVersionOfTheOtherKind(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "f"), "text")
+	own := open(t, owned(dir, server.Config{}))
+	plain := open(t, startSSHD(t).layer(dir))
+	for _, l := range []*Layer{own, plain} {
+		for _, from := range []*Layer{own, plain} {
+			a, err := from.Stat(soon(t), "f")
+			must(t, err)
+			note := layers.Attr{Known: layers.KnownSize | layers.KnownTimes, Mode: a.Mode, Size: a.Size, Mtime: a.Mtime}
+			f, err := l.Open(soon(t), "f", &note)
+			must(t, err)
+			b := make([]byte, 4)
+			if _, err := f.ReadAt(soon(t), b, 0); err != nil || string(b) != "text" {
+				t.Errorf("%q, %v", b, err)
+			}
+			f.Close()
+			note.Mtime.Sec--
+			if _, err := l.Open(soon(t), "f", &note); !errors.Is(err, layers.ErrStale) {
+				t.Errorf("another time: %v", err)
+			}
+		}
+	}
+}
+
+// Extended attributes: many, large, and those that mean nothing here.
+func TestXattrs(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "f")
+	write(t, name, "")
+	// tmpfs and ext4 do not hold as many: the server's answers are cut short instead.
+	for i := range 40 {
+		if err := unix.Setxattr(name, fmt.Sprintf("user.%02d", i), bytes.Repeat([]byte{byte(i)}, 50), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	acl := []byte("\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x02\x00\x04\x00\xd2\x04\x00\x00\x04\x00\x04\x00\xff\xff\xff\xff" +
+		"\x10\x00\x04\x00\xff\xff\xff\xff\x20\x00\x04\x00\xff\xff\xff\xff")
+	must(t, unix.Setxattr(name, xattrAccess, acl, 0))
+	_ = unix.Setxattr(name, "security.something", []byte("x"), 0)
+	l := open(t, owned(dir, server.Config{}))
+	x, err := l.Xattrs(soon(t), "f")
+	if err != nil || len(x) != 41 || string(x[xattrAccess]) != string(acl) || string(x["user.07"]) != strings.Repeat("\x07", 50) {
+		t.Errorf("%d, %v: %q", len(x), err, x[xattrAccess])
+	}
+	if _, err := l.Xattrs(soon(t), "none"); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("%v, want ENOENT", err)
+	}
+	if _, err := l.Xattrs(soon(t), "f/x"); !errors.Is(err, unix.ENOTDIR) {
+		t.Errorf("%v, want ENOTDIR", err)
+	}
+	uid := uint32(7)
+	squashed := owned(dir, server.Config{})
+	squashed.UID = &uid
+	x, err = open(t, squashed).Xattrs(soon(t), "f")
+	if err != nil || len(x[xattrAccess]) != len(acl)-aclEntry {
+		t.Errorf("%q, %v: want the user left out", x[xattrAccess], err)
+	}
+}
+
+func TestRebase(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	must(t, err)
+	must(t, os.MkdirAll(filepath.Join(dir, "a/b"), 0o755))
+	for target, want := range map[string]string{
+		"/etc/passwd": "/etc/passwd", "x/y": "x/y", "../x": "../x",
+		dir: "../..", dir + "/": "../..", dir + "/a/b/x": "../../a/b/x", dir + "/a//x/": "../../a//x/",
+		dir + "/../x": dir + "/../x", dir + "x/y": dir + "x/y",
+	} {
+		for _, rebase := range []bool{true, false} {
+			name := filepath.Join(dir, "a/b/link")
+			_ = os.Remove(name)
+			must(t, os.Symlink(target, name))
+			cfg := owned(dir, server.Config{})
+			cfg.Rebase = rebase
+			l := open(t, cfg)
+			expect := target
+			if rebase {
+				expect = want
+			}
+			if got, err := l.Readlink(soon(t), "a/b/link"); got != expect || err != nil {
+				t.Errorf("%q is %q, %v, want %q", target, got, err, expect)
+			}
+		}
+	}
+	l := &Layer{cfg: Config{Rebase: true, Target: Target{Path: "/data"}}, root: rootID{path: "/real"}}
+	for target, want := range map[string]string{"/data": ".", "/data/x": "x", "/real/x": "x", "/": "/"} {
+		if got := l.rebase("link", target); got != want {
+			t.Errorf("%q is %q, want %q", target, got, want)
+		}
+	}
+	l.root.path, l.cfg.Target.Path = "/", "/"
+	if got := l.rebase("usr/bin/cc", "/etc/alternatives/cc"); got != "../../etc/alternatives/cc" {
+		t.Error(got)
+	}
+}
