@@ -262,6 +262,23 @@ func (l *Claim) Held() (held bool) {
 	return held
 }
 
+// Kept is Held for who has changed the file: if the claim was broken, it revokes what
+// others have made of the file since and have not published yet. What they publish later
+// is made of what is there now.
+func (l *Claim) Kept() bool {
+	if l.Held() {
+		return true
+	}
+	_ = l.c.asDaemon(func() error {
+		var now unix.Statx_t
+		if err := sys.StatxNow(l.c.Dir, l.name, &now); err != nil {
+			return err
+		}
+		return l.c.takeAway(l.name, &now)
+	})
+	return false
+}
+
 func (l *Claim) held() bool {
 	if l.Fd < 0 && time.Since(l.made) < l.c.Stale {
 		return true // nobody can have broken a lock by now

@@ -192,6 +192,9 @@ type event struct {
 	took       time.Duration
 }
 
+// halfRename is a rename by link and unlink of which the second was not done.
+const halfRename = 1 << 31
+
 const blankFile = -2 // what evOpen found was empty
 
 func (e *event) String() string {
@@ -301,8 +304,10 @@ func (e *event) does(s *clusterState) (*clusterState, unix.Errno) {
 		switch {
 		case at == 0, !parentThere(s, e.to):
 			return s, unix.ENOENT
-		case e.flags&unix.RENAME_NOREPLACE != 0 && dst != 0:
+		case e.flags&(unix.RENAME_NOREPLACE|halfRename) != 0 && dst != 0:
 			return s, unix.EEXIST
+		case e.flags == halfRename:
+			return s.with(e.to, at), 0
 		case e.flags&unix.RENAME_EXCHANGE != 0 && dst == 0:
 			return s, unix.ENOENT
 		case at == dst:
@@ -362,8 +367,18 @@ type order struct {
 
 // explain reports whether the events lead from one state to another.
 func explain(from *clusterState, events []*event, want *clusterState) (*order, bool) {
+	events = slices.DeleteFunc(slices.Clone(events), func(e *event) bool {
+		return e.kind == evOpen && e.id == blankFile && slices.ContainsFunc(events, e.isOfFailed)
+	})
 	o := &order{events: events, want: want.key, seen: map[string]bool{}, ends: map[string]*clusterState{}, bestAt: from}
 	return o, o.search(from, 0)
+}
+
+// isOfFailed reports whether e may have found the file that f made, which was told that
+// the name exists: until it finds the file in the lower that has the name, its own stands
+// in the upper.
+func (e *event) isOfFailed(f *event) bool {
+	return f.kind == evCreate && f.name == e.name && f.res == unix.EEXIST && f.start < e.end && e.start < f.end
 }
 
 func (o *order) search(s *clusterState, done uint64) bool {

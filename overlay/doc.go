@@ -86,6 +86,8 @@
 //	                                 the new name go. Of those, what cannot be removed stays
 //	                                 hidden, and the rename has succeeded; a file in the upper has
 //	                                 noted before (copyup.XattrOver) which they are: a drain ends it.
+//	RENAME_NOREPLACE in a lower      on many hosts, of what is no directory, the new name is linked and
+//	                                 the old one unlinked: a crash between leaves both
 //	rename of a directory in several before UPPER/.migratefs/rename (intent.go) is whole and durable: as
 //	layers, hosts=single             before. Then one rename in each layer, the lowest first, but where an
 //	                                 empty directory is replaced, which goes last: the next mount does

@@ -113,6 +113,9 @@ func (fs *FS) linkBelow(ctx context.Context, n, dir *node, name string) (done bo
 		return false, err
 	}
 	defer claims.release()
+	if claims != nil && fs.notice(n) {
+		return false, nil // it came up while we waited
+	}
 	done, err = fs.linkClaimed(n, d, dentry{dir, name}, claims)
 	if !done || err != nil || claims.whole() || !fs.notice(n) {
 		return done, err
@@ -166,6 +169,7 @@ func (fs *FS) linkClaimed(n *node, d, to dentry, claims claimed) (done bool, err
 	if claims != nil {
 		// What another host has made of the name in the upper was first, but for our link,
 		// which came up.
+		_ = claims.whole()
 		err := fs.inUpperAt(to, func(dirfd int, _ *unix.Statx_t) error {
 			if has, err := copyup.ReadOrigin(dirfd, to.name); err == nil && has == r.origin() && !claims.whole() {
 				return nil

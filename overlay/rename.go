@@ -64,7 +64,7 @@ func (fs *FS) renameOnce(ctx context.Context, m *move) error {
 		defer fs.Forget(m.dst.id, 1)
 	}
 	if m.src == m.dst {
-		return nil // two names of one file
+		return fs.stillNamed(ctx, m.from, m.src) // two names of one file
 	}
 	if err := fs.mayMove(m); err != nil {
 		return err
@@ -79,6 +79,23 @@ func (fs *FS) renameOnce(ctx context.Context, m *move) error {
 		return fs.renameMigrate(ctx, m)
 	}
 	return fs.renameOverlay(ctx, m)
+}
+
+// stillNamed returns errChanged if other hosts have taken the name d from n: it may have
+// moved from there to where it was found since.
+func (fs *FS) stillNamed(ctx context.Context, d dentry, n *node) error {
+	if !fs.many() {
+		return nil
+	}
+	now, _, err := fs.victim(ctx, d.parent, d.name)
+	if err != nil {
+		return err
+	}
+	fs.Forget(now.id, 1)
+	if now != n {
+		return errChanged
+	}
+	return nil
 }
 
 // ends looks up both ends and checks what rename(2) demands of them.

@@ -192,8 +192,14 @@ func (fs *FS) tryRename(ctx context.Context, m *move, claims claimed) (up bool, 
 	if at == fs.upper && !m.exchange() {
 		fs.noteOver(old[0].d.fd, m.from.name, targets)
 	}
-	err = sys.Rename(old[0].d.fd, m.from.name, dir.fd, m.to.name, flags)
-	if flags == unix.RENAME_NOREPLACE && (err == unix.EINVAL || err == unix.ENOSYS) {
+	linked := false
+	if at != fs.upper && claims != nil && flags == unix.RENAME_NOREPLACE && !m.src.isDir() {
+		linked, err = fs.renameByLink(m, &old[0], dir, claims)
+	}
+	if !linked {
+		err = sys.Rename(old[0].d.fd, m.from.name, dir.fd, m.to.name, flags)
+	}
+	if !linked && flags == unix.RENAME_NOREPLACE && (err == unix.EINVAL || err == unix.ENOSYS) {
 		// No such flag here, as on NFS and Lustre: that the name is free was looked at.
 		err = sys.Rename(old[0].d.fd, m.from.name, dir.fd, m.to.name, 0)
 	}
@@ -204,7 +210,7 @@ func (fs *FS) tryRename(ctx context.Context, m *move, claims claimed) (up bool, 
 		}
 		return false, err
 	}
-	if at != fs.upper {
+	if at != fs.upper && !linked {
 		if err := fs.renamedBelow(m, &old[0], dir, claims); err != nil {
 			return false, err
 		}

@@ -77,7 +77,7 @@ func (fs *FS) changeBelow(ctx context.Context, n *node, f func(fd int, shown boo
 		return err
 	}
 	switch {
-	case c.Held():
+	case c.Kept():
 		return nil
 	case !fs.notice(n) && !fs.stands(n):
 		return layers.ErrStale

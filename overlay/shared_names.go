@@ -106,14 +106,18 @@ func (c claimed) release() {
 	}
 }
 
-// whole reports whether nobody has broken any of the claims.
+// whole reports whether nobody has broken any of the claims. It is called after a change:
+// where one was broken, others may have had a last look before that, and be about to
+// publish a copy; they cannot any more, and what they have published is looked for after
+// this.
 func (c claimed) whole() bool {
+	whole := true
 	for _, claim := range c {
-		if !claim.Held() {
-			return false
+		if !claim.Kept() {
+			whole = false
 		}
 	}
-	return true
+	return whole
 }
 
 // agree returns errChanged if parts, what the layers have at a name, is not n, or not

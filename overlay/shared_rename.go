@@ -17,13 +17,13 @@ func (fs *FS) renamedBelow(m *move, p *part, dir *dirFD, claims claimed) error {
 	if claims == nil || m.exchange() {
 		return nil
 	}
-	o := p.origin()
+	o, whole := p.origin(), claims.whole()
 	err := fs.inUpperAt(m.to, func(dirfd int, stx *unix.Statx_t) error {
 		origin, err := copyup.ReadOrigin(dirfd, m.to.name)
 		switch {
 		case err != nil || origin == o:
 			return err // brought up from its new name
-		case claims.whole(), origin != "" && claims[origin] != nil:
+		case whole, origin != "" && claims[origin] != nil:
 			return fs.replace(m, p, dirfd, stx)
 		}
 		return errChanged
@@ -35,10 +35,60 @@ func (fs *FS) renamedBelow(m *move, p *part, dir *dirFD, claims claimed) error {
 		}
 		return err
 	}
-	if claims.whole() {
+	if whole && claims.whole() {
 		return nil
 	}
 	return fs.follow(m, o)
+}
+
+// renameByLink renames the file p in a lower, to the directory dir there, to a name that
+// is free in the upper, too (RENAME_NOREPLACE). That can only be told once it has the new
+// name, and until then it keeps the old one: if it had to be given back, a third host
+// could have made another file of that name. done is false where files have one name.
+func (fs *FS) renameByLink(m *move, p *part, dir *dirFD, claims claimed) (done bool, err error) {
+	fd, err := openIdentified(p.d.fd, m.from.name, idOf(&p.attr))
+	if err != nil {
+		return true, errChanged
+	}
+	defer unix.Close(fd)
+	switch err := sys.LinkFd(fd, dir.fd, m.to.name); err {
+	case nil:
+	case unix.EEXIST, unix.ENOENT:
+		return true, errChanged
+	case unix.EPERM, unix.EOPNOTSUPP, unix.ENOSYS, unix.EMLINK, unix.EXDEV:
+		return false, nil
+	default:
+		return true, err
+	}
+	o := p.origin()
+	_ = claims.whole()
+	err = fs.inUpperAt(m.to, func(dirfd int, _ *unix.Statx_t) error {
+		if origin, err := copyup.ReadOrigin(dirfd, m.to.name); err == nil && origin == o && !claims.whole() {
+			return nil // brought up from its new name
+		}
+		return unix.EEXIST
+	})
+	if err == nil {
+		err = unlinkIf(p.d.fd, m.from.name, fd)
+	}
+	if err != nil {
+		if uerr := unlinkIf(dir.fd, m.to.name, fd); uerr != nil {
+			fs.log.Warn("a file in a lower has two names after a rename that failed", "name", m.to.name, "cause", uerr)
+		}
+		return true, err
+	}
+	if claims.whole() {
+		return true, nil
+	}
+	return true, fs.follow(m, o)
+}
+
+// unlinkIf removes name from dir in a lower if it is the file fd.
+func unlinkIf(dir int, name string, fd int) error {
+	if is, err := idAt(dir, name); err != nil || is != idOfFd(fd) {
+		return ignoreGone(err)
+	}
+	return ignoreGone(sys.Unlink(dir, name))
 }
 
 // replace takes away what another host made at the new name, as rename(2) would have.
