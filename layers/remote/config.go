@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -75,7 +76,7 @@ type Config struct {
 
 	dial dialer // tests put their own server here
 	pace pace
-	far  time.Duration // by default farAway
+	far  time.Duration // by default farAway; 0 where there are many CPUs
 }
 
 // A dialer starts a connection. It is called on a thread that lives as long as
@@ -118,7 +119,7 @@ func (c *Config) fill() error {
 	if c.pace == (pace{}) {
 		c.pace = defaultPace
 	}
-	if c.far == 0 {
+	if c.far == 0 && runtime.NumCPU() < manyCPUs {
 		c.far = farAway
 	}
 	for _, o := range c.SSHOptions {

@@ -93,6 +93,7 @@ type slot struct {
 	seq    uint64
 	sent   time.Duration // since born
 	weight int
+	most   int // the longest answer that is taken, in bytes
 }
 
 // burst is a number of requests that were sent together.
@@ -232,7 +233,7 @@ func (c *conn) put(r *request, s *slot) {
 	for c.pending[c.nextID] != nil {
 		c.nextID++
 	}
-	s.seq, s.sent = c.nextSeq, time.Since(c.born)
+	s.seq, s.sent, s.most = c.nextSeq, time.Since(c.born), r.most()
 	c.pending[c.nextID] = s
 	c.out = r.appendTo(c.out, c.nextID)
 	c.nextID++
@@ -387,7 +388,7 @@ func lost(cause error) error { return fmt.Errorf("%w: %w", errLost, cause) }
 func (c *conn) read() {
 	defer c.wg.Done()
 	for {
-		r, id, err := readPacket(c.in)
+		r, id, err := readPacket(c.in, c.most)
 		if err == nil {
 			err = c.deliver(id, r)
 		}
@@ -406,8 +407,18 @@ func (c *conn) read() {
 	}
 }
 
-// readPacket reads one packet that has an id.
-func readPacket(in io.Reader) (reply, uint32, error) {
+// most is how long the answer to the request id may be.
+func (c *conn) most(id uint32) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.pending[id]; s != nil {
+		return s.most
+	}
+	return 0
+}
+
+// readPacket reads one packet that has an id, and no more than most allows for it.
+func readPacket(in io.Reader, most func(id uint32) int) (reply, uint32, error) {
 	var head [9]byte
 	if _, err := io.ReadFull(in, head[:4]); err != nil {
 		return reply{}, 0, err
@@ -419,11 +430,18 @@ func readPacket(in io.Reader) (reply, uint32, error) {
 	if _, err := io.ReadFull(in, head[4:]); err != nil {
 		return reply{}, 0, err
 	}
+	id := binary.BigEndian.Uint32(head[5:])
+	if m := most(id); int(n) > m {
+		if m == 0 {
+			return reply{}, 0, corrupt("an answer to nothing that was asked (id %d)", id)
+		}
+		return reply{}, 0, corrupt("%d bytes where %d would do", n, m)
+	}
 	body := newBody(int(n - 5))
 	if _, err := io.ReadFull(in, body); err != nil {
 		return reply{}, 0, err
 	}
-	return reply{typ: head[4], body: body}, binary.BigEndian.Uint32(head[5:]), nil
+	return reply{typ: head[4], body: body}, id, nil
 }
 
 // deliver hands r to whoever asked for it.

@@ -45,6 +45,7 @@ func TestBreachOfProtocol(t *testing.T) {
 		"wrong id":                {fxpLstat, func(q *query) []byte { return packet(fxpAttrs, q.id+1000, regular.attrs()) }},
 		"huge length":             {fxpLstat, func(q *query) []byte { return u32(0xffffffff) }},
 		"length over the limit":   {fxpRead, func(q *query) []byte { return u32(maxPacket + 1) }},
+		"far more than asked for": {fxpLstat, func(q *query) []byte { return packet(fxpAttrs, q.id, make([]byte, smallAnswer)) }},
 		"length below the header": {fxpLstat, func(q *query) []byte { return u32(4, 0) }},
 		"answered twice":          {fxpLstat, func(q *query) []byte { return bytes.Repeat(packet(fxpAttrs, q.id, regular.attrs()), 2) }},
 		"type out of place":       {fxpLstat, reply(fxpHandle, str(nil, "h"))},

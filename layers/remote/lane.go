@@ -51,6 +51,10 @@ const (
 	// farAway is the round trip from which on one channel cannot fill a fast
 	// link: sshd sends at most 2 MiB ahead.
 	farAway = 3 * time.Millisecond
+
+	// manyCPUs is how many there must be for several ssh to do more than one on a
+	// link without delay: each encrypts on one.
+	manyCPUs = 4
 )
 
 var errIdle = lost(errors.New("not used"))

@@ -125,9 +125,10 @@ func takeParts(c *conn, replies []reply, n int) ([][]byte, error) {
 	return parts, nil
 }
 
-// joined makes one slice of parts, which are not used otherwise.
+// joined makes one slice of parts, which are not used otherwise. A part that lies in a
+// much larger body is copied, so that what is kept is as large as it seems.
 func joined(parts [][]byte, n int) []byte {
-	if len(parts) == 1 {
+	if len(parts) == 1 && cap(parts[0]) < n+n/4+64 {
 		return parts[0]
 	}
 	all := make([]byte, 0, n)

@@ -47,11 +47,18 @@ func tasks(t *testing.T, comm string) (pids []int) {
 	return pids
 }
 
-// The layer's ssh is killed over and over while a large file is read: every byte
+// The layer's ssh are killed over and over while a large file is read: every byte
 // is right all the same.
 func TestSSHKilledUnderRead(t *testing.T) {
+	t.Run("demand", func(t *testing.T) { killedUnderRead(t, 4, func(ctx context.Context) context.Context { return ctx }) })
+	t.Run("background", func(t *testing.T) { killedUnderRead(t, 6, layers.Background) })
+}
+
+func killedUnderRead(t *testing.T, logins int64, under func(context.Context) context.Context) {
 	s, dir, data := serve(t, 24<<20)
-	l := open(t, s.layer(dir))
+	cfg := s.layer(dir)
+	cfg.far = -1 // over several lanes
+	l := open(t, cfg)
 	f, err := l.Open(soon(t), "f", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -81,9 +88,9 @@ func TestSSHKilledUnderRead(t *testing.T) {
 	}()
 	got := make([]byte, len(data))
 	const piece = 2 << 20
-	for l.Stats().Connects < 4 {
+	for l.Stats().Connects < logins {
 		for off := 0; off < len(data); off += piece {
-			n, err := f.ReadAt(soon(t), got[off:off+piece], int64(off))
+			n, err := f.ReadAt(under(soon(t)), got[off:off+piece], int64(off))
 			if n != piece || err != nil {
 				t.Fatalf("at %d: %d, %v", off, n, err)
 			}

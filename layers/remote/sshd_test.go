@@ -51,6 +51,7 @@ func startSSHD(t *testing.T, lines ...string) *sshd {
 		"PasswordAuthentication no",
 		"KbdInteractiveAuthentication no",
 		"MaxStartups 100",
+		"SetEnv SHLVL=2", // or bash reads ~/.bashrc first, which may take seconds, or wait for a lock
 		"AuthorizedKeysFile " + filepath.Join(s.dir, "authorized"),
 	}, lines...), "\n")+"\n")
 	// Root's sshd wants its privilege separation directory.

@@ -52,6 +52,10 @@ const (
 	// maxHandle is the longest handle the draft allows, in bytes.
 	maxHandle = 256
 
+	// smallAnswer is as long as the answer to a request may be that does not ask
+	// for more: two names and attributes.
+	smallAnswer = 12 << 10
+
 	// pathMax is Linux's PATH_MAX without its NUL.
 	pathMax = 4095
 )
@@ -63,6 +67,16 @@ type request struct {
 	body   []byte
 	weight int
 	closed bool // an OPEN whose handle, slot0, is closed in the same burst
+}
+
+// most is how long an answer may be. A server that answers small requests at length
+// could fill our memory, as many of them are under way at once.
+func (r *request) most() int {
+	switch r.typ {
+	case fxpRead, fxpReaddir:
+		return maxPacket
+	}
+	return min(maxPacket, max(smallAnswer, 2*r.weight))
 }
 
 func str(b []byte, s string) []byte {

@@ -51,7 +51,7 @@ func FuzzReply(f *testing.F) {
 	f.Add(packet(fxpExtendedReply, 1, u64(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 255)))
 	f.Add(packet(fxpAttrs, 1, cat(u32(attrMode|attrExtended, unix.S_IFDIR, 1), str(str(nil, "a"), "b"))))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, _, err := readPacket(bytes.NewReader(b))
+		r, _, err := readPacket(bytes.NewReader(b), func(uint32) int { return maxPacket })
 		if err != nil {
 			return
 		}

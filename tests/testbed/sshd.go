@@ -124,6 +124,7 @@ func (s *SSHD) writeServerConfig() {
 		"KbdInteractiveAuthentication no",
 		"MaxStartups 100",
 		"LogLevel VERBOSE",
+		"SetEnv SHLVL=2", // or bash reads ~/.bashrc first, which may take seconds, or wait for a lock
 		"Subsystem sftp "+sftp,
 	)
 	s.write("sshd_config", strings.Join(lines, "\n")+"\n", 0o600)
