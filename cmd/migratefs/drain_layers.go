@@ -79,6 +79,7 @@ func optionsOf(m mountInfo) (*options, error) {
 	}
 	from(&o.upper)
 	from(&o.work)
+	from(&o.sshConfig)
 	return o, nil
 }
 

@@ -236,28 +236,12 @@ func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer,
 		return l, false, err
 	}
 	st.remote = true
-	target, err := remote.ParseTarget(spec.text)
+	cfg, err := st.o.remoteConfig(spec)
 	if err != nil {
-		return nil, false, &codeError{exitUsage, err}
+		return nil, false, err
 	}
-	source, err := remote.New(ctx, remote.Config{
-		Target:     target,
-		SSHCommand: st.o.sshCommand,
-		SSHConfig:  st.o.sshConfig,
-		SSHOptions: st.o.sshOptions,
-		SSHAs:      st.o.sshAs,
-		Timeout:    st.o.timeout,
-		Hard:       st.o.hard,
-		UID:        st.o.uid,
-		GID:        st.o.gid,
-		IDMap:      st.o.idmap == "name",
-		NoGroup:    st.o.noGroup,
-		Rebase:     st.o.rebase,
-		Server:     st.o.sftpServer,
-		Logger:     st.log,
-
-		Connections: st.o.connections,
-	})
+	cfg.Logger = st.log
+	source, err := remote.New(ctx, cfg)
 	if err != nil {
 		return nil, false, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -30,6 +31,11 @@ type Config struct {
 	// SSHAs is the user that ssh runs as, if not the daemon's own. Only root
 	// can choose.
 	SSHAs string
+
+	// ControlDir is where Login leaves connections that a person has made, in a
+	// directory for each user that ssh runs as. Nobody but that user and root may
+	// be able to rename what is in ControlDir. Without it there are none.
+	ControlDir string
 
 	// Timeout is how long a request waits for a source that does not answer,
 	// by default 60 s. After half of it a server that is silent is given up and
@@ -74,9 +80,10 @@ type Config struct {
 	// out. By default nothing is logged.
 	Logger *slog.Logger
 
-	dial dialer // tests put their own server here
-	pace pace
-	far  time.Duration // by default farAway; 0 where there are many CPUs
+	dial   dialer // tests put their own server here
+	pace   pace
+	far    time.Duration // by default farAway; 0 where there are many CPUs
+	master func() string // tells the connection that a person has made from the next one; "" without one
 }
 
 // A dialer starts a connection. It is called on a thread that lives as long as
@@ -87,11 +94,16 @@ type dialer func(ctx context.Context) (transport, error)
 type pace struct {
 	first, most time.Duration // between attempts, doubling
 	refusal     time.Duration // at least, after a server turned us away
+	again       time.Duration // at most, after a connection that worked was lost
 	healthy     time.Duration // a connection that lasted so long starts the doubling anew
 	lane        time.Duration // between attempts to have one more connection, doubling
+	look        time.Duration // between looks whether a person has logged in
 }
 
-var defaultPace = pace{first: time.Second, most: time.Minute, refusal: 15 * time.Second, healthy: 30 * time.Second, lane: time.Minute}
+var defaultPace = pace{
+	first: time.Second, most: time.Minute, refusal: 15 * time.Second, again: 2 * time.Second, healthy: 30 * time.Second,
+	lane: time.Minute, look: time.Second,
+}
 
 // fill checks c and puts the defaults in.
 func (c *Config) fill() error {
@@ -122,6 +134,15 @@ func (c *Config) fill() error {
 	if c.far == 0 && runtime.NumCPU() < manyCPUs {
 		c.far = farAway
 	}
+	if c.pace.again <= 0 {
+		c.pace.again = c.pace.most
+	}
+	if c.pace.look <= 0 {
+		c.pace.look = defaultPace.look
+	}
+	if c.master == nil {
+		c.master = func() string { return "" }
+	}
 	for _, o := range c.SSHOptions {
 		if strings.ContainsAny(o, "\n\x00") || o == "" {
 			return fmt.Errorf("ssh option %q: write it as in ssh_config, KEY=VALUE on one line", o)
@@ -129,6 +150,12 @@ func (c *Config) fill() error {
 	}
 	if c.SSHAs != "" && os.Geteuid() != 0 {
 		return errors.New("ssh_as: only root can run ssh as another user: mount as that user, or leave the option out")
+	}
+	if c.SSHConfig != "" {
+		var err error
+		if c.SSHConfig, err = filepath.Abs(c.SSHConfig); err != nil {
+			return err
+		}
 	}
 	if c.SSHConfig != "" && c.SSHAs == "" && os.Geteuid() == 0 {
 		return checkRootConfig(c.SSHConfig)
@@ -150,16 +177,22 @@ func checkRootConfig(name string) error {
 	return nil
 }
 
-// sshArgs returns the arguments of ssh before the host. For every option ssh
-// takes the first value it sees, so nothing in c can undo what stands first.
-func (c *Config) sshArgs() []string {
+// sshArgs returns the arguments of ssh before the host, for one that asks nobody
+// and goes over the connection of a master, if there is one.
+func (c *Config) sshArgs(master string) []string {
+	if master == "" {
+		master = "none"
+	}
+	return append([]string{"-oBatchMode=yes", "-oControlMaster=no", "-oControlPath=" + master}, c.commonArgs()...)
+}
+
+// commonArgs returns the arguments of every ssh. For every option ssh takes the
+// first value it sees, so nothing in c can undo what stands first.
+func (c *Config) commonArgs() []string {
 	alive := max(1, int(min(c.Timeout/4, 15*time.Second)/time.Second))
 	args := []string{
 		"-a", "-x",
 		"-oClearAllForwardings=yes",
-		"-oBatchMode=yes",
-		"-oControlMaster=no",
-		"-oControlPath=none",
 		"-oPermitLocalCommand=no",
 		"-oRemoteCommand=none",
 		"-oRequestTTY=no",

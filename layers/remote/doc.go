@@ -68,7 +68,8 @@
 //	(swapped in)        timeout; the path is looked   somebody writes to the FIFO: that
 //	                    at before the next OPEN       cannot be helped from here
 //	CLOSE               nothing                       the same
-//	login refused       parked until Reconnect        nothing is tried, no account is barred
+//	login refused       parked until Reconnect, or    nothing is tried, no account is barred
+//	                    a person's Login
 //	a lane              what was under way is asked   the same
 //	                    on another; it comes back
 //	                    when it is needed

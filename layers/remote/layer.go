@@ -45,6 +45,7 @@ type Layer struct {
 	want    chan struct{}  // a lane was asked for
 	narrow  chan struct{}  // holds a token for each background operation on the main connection
 	watched sync.WaitGroup // who watches lanes
+	tried   string         // the connector's: the master that the last attempt found
 	handles handlePool
 	carried carried
 	erratic atomic.Bool // blocks have failed: there are no more, see serial.go
@@ -104,6 +105,7 @@ func New(ctx context.Context, cfg Config) (*Layer, error) {
 			return nil, err
 		}
 		l.dial = s.dial
+		l.cfg.master = func() string { _, id := s.master(); return id }
 	}
 	first := make(chan error, 1)
 	go l.keepConnected(ctx, s, first)

@@ -47,6 +47,7 @@ func (l *Layer) keepConnected(ctx context.Context, s *ssh, first chan<- error) {
 		if time.Since(up) >= l.cfg.pace.healthy {
 			delay = l.cfg.pace.first
 		}
+		delay = min(delay, l.cfg.pace.again)
 		if c = l.reconnect(&delay); c == nil {
 			l.closeState(errClosed)
 			return
@@ -77,8 +78,14 @@ func (l *Layer) reconnect(delay *time.Duration) *conn {
 			if v == verdictLost {
 				break
 			}
-			if v == verdictDenied && !l.wakened() {
-				return nil
+			if v == verdictDenied {
+				open, master := l.wakened()
+				if !open {
+					return nil
+				}
+				if master {
+					continue // it is somebody else's login that is used
+				}
 			}
 			if !l.sleep(pace.refusal + jitter(pace.refusal)/2 - time.Since(at)) {
 				return nil
@@ -102,13 +109,25 @@ func (l *Layer) sleep(d time.Duration) bool {
 	}
 }
 
-// wakened waits for Reconnect. It is false if the layer is closed instead.
-func (l *Layer) wakened() bool {
-	select {
-	case <-l.ctx.Done():
-		return false
-	case <-l.unpark:
-		return true
+// wakened waits until a person has logged in, which it reports, or for Reconnect.
+// Open is false if the layer is closed instead.
+func (l *Layer) wakened() (open, master bool) {
+	tick := time.NewTicker(l.cfg.pace.look)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.ctx.Done():
+			return false, false
+		case <-l.unpark:
+			return true, false
+		case <-tick.C:
+			if id := l.cfg.master(); id != "" && id != l.tried {
+				l.mu.Lock()
+				l.resumeLocked()
+				l.mu.Unlock()
+				return true, true
+			}
+		}
 	}
 }
 
@@ -121,12 +140,17 @@ func (l *Layer) Reconnect() {
 	if !l.parked {
 		return
 	}
-	l.parked, l.lostAt = false, time.Now() // requests wait for the outcome again
-	l.announce()
+	l.resumeLocked()
 	select {
 	case l.unpark <- struct{}{}:
 	default:
 	}
+}
+
+// resumeLocked has requests wait for the outcome of a login again. The caller holds mu.
+func (l *Layer) resumeLocked() {
+	l.parked, l.lostAt = false, time.Now()
+	l.announce()
 }
 
 func verdictOf(err error) verdict {
@@ -155,6 +179,7 @@ const (
 func (l *Layer) connect(ctx context.Context, what kind) (*conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*l.cfg.ConnectTimeout, os.ErrDeadlineExceeded)
 	defer cancel()
+	l.tried = l.cfg.master()
 	t, err := l.dial(ctx)
 	if err != nil {
 		return nil, err

@@ -59,7 +59,8 @@ func newSSH(c *Config) (*ssh, error) {
 
 // command prepares ssh with args, for the host of the target.
 func (s *ssh) command(args ...string) *exec.Cmd {
-	return s.bare(append(s.c.sshArgs(), args...)...)
+	master, _ := s.master()
+	return s.bare(append(s.c.sshArgs(master), args...)...)
 }
 
 // bare is command without any of our own arguments.

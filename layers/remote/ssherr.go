@@ -58,7 +58,7 @@ var sayings = []struct {
 	{"Host key verification failed", verdictDenied, "the host key of %[1]s is not known",
 		"connect once with ssh %[1]s and check its fingerprint"},
 	{"Permission denied (", verdictDenied, "%[1]s refused the login",
-		"it must work without questions, try ssh -oBatchMode=yes %[1]s true; as root, ssh_as=USER takes that user's keys"},
+		"it must work without questions, try ssh -oBatchMode=yes %[1]s true; as root, ssh_as=USER takes that user's keys; where a person must answer, migratefs reauth lets one"},
 	{"Too many authentication failures", verdictDenied, "%[1]s refused the login",
 		"name the right key with IdentityFile and IdentitiesOnly in ssh_config"},
 	{"subsystem request failed", verdictRefused, "%[1]s offers no SFTP",

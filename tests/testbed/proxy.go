@@ -14,12 +14,13 @@ import (
 // All methods may be called at any time from any goroutine, and hold for the
 // connections that are open, too.
 type Proxy struct {
-	listener net.Listener
-	host     *Host // in whose network it is; nil: this process's
-	done     chan struct{}
+	addr string
+	host *Host // in whose network it is; nil: this process's
+	done chan struct{}
 
 	mu       sync.Mutex
-	changed  *sync.Cond // on stalled, and on closed
+	changed  *sync.Cond   // on stalled, on listener, and on closed
+	listener net.Listener // closed while nothing is to listen
 	target   string
 	delay    time.Duration // one way
 	rate     int64         // bytes per second in each direction; 0: no limit
@@ -53,7 +54,7 @@ func newProxy(tb testing.TB, host *Host, target string) *Proxy {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p := &Proxy{listener: l, host: host, target: target, done: make(chan struct{}), cutAt: -1, flipAt: -1,
+	p := &Proxy{listener: l, addr: l.Addr().String(), host: host, target: target, done: make(chan struct{}), cutAt: -1, flipAt: -1,
 		conns: map[net.Conn]struct{}{}}
 	p.changed = sync.NewCond(&p.mu)
 	go p.serve()
@@ -62,13 +63,17 @@ func newProxy(tb testing.TB, host *Host, target string) *Proxy {
 }
 
 // Addr is where clients connect: "127.0.0.1:port".
-func (p *Proxy) Addr() string { return p.listener.Addr().String() }
+func (p *Proxy) Addr() string { return p.addr }
 
 // Host is the address part of Addr.
 func (p *Proxy) Host() string { return "127.0.0.1" }
 
 // Port is the port part of Addr.
-func (p *Proxy) Port() int { return portOf(p.listener) }
+func (p *Proxy) Port() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return portOf(p.listener)
+}
 
 // SetTarget says where the server is for connections to come.
 func (p *Proxy) SetTarget(addr string) { p.set(func() { p.target = addr }) }
@@ -88,6 +93,27 @@ func (p *Proxy) Resume() { p.set(func() { p.stalled = false }) }
 
 // Refuse makes connections to come end at once (or no longer).
 func (p *Proxy) Refuse(on bool) { p.set(func() { p.refuse = on }) }
+
+// Close takes the port away, as where nothing listens, or opens it again.
+// Connections stay.
+func (p *Proxy) Close(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if on {
+		p.listener.Close()
+		return
+	}
+	var err error
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		var l net.Listener
+		if l, err = p.host.listen(p.addr); err == nil {
+			p.listener = l
+			p.changed.Broadcast()
+			return
+		}
+	}
+	panic("the proxy's port is taken: " + err.Error())
+}
 
 // Cut closes all connections now.
 func (p *Proxy) Cut() { p.set(p.cutLocked) }
@@ -128,8 +154,7 @@ func (p *Proxy) set(f func()) {
 }
 
 func (p *Proxy) close() {
-	p.listener.Close()
-	p.set(func() { p.closed = true; p.cutLocked() })
+	p.set(func() { p.closed = true; p.listener.Close(); p.cutLocked() })
 	<-p.done
 }
 
@@ -145,13 +170,28 @@ func (p *Proxy) serve() {
 	var wg sync.WaitGroup
 	defer close(p.done)
 	defer wg.Wait()
-	for {
-		client, err := p.listener.Accept()
+	for l := p.listening(nil); l != nil; {
+		client, err := l.Accept()
 		if err != nil {
-			return
+			l = p.listening(l)
+			continue
 		}
 		wg.Go(func() { p.connection(client) })
 	}
+}
+
+// listening waits for another listener than old, which was closed. It returns nil
+// if there will be none.
+func (p *Proxy) listening(old net.Listener) net.Listener {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.listener == old && !p.closed {
+		p.changed.Wait()
+	}
+	if p.closed {
+		return nil
+	}
+	return p.listener
 }
 
 // connection carries one client's bytes both ways until either end is closed.

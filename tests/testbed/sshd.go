@@ -217,9 +217,36 @@ func (s *SSHD) Start() {
 	}
 }
 
-// ssh runs a command on the server, not through the proxy.
+// OtherHostKey gives the server, which must not run, a host key that no client
+// knows. What it returns gives it the old one back.
+func (s *SSHD) OtherHostKey() (restore func()) {
+	s.tb.Helper()
+	rename := func(from, to string) {
+		for _, suffix := range []string{"", ".pub"} {
+			if err := os.Rename(s.path(from+suffix), s.path(to+suffix)); err != nil {
+				s.tb.Fatal(err)
+			}
+		}
+	}
+	rename("host_key", "host_key.right")
+	Run(s.tb, Program(s.tb, "ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", s.path("host_key"))
+	return func() {
+		rename("host_key", "host_key.wrong")
+		rename("host_key.right", "host_key")
+	}
+}
+
+// Passphrase locks the client's key: from then on only who knows the passphrase
+// can log in.
+func (s *SSHD) Passphrase(secret string) {
+	s.tb.Helper()
+	Run(s.tb, Program(s.tb, "ssh-keygen"), "-q", "-p", "-P", "", "-N", secret, "-f", s.path("id"))
+}
+
+// ssh runs a command on the server, not through the proxy. It takes any host key.
 func (s *SSHD) ssh(command string) (string, error) {
 	args := []string{Program(s.tb, "ssh"), "-F", s.SSHConfig(), "-oBatchMode=yes", "-oConnectTimeout=5",
+		"-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oLogLevel=ERROR",
 		"-oHostName=" + s.addr, "-p", strconv.Itoa(s.Port), "source", command}
 	out, err := s.cfg.Host.command(args...).CombinedOutput()
 	return string(out), err
