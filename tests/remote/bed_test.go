@@ -181,7 +181,15 @@ func (b *bed) list(dir string, names ...string) (err error) {
 // mends waits until ask gets its answer: the source is back.
 func (b *bed) mends(ask func() error) {
 	b.t.Helper()
-	testbed.Until(b.t, "the source", func() bool { return ask() == nil })
+	for end := time.Now().Add(hangs); ; time.Sleep(20 * time.Millisecond) {
+		err := ask()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			b.t.Fatalf("the source does not come back: %v\n%s", err, b.m.Log())
+		}
+	}
 }
 
 // here is what lies on this side of the link: a file of the upper, one that was
