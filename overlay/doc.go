@@ -117,6 +117,12 @@
 //	                                 that of the copying; the mark taken off: an ordinary one. Synced,
 //	                                 the object goes, then WORK/stubs/ID: swept, the stub has no mark
 //	a source that changed            a note on the stub, synced
+//	resolve: what is here            zeros for what is missing, range by range, synced: in conflict
+//	                                 until the note says otherwise
+//	resolve: what the source has     a copy aside, durable; an object for the source's version, durable;
+//	                                 WORK/stubs/ID for it; the time; the object's id on the stub, which
+//	                                 is the step; then the former object goes. What the stub does not
+//	                                 name is swept
 //	last name of a pending file      the name; then the object, then WORK/stubs/ID: swept
 //	copy-up in a directory           overlay mode: the directory is marked overlay.impure first
 //	copy-up of a hard-linked file    the count (overlay mode: overlay.nlink; migrate mode: the
