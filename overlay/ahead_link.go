@@ -84,5 +84,5 @@ func (l *link) within(d time.Duration, unknown int64) int64 {
 func (l *link) patience() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return max(4*l.delay, 4*queueDelay)
+	return 4*l.delay + 2*queueDelay
 }

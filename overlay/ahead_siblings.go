@@ -31,6 +31,7 @@ const (
 	batchBytes = 4 << 20
 	batchDelay = 100 * time.Millisecond // by time, as who opens one of the files may wait for all
 	batchLeast = 256 << 10
+	burstBytes = 128 << 10 // with the first file, which somebody waits for
 
 	// familiesMost bounds the listings that are kept, by the names in them.
 	familiesMost = 1 << 16
@@ -74,8 +75,10 @@ type family struct {
 type sibling struct {
 	name string
 	attr *layers.Attr
-	come chan struct{} // nil until it was asked for; closed when it has come, or will not
-	used bool
+
+	come  chan struct{} // nil until it was asked for; closed when it has come, or will not
+	since time.Time     // when that was
+	used  bool
 }
 
 // listed notes what a source has said of a directory. es is not changed any more.
@@ -106,14 +109,16 @@ func (fs *families) drop(e *list.Element) {
 	fs.names -= f.names
 }
 
-// family returns the directory dir, if it is known, in which a file is being opened.
-func (a *ahead) family(l layers.Layer, dir layers.Path) *family {
+// familyOf returns the directory of the file that is being opened, if it was listed,
+// else nil, and what the file is called in it.
+func (a *ahead) familyOf(src *source) (*family, string) {
+	dir, name := src.path.Split()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	fs := &a.families
-	e := fs.at[familyKey{l, dir}]
+	e := fs.at[familyKey{src.layer, dir}]
 	if e == nil {
-		return nil
+		return nil, name
 	}
 	f := e.Value.(*family)
 	if fs.last != f {
@@ -123,7 +128,7 @@ func (a *ahead) family(l layers.Layer, dir layers.Path) *family {
 		f.mu.Unlock()
 		fs.last = f
 	}
-	return f
+	return f, name
 }
 
 // next is how many may be asked for in the directory after f: more if those of f were
@@ -202,15 +207,14 @@ func (f *family) learnOrder(p, i int) {
 }
 
 // opened notes that the file name is being opened, as what want describes. It returns
-// what is closed once the file has come, if it was asked for, and whether there may
-// be more to ask for.
-func (f *family) opened(name string, want *layers.Attr) (come <-chan struct{}, more bool) {
+// what is known of it, nothing if it was listed as something else.
+func (f *family) opened(name string, want *layers.Attr) (known sibling) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.sort()
 	i, ok := f.at[name]
 	if !ok {
-		return nil, false
+		return known
 	}
 	s := &f.files[i]
 	if p := f.prev; p >= 0 && p != i {
@@ -226,13 +230,14 @@ func (f *family) opened(name string, want *layers.Attr) (come <-chan struct{}, m
 	}
 	s.used = true
 	if s.attr.SameVersion(want) {
-		come = s.come
+		known = *s
 	}
-	return come, !f.nothing
+	return known
 }
 
-// choose returns which files are to be asked for now, of no more than most bytes.
-func (f *family) choose(most int64) (which []int, bytes int64) {
+// choose returns which files are to be asked for now: no more than most, and no more
+// bytes than that.
+func (f *family) choose(most int, mostBytes int64) (which []int, bytes int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.prev < 0 || f.nothing {
@@ -243,6 +248,7 @@ func (f *family) choose(most int64) (which []int, bytes int64) {
 	if out > want/2 {
 		return nil, 0
 	}
+	most = min(most, want-out)
 	i := f.prev
 	for range f.files {
 		i = f.after(i)
@@ -250,10 +256,10 @@ func (f *family) choose(most int64) (which []int, bytes int64) {
 		if s.come != nil {
 			continue
 		}
-		if len(which) == min(want-out, batchFiles) || bytes+s.attr.Size > most && len(which) > 0 {
+		if len(which) == most || bytes+s.attr.Size > mostBytes {
 			return which, bytes
 		}
-		s.come = make(chan struct{})
+		s.come, s.since = make(chan struct{}), time.Now()
 		f.sent++
 		which = append(which, i)
 		bytes += s.attr.Size
@@ -274,9 +280,17 @@ func (f *family) forgo(which []int) {
 	f.nothing = false
 }
 
+// walked reports whether what was asked for is being opened, here or in the directory
+// before.
+func (f *family) walked() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.used > 0 || f.first > siblingsFirst
+}
+
 // bringSmall makes obj, the file of h that is being opened, whole if it is small, and
-// has small files beside it fetched meanwhile. It reports whether obj is whole: then
-// nothing needs to be asked of the source.
+// has small files beside it fetched. It reports whether obj is whole: then nothing
+// needs to be asked of the source.
 func (fs *FS) bringSmall(ctx context.Context, h *handle, obj *extent.Object, src *source) bool {
 	a := &fs.ahead
 	bulk, ok := src.layer.(layers.BulkReader)
@@ -284,111 +298,146 @@ func (fs *FS) bringSmall(ctx context.Context, h *handle, obj *extent.Object, src
 		return obj.Missing() == 0
 	}
 	l := a.link(src.layer)
-	var come <-chan struct{}
-	if dir, name := src.path.Split(); name != "" {
-		if f := a.family(src.layer, dir); f != nil {
-			var more bool
-			if come, more = f.opened(name, &src.want); more {
-				fs.bringSiblings(f, l)
-			}
+	f, name := a.familyOf(src)
+	if f != nil {
+		s := f.opened(name, &src.want)
+		if f.walked() {
+			fs.bringSiblings(f, l)
+		}
+		if obj.Missing() > 0 && s.come != nil {
+			s.wait(ctx, l.patience())
 		}
 	}
-	if obj.Missing() == 0 {
+	switch {
+	case obj.Missing() == 0:
 		return true
-	}
-	if come != nil {
-		t := time.NewTimer(l.patience())
-		defer t.Stop()
-		select {
-		case <-come:
-		case <-t.C: // the link is slower for what nobody waits for
-		case <-ctx.Done():
-		}
-		if obj.Missing() == 0 {
-			return true
-		}
-	}
-	if h.writable() || src.want.Size > max(smallLeast, l.within(smallDelay, smallMost)) {
+	case h.writable() || src.want.Size > max(smallLeast, l.within(smallDelay, smallMost)):
 		return false // it may not be read, or not all of it
 	}
-	return bringOne(ctx, bulk, l, obj, src)
+	return fs.bringOne(ctx, bulk, l, obj, src, f)
 }
 
-// bringOne fetches a small file whole: in one exchange, where opening it takes
-// another.
-func bringOne(ctx context.Context, bulk layers.BulkReader, l *link, obj *extent.Object, src *source) bool {
-	began := time.Now()
-	l.sent()
-	got, err := bulk.ReadMany(ctx, []layers.Wanted{{Path: src.path, Attr: &src.want}})
-	if err != nil || len(got) != 1 || got[0].Err != nil || int64(len(got[0].Data)) != src.want.Size {
-		l.landed(0, began)
+// wait waits until s has come, though no longer than patience after it was asked for:
+// the link may be slower for what nobody waits for.
+func (s *sibling) wait(ctx context.Context, patience time.Duration) {
+	t := time.NewTimer(patience - time.Since(s.since))
+	defer t.Stop()
+	select {
+	case <-s.come:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// bringOne fetches a small file whole, where opening it takes an exchange and reading it
+// another, and in the same exchange the first of those beside it.
+func (fs *FS) bringOne(ctx context.Context, bulk layers.BulkReader, l *link, obj *extent.Object, src *source, f *family) bool {
+	ask := []layers.Wanted{{Path: src.path, Attr: &src.want}}
+	b := burst{f: f}
+	if f != nil {
+		b.which, _ = f.choose(siblingsFirst, burstBytes)
+		ask = append(ask, fs.wanted(&b)...)
+	}
+	got, err := readMany(ctx, bulk, l, ask)
+	if err != nil {
+		b.done(len(b.which))
 		return false // opening it tells why
 	}
-	l.landed(src.want.Size, began)
-	return got[0].Settled && obj.Put(0, got[0].Data) == nil && obj.Missing() == 0
+	// Those beside it are kept by somebody else.
+	if !fs.ahead.begin(0, func() error { return fs.keepSiblings(&b, got[1:]) }) {
+		b.done(len(b.which))
+	}
+	c := &got[0]
+	return c.Err == nil && c.Settled && int64(len(c.Data)) == src.want.Size && obj.Put(0, c.Data) == nil && obj.Missing() == 0
+}
+
+// readMany is bulk.ReadMany over l.
+func readMany(ctx context.Context, bulk layers.BulkReader, l *link, ask []layers.Wanted) ([]layers.Content, error) {
+	began := time.Now()
+	l.sent()
+	got, err := bulk.ReadMany(ctx, ask)
+	if err == nil && len(got) != len(ask) {
+		err = layers.ErrCorrupt
+	}
+	var sum int64
+	for i := range got {
+		sum += int64(len(got[i].Data))
+	}
+	if err != nil {
+		sum = 0
+	}
+	l.landed(sum, began)
+	return got, err
 }
 
 // bringSiblings begins to fetch what is to be here of f.
 func (fs *FS) bringSiblings(f *family, l *link) {
-	which, bytes := f.choose(max(batchLeast, min(l.within(batchDelay, batchLeast), batchBytes)))
+	which, bytes := f.choose(batchFiles, max(batchLeast, min(l.within(batchDelay, batchLeast), batchBytes)))
 	if len(which) == 0 {
 		return
 	}
-	if !fs.ahead.begin(bytes, func() error { return fs.fetchSiblings(f, l, which) }) {
+	if !fs.ahead.begin(bytes, func() error { return fs.fetchSiblings(&burst{f: f, which: which}, l) }) {
 		f.forgo(which)
 	}
 }
 
-// fetchSiblings brings the files which of f that are not here.
-func (fs *FS) fetchSiblings(f *family, l *link, which []int) error {
-	var ask []layers.Wanted
-	var as []int
-	f.mu.Lock()
-	files := f.files // which are ours until come is closed
-	f.mu.Unlock()
-	arrived := 0
-	done := func(upto int) {
-		for ; arrived < upto; arrived++ {
-			close(files[which[arrived]].come)
-		}
-	}
-	defer func() { done(len(which)) }()
+// burst is some files of a family that were asked for together. They are its own until
+// their come is closed.
+type burst struct {
+	f     *family
+	which []int // in f.files
+	asked []int // in which: those that were not here
+	over  int   // so many of which have come, or will not
+}
 
-	source := func(i int) extent.Source {
-		s := &files[i]
-		return extent.Source{LayerID: f.id, Path: f.dir.Join(s.name), Version: s.attr.Version(), Mode: s.attr.Mode}
+// done notes that the first n files of b have come, or will not.
+func (b *burst) done(n int) {
+	for ; b.over < n; b.over++ {
+		close(b.f.files[b.which[b.over]].come)
 	}
-	for j, i := range which {
-		if !fs.store.Holds(source(i)) {
-			ask = append(ask, layers.Wanted{Path: f.dir.Join(files[i].name), Attr: files[i].attr})
-			as = append(as, j)
+}
+
+func (b *burst) source(i int) extent.Source {
+	s := &b.f.files[b.which[i]]
+	return extent.Source{LayerID: b.f.id, Path: b.f.dir.Join(s.name), Version: s.attr.Version(), Mode: s.attr.Mode}
+}
+
+// wanted returns what is to be asked for of b: what is not here.
+func (fs *FS) wanted(b *burst) (ask []layers.Wanted) {
+	for i, j := range b.which {
+		if src := b.source(i); !fs.store.Holds(src) {
+			ask = append(ask, layers.Wanted{Path: src.Path, Attr: b.f.files[j].attr})
+			b.asked = append(b.asked, i)
 		}
 	}
-	if len(ask) == 0 {
-		return nil
-	}
-	began := time.Now()
-	l.sent()
-	got, err := f.layer.(layers.BulkReader).ReadMany(fs.ahead.ctx, ask)
-	if err == nil && len(got) != len(ask) {
-		err = layers.ErrCorrupt
+	return ask
+}
+
+// fetchSiblings brings the files of b that are not here.
+func (fs *FS) fetchSiblings(b *burst, l *link) error {
+	ask := fs.wanted(b)
+	var got []layers.Content
+	var err error
+	if len(ask) > 0 {
+		got, err = readMany(fs.ahead.ctx, b.f.layer.(layers.BulkReader), l, ask)
 	}
 	if err != nil {
-		l.landed(0, began)
+		b.done(len(b.which))
 		return err
 	}
-	var sum int64
-	for k := range got {
-		sum += int64(len(got[k].Data))
-	}
-	l.landed(sum, began)
-	for k, j := range as {
-		done(j)
-		c, a := &got[k], ask[k].Attr
-		if c.Err != nil || !c.Settled || int64(len(c.Data)) != a.Size {
+	return fs.keepSiblings(b, got)
+}
+
+// keepSiblings keeps what was asked for of b.
+func (fs *FS) keepSiblings(b *burst, got []layers.Content) (err error) {
+	defer func() { b.done(len(b.which)) }()
+	for k, i := range b.asked {
+		b.done(i)
+		c, src := &got[k], b.source(i)
+		if c.Err != nil || !c.Settled || int64(len(c.Data)) != src.Version.Size {
 			continue // who opens it learns why
 		}
-		err = errors.Join(err, keepWhole(fs.store, source(which[j]), c.Data))
+		err = errors.Join(err, keepWhole(fs.store, src, c.Data))
 		c.Data = nil
 	}
 	return err
