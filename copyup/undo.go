@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 
@@ -214,12 +215,17 @@ func aclsOf(dir int, name string) (layers.Xattrs, error) {
 }
 
 // CopyTo copies t, with all metadata, to name in the directory dir, over nothing. It
-// stays in the trash.
+// stays in the trash. What is made by a name gets it in a directory of our own: dir may
+// be another user's, who could put another file in its place before it gets its owner.
 func (u *Undo) CopyTo(ctx context.Context, t *Trashed, dir int, name string) error {
-	at := Place{Dir: dir, Name: name, Work: dir}
+	work, end, err := privateIn(dir)
+	if err != nil {
+		return err
+	}
+	defer end()
+	at := Place{Dir: dir, Name: name, Work: work}
 	cfg := Config{Owner: true}
 	src := Source{Attr: t.Attr, Size: t.Attr.Size, Path: t.Path}
-	var err error
 	if src.Xattrs, err = local.XattrsAt(u.Trash, t.Name); err != nil {
 		return err
 	}
@@ -238,10 +244,36 @@ func (u *Undo) CopyTo(ctx context.Context, t *Trashed, dir int, name string) err
 		return err
 	}
 	if err := PublishNode(temp, at, false); err != nil {
-		RemoveTemp(dir, temp)
+		RemoveTemp(work, temp)
 		return takenIfExists(err)
 	}
 	return syncAt(dir)
+}
+
+// privateIn makes a directory in dir that nobody else may use, until end.
+func privateIn(dir int) (fd int, end func(), err error) {
+	name := TempName()
+	if err := sys.Mkdir(dir, name, 0o700); err != nil {
+		return -1, nil, err
+	}
+	fd, err = sys.OpenAt(dir, name, unix.O_RDONLY|unix.O_DIRECTORY)
+	var st unix.Stat_t
+	if err == nil {
+		err = unix.Fstat(fd, &st)
+	}
+	if err == nil && (int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0) {
+		err = fmt.Errorf("somebody has put another directory in the place of one that was made: %w", unix.EPERM)
+	}
+	end = func() {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		_ = sys.Rmdir(dir, name)
+	}
+	if err != nil {
+		end()
+	}
+	return fd, end, err
 }
 
 func (u *Undo) copyFile(ctx context.Context, t *Trashed, src Source, at Place, cfg Config) error {

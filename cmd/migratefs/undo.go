@@ -347,12 +347,12 @@ func (w *undoWork) backAll(out io.Writer, all []trashedAt) error {
 }
 
 func (w *undoWork) copyTo(ctx context.Context, out io.Writer, t trashedAt, to string) error {
-	dir, err := os.Open(filepath.Dir(to))
+	dir, err := openTrusted(filepath.Dir(to))
 	if err != nil {
 		return fmt.Errorf("--to %q: %w", to, bare(err))
 	}
-	defer dir.Close()
-	err = w.undo(&t).CopyTo(ctx, &t.Trashed, int(dir.Fd()), filepath.Base(to))
+	defer unix.Close(dir)
+	err = w.undo(&t).CopyTo(ctx, &t.Trashed, dir, filepath.Base(to))
 	if errors.Is(err, copyup.ErrTaken) {
 		return fmt.Errorf("--to %q: it is there, and is not overwritten: name another", to)
 	}

@@ -45,3 +45,49 @@ func TestTrashOfUsers(t *testing.T) {
 		}
 	}
 }
+
+// What --to names is not reached by a symlink that another user can have made.
+func TestUndoToFollowsOwnSymlinks(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: symlinks of others")
+	}
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, d := range []string{"real/sub", "alice"} {
+		if err := os.MkdirAll(at(d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, to := range map[string]string{"mine": "real", "absolute": at("real"), "alice/twice": "../mine", "theirs": "real", "to\u00e9": "theirs"} {
+		if err := os.Symlink(to, at(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Lchown(at("theirs"), 1000, 1000); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.Stat(at("real/sub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, good := range map[string]bool{
+		"real/sub": true, "mine/sub": true, "absolute/sub": true, "alice/twice/sub": true,
+		"theirs/sub": false, "theirs": false, "to\u00e9": false, "to\u00e9/sub": false, "absent": false,
+	} {
+		fd, err := openTrusted(at(path))
+		if (err == nil) != good {
+			t.Errorf("%s: %v", path, err)
+		}
+		if err != nil {
+			continue
+		}
+		f := os.NewFile(uintptr(fd), path)
+		if is, err := f.Stat(); err != nil || !os.SameFile(is, want) {
+			t.Errorf("%s leads elsewhere: %v", path, err)
+		}
+		f.Close()
+	}
+}
