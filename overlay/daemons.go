@@ -197,10 +197,12 @@ type daemon struct {
 	dirs  int    // UPPER/.migratefs/daemons
 	work  int    // DAEMON in it
 	alive int    // its file alive, locked
+	note  string // what that holds: how it treats what leaves a lower
 	upper string // the upper's id
 
 	origins  bool // the upper has room for them
 	homeless bool // its directory is gone, and that was said
+	compared bool // what others note was compared with what it does
 
 	stop  chan struct{}
 	ended chan struct{}
@@ -235,6 +237,7 @@ func (fs *FS) openPrivate() error {
 	if fs.self.dirs, err = sys.MkdirOpen(dir, "daemons"); err != nil {
 		return err
 	}
+	fs.self.note = fmt.Sprintf("keep_lower=%t trash_days=%d\n", fs.cfg.KeepLower, fs.cfg.TrashDays)
 	if err := fs.self.settleIn(); err != nil {
 		return fmt.Errorf("upper %s: %w", fs.upper.ID(), err)
 	}
@@ -284,6 +287,7 @@ func (d *daemon) settleIn() error {
 			return err
 		}
 		if err == nil && d.lockAlive() {
+			_, _ = sys.Pwrite(d.alive, []byte(d.note), 0) // others do without
 			return nil
 		}
 		d.closeFDs()
@@ -368,7 +372,7 @@ func (fs *FS) settleAnew() error {
 	if unix.Fstatat(d.dirs, d.name+"/"+aliveName, &st, unix.AT_SYMLINK_NOFOLLOW) != unix.ENOENT {
 		return nil
 	}
-	anew := daemon{dirs: d.dirs, work: -1, alive: -1}
+	anew := daemon{dirs: d.dirs, work: -1, alive: -1, note: d.note}
 	defer anew.closeFDs()
 	if err := anew.settleIn(); err != nil {
 		return err
@@ -440,10 +444,31 @@ func (fs *FS) sweepDaemons(ctx context.Context) {
 		return
 	}
 	for _, e := range entries {
-		if e.Name != d.name {
-			d.sweep(e.Name, now.Mtim)
+		if e.Name == d.name {
+			continue
+		}
+		d.sweep(e.Name, now.Mtim)
+		if note := d.noteOf(e.Name); note != "" && note != d.note && !d.compared {
+			d.compared = true // of a thousand others one will do
+			fs.log.Warn("another mount of this upper treats what leaves the lowers otherwise: give all the same keep_lower and trash_days", "ours", strings.TrimSpace(d.note), "theirs", strings.TrimSpace(note), "daemon", e.Name)
 		}
 	}
+	d.compared = true
+}
+
+// noteOf is what the daemon of that name says of itself; empty if it is not there.
+func (d *daemon) noteOf(name string) string {
+	fd, err := sys.OpenBeneath(d.dirs, name+"/"+aliveName, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 64)
+	n, err := sys.Pread(fd, b, 0)
+	if err != nil {
+		return ""
+	}
+	return string(b[:n])
 }
 
 func (d *daemon) sweep(name string, now unix.Timespec) {

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -273,5 +274,24 @@ func TestSweptAndSettlesAnew(t *testing.T) {
 	}
 	if b, err := os.ReadFile(w.at("upper", "dir/a")); err != nil || !strings.HasPrefix(string(b), "Wower") {
 		t.Errorf("it holds %q, %v", b, err)
+	}
+}
+
+// TestUnequalOptions: a mount says that others treat what leaves a lower otherwise.
+func TestUnequalOptions(t *testing.T) {
+	a, b := stepWorld(t, worlds(t), "l1")
+	defer a.remove()
+	defer b.close()
+	for days, told := range map[int]bool{0: false, 3: true} {
+		var log strings.Builder
+		c := &world{t: t, dir: a.dir, kind: a.kind, tweak: func(cfg *Config) {
+			cfg.TrashDays = days
+			cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+		}}
+		must(t, c.open())
+		c.close()
+		if got := strings.Count(log.String(), "trash_days=3"); (got == 1) != told {
+			t.Errorf("trash_days=%d: %s", days, &log)
+		}
 	}
 }

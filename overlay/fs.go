@@ -383,7 +383,7 @@ func (fs *FS) Close() error {
 func (fs *FS) closeOwn() (err error) {
 	fs.ahead.close()
 	fs.fill.close()
-	fs.finishRemovals()
+	fs.endRemovals()
 	fs.giveBack.Stop()
 	fs.dirs.closeAll()
 	if fs.store != nil {

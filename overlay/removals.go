@@ -29,6 +29,11 @@ const (
 	// removalsDirs is in how many directories a batch may lie for each to be synced by
 	// itself rather than the whole filesystem.
 	removalsDirs = 8
+	// removalsAtEnd is how long a mount that ends removes lower copies. Those that are
+	// left are in both layers, as after a crash.
+	removalsAtEnd = time.Minute
+	// removalsTell is how often it says how many are left.
+	removalsTell = 5 * time.Second
 )
 
 // removal is a lower file whose copy is published.
@@ -50,9 +55,19 @@ type removals struct {
 	running bool          // there is a worker
 	hurry   chan struct{} // closed: it does not wait for more
 	done    chan struct{} // closed when a batch is done
+
+	atEnd   time.Duration
+	until   atomic.Int64 // when to stop: Unix time, ns; 0: never
+	skipped atomic.Int64 // since
+}
+
+func (q *removals) late() bool {
+	until := q.until.Load()
+	return until != 0 && time.Now().UnixNano() > until
 }
 
 func (q *removals) init(gather time.Duration) {
+	q.atEnd = removalsAtEnd
 	q.now.Store(gather < 0)
 	if q.gather = gather; gather <= 0 {
 		q.gather = removalsGather
@@ -126,6 +141,35 @@ func (fs *FS) finishRemovals() {
 	}
 }
 
+// endRemovals is finishRemovals for a mount that ends, which does not take all the time
+// that a slow lower may need.
+func (fs *FS) endRemovals() {
+	q := &fs.removals
+	q.until.Store(time.Now().Add(q.atEnd).UnixNano())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		fs.finishRemovals()
+	}()
+	tell := time.NewTicker(removalsTell)
+	defer tell.Stop()
+	for {
+		select {
+		case <-tell.C:
+			q.mu.Lock()
+			left := len(q.queue) + q.busy
+			q.mu.Unlock()
+			fs.log.Info("lower copies are removed before the mount ends", "left", left)
+			continue
+		case <-done:
+		}
+		break
+	}
+	if n := q.skipped.Load(); n > 0 {
+		fs.log.Warn("lower copies left: the lower is slow; they are hidden, and 'migratefs drain' removes them", "files", n)
+	}
+}
+
 // removeQueued is the worker. It ends when nothing is left.
 func (fs *FS) removeQueued() {
 	q := &fs.removals
@@ -157,10 +201,17 @@ func (fs *FS) removeQueued() {
 }
 
 func (fs *FS) removeBatch(batch []removal) {
-	err := fs.syncBatch(batch)
+	late := fs.removals.late()
+	err := error(nil)
+	if !late {
+		err = fs.syncBatch(batch)
+	}
 	for i := range batch {
 		m := &batch[i]
-		if err == nil {
+		late = late || fs.removals.late()
+		if late {
+			fs.removals.skipped.Add(1)
+		} else if err == nil {
 			m.n.mu.Lock()
 			if rerr := fs.removeOne(m); rerr != nil {
 				fs.lowerCopyLeft(m.n, rerr)

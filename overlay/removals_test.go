@@ -234,3 +234,42 @@ func TestRemovalsAreBounded(t *testing.T) {
 		t.Error(errno)
 	}
 }
+
+// TestRemovalsEnd: a mount ends although the removal of lower copies takes longer than it
+// may; what is left is in both layers, and a drain removes it.
+func TestRemovalsEnd(t *testing.T) {
+	w := newWorld(t, worlds(t), oneHost)
+	defer w.remove()
+	w.tweak = waits
+	must(t, w.open())
+	d := &driver{fs: w.fs}
+	names := []string{"low", "other", "dir/a", "dir/b"}
+	for _, name := range names {
+		if errno := d.write(name, "WR", 0); errno != 0 {
+			t.Fatal(name, errno)
+		}
+	}
+	d.end()
+	sys.SetHook(func(c sys.Change) error {
+		if c == "rename" {
+			w.fs.removals.until.Store(1) // it takes too long from here
+		}
+		return nil
+	})
+	w.fs.removals.atEnd = time.Hour
+	w.close()
+	sys.SetHook(nil)
+	left := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !w.has("l1/" + name) })
+	if len(left) != 3 {
+		t.Errorf("left are %q", left)
+	}
+	must(t, w.open())
+	must(t, w.fs.Drain(context.Background(), DrainConfig{}))
+	v, err := w.look()
+	must(t, err)
+	for _, name := range names {
+		if w.has("l1/"+name) || v[name].content != "WR"+("lower " + name)[2:] {
+			t.Errorf("%s is %v", name, v[name])
+		}
+	}
+}
