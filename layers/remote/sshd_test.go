@@ -51,9 +51,8 @@ func startSSHD(t *testing.T, lines ...string) *sshd {
 		"PasswordAuthentication no",
 		"KbdInteractiveAuthentication no",
 		"MaxStartups 100",
-		"SetEnv SHLVL=2", // or bash reads ~/.bashrc first, which may take seconds, or wait for a lock
 		"AuthorizedKeysFile " + filepath.Join(s.dir, "authorized"),
-	}, lines...), "\n")+"\n")
+	}, append(lines, "SetEnv SHLVL=2")...), "\n")+"\n") // or bash reads ~/.bashrc, which may take seconds, or wait for a lock
 	// Root's sshd wants its privilege separation directory.
 	if os.Geteuid() == 0 {
 		if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
