@@ -85,7 +85,7 @@ func TestAnswersWhileAway(t *testing.T) {
 			if kind == "by Offliner" {
 				inner = unplugged{f}
 			}
-			l, ctx := New(inner), context.Background()
+			l, ctx := New(inner, Config{}), context.Background()
 			for _, p := range []layers.Path{"", "d", "d/seen", "d/link", "e"} {
 				if _, err := l.Stat(ctx, p); err != nil {
 					t.Fatal(err)
@@ -127,7 +127,7 @@ func TestAnswersWhileAway(t *testing.T) {
 // TestForgetsWhatWent: what the storage says last counts.
 func TestForgetsWhatWent(t *testing.T) {
 	dir, f := site(t)
-	l, ctx := New(f), context.Background()
+	l, ctx := New(f, Config{}), context.Background()
 	if _, err := l.Stat(ctx, "d/seen"); err != nil {
 		t.Fatal(err)
 	}
@@ -143,23 +143,15 @@ func TestForgetsWhatWent(t *testing.T) {
 	}
 }
 
-func TestBound(t *testing.T) {
-	_, f := site(t)
-	l := New(f)
-	for i := range maxPaths + 100 {
-		l.note(layers.Path(string(rune('a'+i%26))+"/"+string(rune(i))), func(m *memory) {})
-	}
-	if len(l.paths) > maxPaths {
-		t.Errorf("%d paths are remembered, want at most %d", len(l.paths), maxPaths)
-	}
-}
-
+// TestLayer: also with what was remembered, the layer is what the tree is.
 func TestLayer(t *testing.T) {
-	layertest.Run(t, layertest.Limits{Live: true}, func(t *testing.T, dir string) layers.Layer {
-		inner, err := local.Open(dir, local.Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return New(inner)
-	})
+	for _, cfg := range []Config{{}, {Keep: Forever, Absent: Forever}} {
+		layertest.Run(t, layertest.Limits{Live: true}, func(t *testing.T, dir string) layers.Layer {
+			inner, err := local.Open(dir, local.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return New(inner, cfg)
+		})
+	}
 }

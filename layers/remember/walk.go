@@ -1,0 +1,609 @@
+package remember
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
+)
+
+// Running ahead of a tree walker. A program that walks a tree (find, du, grep -r, git
+// status) comes to one directory after the other, and would wait for each. So when it
+// comes to a second one, beside or below the first, the directories that it will come to
+// next are listed before it does, many in one exchange; when those are there, the ones
+// below them: a tree then takes about as many exchanges as it is deep.
+//
+// A walker comes to a directory by listing it, or by asking for its names one by one,
+// which shows at the second that was not known. Where it will go next is what lies below
+// the directory it is in, then what comes after that in the directories above, in the
+// order in which programs get a listing or, if it goes by name, in that.
+//
+// Never more directories are listed than four for each that the walker has come to, but
+// for the first few; and none any more when it has not come to another for a while.
+
+const (
+	pause = 2 * time.Second // a walker that comes to nothing for so long has stopped
+
+	firstAhead = 256 // directories that a walk may list in any case: an exchange
+	perUsed    = 4   // and for each that the walker came to
+	mostWalks  = 16
+
+	batchDirs  = 128     // directories in one exchange
+	mostFlying = 512     // directories of one walk that are being listed
+	mostWeight = 4 << 20 // their own sizes, which say how many names they have, about
+
+	// A directory larger than this is listed when somebody lists it. For names that are
+	// asked for one by one, each is worth so much.
+	largeDir  = 256 << 10
+	perMissed = 32 << 10
+
+	mostLinks = 256 // targets of symlinks asked for at once
+
+	aheadTimeout = time.Minute // of an exchange ahead
+	atOnce       = 16          // requests, of a layer that cannot be asked for many things
+)
+
+// order is the order in which a walker goes through the directories in a directory.
+
+type order uint8
+
+const (
+	unsorted order = iota
+	asListed
+	byName
+)
+
+// touch is a directory that somebody came to.
+type touch struct {
+	path layers.Path
+	at   moment
+}
+
+// walk is one walker. All is protected by Layer.mu.
+type walk struct {
+	id   uint32
+	root layers.Path // the directory above all it came to
+	at   layers.Path // where it is
+	last moment      // when it came there
+
+	used    int // directories it came to
+	fetched int // directories that were listed, by it or for it
+	ready   int // of these, how many it has yet to come to
+	flying  int // of these, how many are being listed for it
+	weight  int // and their sizes
+	named   int // how often it went by name, less how often not
+	links   int // targets it had to ask for
+
+	ctx    context.Context // of what is asked for it
+	cancel context.CancelFunc
+	timer  *time.Timer
+}
+
+func parentOf(p layers.Path) layers.Path {
+	dir, _ := p.Split()
+	return dir
+}
+
+func inside(p, dir layers.Path) bool {
+	return dir == layers.Root || p == dir || strings.HasPrefix(string(p), string(dir)+"/")
+}
+
+// watches reports whether a question under ctx is somebody's, and worth to run ahead of.
+func (l *Layer) watches(ctx context.Context) bool {
+	return !l.cfg.NoAhead && l.cfg.Keep > 0 && !layers.IsBackground(ctx)
+}
+
+// hitLocked notes that q was asked for and known.
+func (l *Layer) hitLocked(ctx context.Context, q question) {
+	if !l.watches(ctx) {
+		return
+	}
+	switch q.about {
+	case aboutNames:
+		l.touchLocked(q.path, known)
+	case aboutAttr:
+		if d := l.dirs[parentOf(q.path)]; d != nil && d.ahead {
+			l.touchLocked(d.path, known)
+		}
+	}
+}
+
+// missLocked notes that q has to be asked of the storage.
+func (l *Layer) missLocked(ctx context.Context, q question) {
+	if !l.watches(ctx) {
+		return
+	}
+	switch q.about {
+	case aboutNames:
+		l.touchLocked(q.path, listed)
+	case aboutAttr:
+		if q.path != layers.Root {
+			l.missedNameLocked(q.path.Split())
+		}
+	case aboutTarget:
+		l.missedLinkLocked(q.path)
+	}
+}
+
+// waitedLocked notes that somebody has the answer to q only now.
+func (l *Layer) waitedLocked(ctx context.Context, q question) {
+	if q.about != aboutNames || !l.watches(ctx) {
+		return
+	}
+	now := l.now()
+	for _, w := range l.walks {
+		if inside(q.path, w.root) {
+			w.last = now
+			l.advanceLocked(w)
+			break
+		}
+	}
+	for i := range l.touched {
+		if t := &l.touched[i]; t.at != 0 && t.path == q.path {
+			t.at = now
+		}
+	}
+}
+
+// missedNameLocked notes that a name in p was asked for by itself. The second lists p.
+func (l *Layer) missedNameLocked(p layers.Path, base string) {
+	d := l.needDirLocked(p)
+	now := l.now()
+	if now-d.missAt > moment(pause) {
+		d.misses, d.missed = 0, ""
+	}
+	d.missAt = now
+	if base == d.missed {
+		return // somebody watches it
+	}
+	d.misses++
+	d.missed = base
+	if d.misses < 2 {
+		return
+	}
+	l.touchLocked(p, named)
+	size := int64(0)
+	if a := l.attrLocked(p); a != nil {
+		size = a.Size
+	}
+	if l.listableLocked(p) && size <= int64(d.misses)*perMissed {
+		l.listAheadLocked(nil, []layers.Path{p}, 0)
+	}
+}
+
+// listableLocked reports whether p can be listed ahead: it is not known, not under way,
+// and was not refused lately.
+func (l *Layer) listableLocked(p layers.Path) bool {
+	if l.flights[question{aboutNames, p}] != nil {
+		return false
+	}
+	d := l.dirs[p]
+	return d == nil || !l.fresh(d.listed) && (d.refused == 0 || l.now()-d.refused > moment(10*time.Second))
+}
+
+// how somebody came to a directory.
+type how uint8
+
+const (
+	known  how = iota // what he asked for was known
+	listed            // he lists it, and it was not known
+	named             // he asks for its names, and they are not known
+)
+
+// touchLocked notes that somebody came to the directory p.
+func (l *Layer) touchLocked(p layers.Path, by how) {
+	f := l.flights[question{aboutNames, p}]
+	wasAhead := f != nil && f.ahead
+	if d := l.dirs[p]; d != nil && d.ahead {
+		d.ahead, wasAhead = false, true
+		l.stats.Wanted++
+	}
+	now := l.now()
+	w := l.walkOf(p)
+	if w == nil {
+		w = l.beginWalkLocked(p, now)
+	}
+	l.rememberTouchLocked(p, now)
+	if w == nil {
+		return
+	}
+	w.last, w.at = now, p
+	if _, n := l.nameLocked(p); n != nil && p != layers.Root {
+		if n.walk == w.id && by == listed && !wasAhead {
+			l.walkID++ // it walks once more: it has been nowhere yet
+			w.id, w.used, w.fetched = l.walkID, 0, 0
+		}
+		if n.walk != w.id {
+			l.voteLocked(w, p)
+			n.walk = w.id
+			w.used++
+			if !wasAhead {
+				w.fetched++
+			}
+		}
+	}
+	if by != known {
+		w.ready = 0
+	} else if wasAhead {
+		w.ready--
+	}
+	if by != known || w.flying == 0 && w.ready <= w.used/4 {
+		l.advanceLocked(w) // it has nearly all that there is: as much as may be at once
+	}
+}
+
+func (l *Layer) rememberTouchLocked(p layers.Path, now moment) {
+	for i := range l.touched {
+		if t := &l.touched[i]; t.at != 0 && t.path == p {
+			t.at = now
+			return
+		}
+	}
+	l.touched[l.next] = touch{p, now}
+	l.next = (l.next + 1) % len(l.touched)
+}
+
+// walkOf returns the walk that p belongs to: a walker may have begun in the middle.
+func (l *Layer) walkOf(p layers.Path) *walk {
+	for _, w := range l.walks {
+		if inside(p, w.root) {
+			return w
+		}
+	}
+	for _, w := range l.walks {
+		if up := parentOf(w.root); inside(p, up) {
+			w.root = up
+			return w
+		}
+	}
+	return nil
+}
+
+// beginWalkLocked begins a walk if p is the second directory, beside the first or in it,
+// that somebody came to lately.
+func (l *Layer) beginWalkLocked(p layers.Path, now moment) *walk {
+	if p == layers.Root || l.closed {
+		return nil
+	}
+	root := parentOf(p)
+	for _, t := range l.touched {
+		if t.at == 0 || now-t.at > moment(pause) || t.path == p || t.path != root && (t.path == layers.Root || parentOf(t.path) != root) {
+			continue
+		}
+		if len(l.walks) == mostWalks {
+			l.endWalkLocked(slices.MinFunc(l.walks, func(a, b *walk) int { return cmp.Compare(a.last, b.last) }))
+		}
+		l.walkID++
+		w := &walk{id: l.walkID, root: root, used: 1, fetched: 1}
+		if _, n := l.nameLocked(t.path); n != nil {
+			n.walk = w.id
+		}
+		w.ctx, w.cancel = context.WithCancel(l.ctx)
+		w.timer = time.AfterFunc(pause, func() { l.look(w) })
+		l.walks = append(l.walks, w)
+		return w
+	}
+	return nil
+}
+
+// look ends w if its walker has stopped. One that waits has not.
+func (l *Layer) look(w *walk) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if w.ctx.Err() != nil {
+		return
+	}
+	idle := l.now()-w.last >= moment(pause)
+	for q, f := range l.flights {
+		idle = idle && !(f.waiting > 0 && inside(q.path, w.root))
+	}
+	if idle {
+		l.endWalkLocked(w)
+		return
+	}
+	w.timer.Reset(pause)
+}
+
+func (l *Layer) endWalkLocked(w *walk) {
+	w.cancel()
+	w.timer.Stop()
+	l.walks = slices.DeleteFunc(l.walks, func(x *walk) bool { return x == w })
+}
+
+// voteLocked notes whether w, which comes to p, goes by name: it comes to the first by
+// name that it has not come to, and another is the first of the listing.
+func (l *Layer) voteLocked(w *walk, p layers.Path) {
+	d := l.dirs[parentOf(p)]
+	if d == nil || w.used > 16 {
+		return
+	}
+	first := func(o order) string {
+		for _, base := range l.subsLocked(d, o) {
+			if d.names[base].walk != w.id {
+				return base
+			}
+		}
+		return ""
+	}
+	switch name, listed, base := first(byName), first(asListed), baseOf(p); {
+	case name == listed:
+	case base == name:
+		w.named++
+	case base == listed:
+		w.named--
+	}
+}
+
+// subsLocked returns the names of the directories in d.
+func (l *Layer) subsLocked(d *dir, o order) []string {
+	if d.subs == nil {
+		d.subs, d.sorted = make([]string, 0), unsorted
+		for base, n := range d.names {
+			if base != "" && n.isDir() {
+				d.subs = append(d.subs, base)
+			}
+		}
+	}
+	if d.sorted != o {
+		l.sort(d.subs, o)
+		d.sorted = o
+	}
+	return d.subs
+}
+
+func (l *Layer) sort(names []string, o order) {
+	slices.SortFunc(names, func(a, b string) int {
+		if o == asListed && l.cfg.Order != nil {
+			if c := cmp.Compare(l.cfg.Order(a), l.cfg.Order(b)); c != 0 {
+				return c
+			}
+		}
+		return strings.Compare(a, b)
+	})
+}
+
+// advanceLocked lists what w will come to, as far as it may.
+func (l *Layer) advanceLocked(w *walk) {
+	if w.ctx.Err() != nil || away(l.Offline()) {
+		return
+	}
+	// Of the first few, half is for what turns out to be below the next.
+	room := max(perUsed*w.used-w.fetched, (firstAhead-w.fetched+1)/2)
+	if room = min(room, mostFlying-w.flying); room <= 0 {
+		return
+	}
+	c := coming{l: l, w: w, room: room, weight: mostWeight - w.weight, steps: 4096 + 4*room, order: asListed}
+	if w.named > 0 {
+		c.order = byName
+	}
+	at, from := w.at, layers.Path("")
+	if l.flights[question{aboutNames, at}] != nil && at != w.root {
+		// It has yet to show what comes first. What it lies beside comes in the same exchange.
+		c.in(parentOf(at), at, false)
+		c.stop = true
+	}
+	for ; !c.stop; at, from = parentOf(at), at {
+		c.in(at, from, true)
+		if at == w.root || !inside(at, w.root) {
+			break
+		}
+	}
+	w.fetched += len(c.paths)
+	for batch := range slices.Chunk(c.paths, batchDirs) {
+		weight := 0
+		for _, p := range batch {
+			weight += l.weightLocked(p)
+		}
+		l.listAheadLocked(w, batch, weight)
+	}
+}
+
+// coming looks for the directories that a walker comes to next and that are not listed,
+// in the order in which it comes to them. What is being listed it does not look beyond:
+// that shows what comes next.
+type coming struct {
+	l      *Layer
+	w      *walk
+	order  order
+	paths  []layers.Path
+	room   int // for so many
+	weight int // of so much
+	steps  int // after so many looks
+	stop   bool
+}
+
+// in looks in p, and below what is listed there, but not in from, where it comes from.
+func (c *coming) in(p, from layers.Path, below bool) {
+	d := c.l.listedLocked(p)
+	if d == nil {
+		return
+	}
+	for _, base := range c.l.subsLocked(d, c.order) {
+		n := d.names[base]
+		sub := p.Join(base)
+		if n.walk == c.w.id || sub == from {
+			continue // it was there, or is
+		}
+		switch {
+		case c.l.listedLocked(sub) != nil:
+			if below {
+				c.in(sub, "", true)
+			}
+		case c.l.flights[question{aboutNames, sub}] != nil:
+			c.stop = below
+		case c.l.listableLocked(sub) && (n.attr == nil || n.attr.Size <= largeDir):
+			c.paths = append(c.paths, sub)
+			c.weight -= c.l.weightLocked(sub)
+			c.room--
+		}
+		if c.steps--; c.room <= 0 || c.weight <= 0 || c.steps <= 0 {
+			c.stop = true
+		}
+		if c.stop {
+			return
+		}
+	}
+}
+
+func (l *Layer) weightLocked(p layers.Path) int {
+	if a := l.attrLocked(p); a != nil && a.Size > 4096 {
+		return int(min(a.Size, largeDir))
+	}
+	return 4096
+}
+
+// listAheadLocked lists paths in the background: for w, or because several of their
+// names were asked for.
+func (l *Layer) listAheadLocked(w *walk, paths []layers.Path, weight int) {
+	if l.closed {
+		return
+	}
+	asked, base := l.now(), l.ctx
+	flights := make([]*flight, len(paths))
+	for i, p := range paths {
+		flights[i] = &flight{asked: asked, done: make(chan struct{}), ahead: true}
+		l.flights[question{aboutNames, p}] = flights[i]
+	}
+	if w != nil {
+		base = w.ctx
+		w.flying += len(paths)
+		w.weight += weight
+		l.stats.Ahead += int64(len(paths))
+	}
+	l.busy.Go(func() {
+		ctx, cancel := context.WithTimeout(layers.Background(base), aheadTimeout)
+		defer cancel()
+		lists, err := listMany(ctx, l.Layer, paths)
+		news := make([]newListing, len(paths))
+		for i, f := range flights {
+			if f.err = err; err == nil {
+				f.entries, f.err = lists[i].Entries, lists[i].Err
+			}
+			news[i] = prepare(f.entries, asked)
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for i, p := range paths {
+			l.landAheadLocked(p, flights[i], news[i], w)
+		}
+		if w != nil {
+			w.flying -= len(paths)
+			w.weight -= weight
+			l.advanceLocked(w)
+		}
+	})
+}
+
+func (l *Layer) landAheadLocked(p layers.Path, f *flight, new newListing, w *walk) {
+	wanted := f.waiting > 0
+	l.landLocked(question{aboutNames, p}, f, new)
+	d := l.dirs[p]
+	switch {
+	case away(f.err) || errors.Is(f.err, context.Canceled):
+	case f.err != nil || d == nil || !l.fresh(d.listed):
+		l.needDirLocked(p).refused = l.now() // or it takes too much to be remembered
+	case w == nil:
+	case wanted:
+		l.stats.Wanted++
+	default:
+		// Who comes to it later counts as having come to what was listed for him; who came
+		// meanwhile has counted.
+		_, n := l.nameLocked(p)
+		d.ahead = n == nil || n.walk != w.id
+		if d.ahead {
+			w.ready++
+		} else {
+			l.stats.Wanted++
+		}
+	}
+}
+
+// listMany lists many directories, one by one where the layer cannot do better.
+func listMany(ctx context.Context, in layers.Layer, paths []layers.Path) ([]layers.Listing, error) {
+	if b, ok := in.(layers.BulkLister); ok {
+		return b.ReadDirs(ctx, paths)
+	}
+	lists := make([]layers.Listing, len(paths))
+	each(len(paths), func(i int) { lists[i].Entries, lists[i].Err = in.ReadDir(ctx, paths[i]) })
+	return lists, nil
+}
+
+// each runs f for 0 to n-1, several at a time.
+func each(n int, f func(i int)) {
+	var wg sync.WaitGroup
+	turns := make(chan struct{}, atOnce)
+	for i := range n {
+		turns <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turns }()
+			f(i)
+		})
+	}
+	wg.Wait()
+}
+
+// missedLinkLocked notes that the target of the symlink p was asked for. With the second
+// in a directory, or in a walk, all in it are.
+func (l *Layer) missedLinkLocked(p layers.Path) {
+	d, _ := l.nameLocked(p)
+	if d == nil {
+		return
+	}
+	d.links++
+	w := l.walkOf(p)
+	if w != nil {
+		w.links++
+	}
+	if d.links > 1 || w != nil && w.links > 1 {
+		l.linksAheadLocked(d, baseOf(p))
+	}
+}
+
+// linksAheadLocked asks for the targets of the symlinks in d, from base on as they are
+// listed.
+func (l *Layer) linksAheadLocked(d *dir, base string) {
+	if l.closed {
+		return
+	}
+	var names []string
+	for base, n := range d.names {
+		q := question{aboutTarget, d.path.Join(base)}
+		if base != "" && n.typ == unix.S_IFLNK && !n.absent && l.flights[q] == nil && (n.target == nil || !l.fresh(n.targetAt)) {
+			names = append(names, base)
+		}
+	}
+	if len(names) == 0 {
+		return
+	}
+	l.sort(names, asListed)
+	if len(names) > mostLinks {
+		from, _ := slices.BinarySearchFunc(names, base, func(a, b string) int {
+			if l.cfg.Order != nil {
+				return cmp.Compare(l.cfg.Order(a), l.cfg.Order(b))
+			}
+			return strings.Compare(a, b)
+		})
+		names = append(names[from:], names[:from]...)[:mostLinks]
+	}
+	flights := make([]*flight, len(names))
+	for i, base := range names {
+		flights[i] = &flight{asked: l.now(), done: make(chan struct{}), ahead: true}
+		l.flights[question{aboutTarget, d.path.Join(base)}] = flights[i]
+	}
+	l.busy.Go(func() {
+		ctx, cancel := context.WithTimeout(layers.Background(l.ctx), aheadTimeout)
+		defer cancel()
+		each(len(names), func(i int) {
+			p, f := d.path.Join(names[i]), flights[i]
+			f.target, f.err = l.Layer.Readlink(ctx, p)
+			l.land(question{aboutTarget, p}, f)
+		})
+	})
+}
