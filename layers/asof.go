@@ -12,7 +12,7 @@ type AsOf struct {
 	oldest atomic.Int64 // nanoseconds from asOfZero to the oldest answer; 0 where there is none
 }
 
-var asOfZero = time.Now().Add(-time.Second) // so that no answer is at 0
+var asOfZero = time.Now().Add(-time.Hour) // before any answer
 
 // AsOfKey is the key under which a context has its *AsOf.
 var AsOfKey any = asOfKey{}
@@ -42,4 +42,12 @@ func (a *AsOf) Age() time.Duration {
 		return 0
 	}
 	return max(time.Since(asOfZero)-time.Duration(at), 0)
+}
+
+// AgeOf is the age of what was answered under ctx; 0 where nobody notes it.
+func AgeOf(ctx context.Context) time.Duration {
+	if a, ok := ctx.Value(AsOfKey).(*AsOf); ok {
+		return a.Age()
+	}
+	return 0
 }

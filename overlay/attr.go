@@ -64,7 +64,7 @@ func (fs *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.Attr
 	if err != nil {
 		return fs.status("getattr", n, "", err)
 	}
-	out.SetTimeout(n.attrTimeout(a.Mode))
+	out.SetTimeout(ctx.left(n.attrTimeout(a.Mode)))
 	fillAttr(&out.Attr, n, &a)
 	return fuse.OK
 }

@@ -56,6 +56,10 @@ func (l listing) from(off uint64) listing {
 	return listing{l.entries[i:], l.offsets[i:]}
 }
 
+// ListedAt is the order in which programs get the names of a directory, by ascending
+// value.
+func ListedAt(name string) uint64 { return nameOffset(name) }
+
 // nameOffset is the offset of a name: 61 bits of FNV-1a, mixed, since the kernel
 // and programs take offsets for signed numbers. It is stable: clients of an NFS
 // server keep offsets over a remount.

@@ -28,13 +28,14 @@ func (fs *FS) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out
 			if fs.negTimeout == 0 {
 				return fuse.ENOENT
 			}
-			out.SetEntryTimeout(fs.negTimeout) // no node id: the kernel remembers that there is none
+			out.SetEntryTimeout(ctx.left(fs.negTimeout)) // no node id: the kernel remembers that there is none
 			return fuse.OK
 		}
 		return fs.status("lookup", dir, name, err)
 	}
 	n := fs.table.adopt(fs, f, dir, name)
 	fs.fillEntry(out, n, &f.attr)
+	ctx.shorten(out)
 	return fuse.OK
 }
 

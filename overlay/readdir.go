@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ type dirHandle struct {
 
 	mu      sync.Mutex // protects list; held while the layers are read
 	list    listing
+	asOf    time.Time // when a source was asked for list; zero if none was
 	started bool
 }
 
@@ -90,7 +92,12 @@ func (fs *FS) entries(ctx context.Context, h *dirHandle, off uint64) (listing, e
 		if err != nil {
 			return listing{}, err
 		}
-		h.list, h.started = newListing(list), true
+		h.list, h.started, h.asOf = newListing(list), true, time.Time{}
+		if age := layers.AgeOf(ctx); age > 0 {
+			h.asOf = time.Now().Add(-age)
+		}
+	} else if !h.asOf.IsZero() {
+		layers.AnsweredAsOf(ctx, h.asOf)
 	}
 	return h.list.from(off), nil
 }
@@ -155,6 +162,7 @@ func (fs *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Dir
 		}
 		if n != nil {
 			fs.fillEntry(entry, n, &f.attr)
+			ctx.shorten(entry)
 			out.FixMode(f.attr.Mode)
 		}
 	}

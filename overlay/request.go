@@ -7,6 +7,10 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/migratefs/migratefs/layers"
 )
 
 // The kernel tells a FUSE server of any signal to a process that waits for it,
@@ -25,6 +29,7 @@ const grace = 2 * time.Second
 type request struct {
 	cancel <-chan struct{} // closed by go-fuse on FUSE_INTERRUPT
 	pid    uint32          // of the calling thread; 0 if it has none that we see
+	asOf   layers.AsOf     // how old what sources were said to have is
 
 	mu      sync.Mutex    // protects the making of what follows
 	watched bool          // somebody looks at cancel
@@ -111,7 +116,24 @@ func dies(tid uint32) bool {
 func (r *request) Deadline() (time.Time, bool) { return time.Time{}, false }
 
 // Value implements context.Context.
-func (r *request) Value(any) any { return nil }
+func (r *request) Value(key any) any {
+	if key == layers.AsOfKey {
+		return &r.asOf
+	}
+	return nil
+}
+
+// left is what is left of d for what a source is said to have: how long it is believed
+// counts from when the source was asked, however many memories it went through.
+func (r *request) left(d time.Duration) time.Duration { return max(d-r.asOf.Age(), 0) }
+
+// shorten has the kernel believe what out tells for what is left.
+func (r *request) shorten(out *fuse.EntryOut) {
+	if r.asOf.Age() > 0 {
+		out.SetEntryTimeout(r.left(out.EntryTimeout()))
+		out.SetAttrTimeout(r.left(out.AttrTimeout()))
+	}
+}
 
 // Done implements context.Context.
 func (r *request) Done() <-chan struct{} {

@@ -22,7 +22,7 @@ func (fs *FS) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut
 	if err != nil {
 		return fs.status("statx", n, "", err)
 	}
-	out.SetTimeout(fs.attrTimeout)
+	out.SetTimeout(ctx.left(fs.attrTimeout))
 	fillStatx(&out.Statx, n, &a)
 	return fuse.OK
 }

@@ -61,6 +61,7 @@ type options struct {
 	sshOptions []string
 	timeout    time.Duration
 	hard       bool
+	immutable  bool // nobody changes the sources
 	uid, gid   *uint32
 	sftpServer string
 	idmap      string
@@ -112,6 +113,7 @@ var optionTable = map[string]func(o *options, v string) error{
 	"no_remote_posix_lock": func(o *options, _ string) error { o.localFcntl = true; return nil },
 	"hard":                 func(o *options, _ string) error { o.hard = true; return nil },
 	"soft":                 func(o *options, _ string) error { o.hard = false; return nil },
+	"immutable":            func(o *options, _ string) error { o.immutable = true; return nil },
 	"ssh_config":           func(o *options, v string) error { o.sshConfig = v; return nil },
 	"ssh_command": func(o *options, v string) error {
 		o.sshCommand = v

@@ -168,5 +168,5 @@ var mountBits = map[string]uintptr{"nosymfollow": unix.MS_NOSYMFOLLOW}
 // flagOptions have no value: ro=0 would not be what it looks like.
 var flagOptions = names(`
 	ro rw remount noacl userxattr volatile hard soft allow_other default_permissions noatime nosymfollow
-	suid nosuid dev nodev exec noexec squash_to_root keep_lower
+	suid nosuid dev nodev exec noexec squash_to_root keep_lower immutable
 `)

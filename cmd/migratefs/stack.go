@@ -245,7 +245,7 @@ func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer,
 	if err != nil {
 		return nil, false, err
 	}
-	return remember.New(source), true, nil
+	return remember.New(source, st.o.remembering()), !st.o.immutable, nil
 }
 
 // seed puts a checkpoint's seed over the layer that has its files; inner is
@@ -330,6 +330,7 @@ func sameMount(a, b string) bool {
 }
 
 func (st *stack) assemble(ctx context.Context, _ string) (err error) {
+	entry, attr, negative := st.o.timeouts()
 	cfg := overlay.Config{
 		Mode:          overlay.Overlay,
 		Lowers:        st.lowers,
@@ -347,9 +348,9 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		Metacopy:      st.o.metacopy() && isRoot(),
 		Fill:          st.o.fill(),
 		Cache:         overlay.CacheConfig{Limit: st.o.cacheSize, Percent: st.o.cachePercent},
-		EntryTimeout:  st.o.entry,
-		AttrTimeout:   st.o.attr,
-		NegTimeout:    st.o.negative,
+		EntryTimeout:  entry,
+		AttrTimeout:   attr,
+		NegTimeout:    negative,
 		IDs:           st.o.ids,
 		AsCaller:      st.o.asCaller,
 		Log:           st.log,

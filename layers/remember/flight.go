@@ -3,6 +3,7 @@ package remember
 import (
 	"context"
 	"errors"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -57,7 +58,7 @@ func ask[T any](ctx context.Context, l *Layer, q question,
 	recall func(p layers.Path, any bool) (T, moment, bool, error),
 	do func(ctx context.Context, f *flight), result func(f *flight) T,
 ) (none T, err error) {
-	for {
+	for alone := false; ; {
 		if err := ctx.Err(); err != nil {
 			return none, err
 		}
@@ -76,11 +77,16 @@ func ask[T any](ctx context.Context, l *Layer, q question,
 			l.tell(ctx, at)
 			return v, err
 		}
-		l.stats.Waits++
-		f := l.joinLocked(ctx, q, do)
+		if q.about != aboutXattrs { // which a layer without any knows by itself
+			l.stats.Waits++
+		}
+		f := l.joinLocked(ctx, q, do, alone)
 		l.missLocked(ctx, q)
 		l.mu.Unlock()
-		if err := l.wait(ctx, q, f); err != nil {
+		if err := l.wait(ctx, q, f); err == errSlow {
+			alone = true
+			continue
+		} else if err != nil {
 			return none, err
 		}
 		switch {
@@ -105,9 +111,9 @@ func ask[T any](ctx context.Context, l *Layer, q question,
 }
 
 // joinLocked returns the flight of q, which begins now if there is none, with one more
-// who waits.
-func (l *Layer) joinLocked(ctx context.Context, q question, do func(ctx context.Context, f *flight)) *flight {
-	if f := l.flights[q]; f != nil && l.cfg.Keep > 0 {
+// who waits; if alone, not one that was asked ahead.
+func (l *Layer) joinLocked(ctx context.Context, q question, do func(ctx context.Context, f *flight), alone bool) *flight {
+	if f := l.flights[q]; f != nil && l.cfg.Keep > 0 && !(f.ahead && (alone || l.late)) {
 		f.waiting++
 		return f
 	}
@@ -124,21 +130,52 @@ func (l *Layer) joinLocked(ctx context.Context, q question, do func(ctx context.
 		defer f.cancel()
 		do(base, f)
 		l.land(q, f)
+		if f.err == nil && !layers.IsBackground(base) {
+			l.took(l.now() - f.asked)
+		}
 	})
 	return f
 }
 
-// wait waits for f. It returns the error of ctx if that ends before.
+// errSlow: what was asked ahead does not come in the time that it takes to ask for it.
+var errSlow = errors.New("asked ahead, and slow to come")
+
+// leastPatience is how long what was asked ahead is waited for at least.
+const leastPatience = 50 * time.Millisecond
+
+// took notes how long an answer took that somebody waited for.
+func (l *Layer) took(d moment) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.usual == 0 {
+		l.usual = d
+	}
+	l.usual += (d - l.usual) / 8
+}
+
+// wait waits for f. It returns the error of ctx if that ends before, and errSlow if the
+// background, where f was asked, has much else to do.
 func (l *Layer) wait(ctx context.Context, q question, f *flight) error {
 	var err error
+	var slow <-chan time.Time
+	if f.ahead {
+		l.mu.Lock()
+		t := time.NewTimer(max(l.cfg.patience, 4*time.Duration(l.usual)))
+		l.mu.Unlock()
+		defer t.Stop()
+		slow = t.C
+	}
 	select {
 	case <-f.done:
+	case <-slow:
+		err = errSlow
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f.waiting--
+	l.late = l.late || err == errSlow
 	if err == nil {
 		l.waitedLocked(ctx, q)
 	} else if f.waiting == 0 && f.cancel != nil {

@@ -71,7 +71,8 @@ type Config struct {
 
 	Max int // of bytes remembered; 0: 64 MiB
 
-	now func() moment // of tests
+	now      func() moment // of tests
+	patience time.Duration // leastPatience, but for tests
 }
 
 // moment is nanoseconds since the layer was made, by a clock that does not jump. The
@@ -95,6 +96,9 @@ type Layer struct {
 	bytes     int       // of dirs
 	flights   map[question]*flight
 	walks     []*walk
+	usual     moment // how long an answer takes
+	late      bool   // what is asked ahead does not come: nobody waits for it until some has
+	warm      bool   // something was asked in the background
 	walkID    uint32
 	touched   [8]touch // directories, lately
 	next      int      // where the next goes
@@ -125,6 +129,9 @@ func New(inner layers.Layer, cfg Config) *Layer {
 	cfg.Absent = min(cfg.Absent, cfg.Keep)
 	if cfg.Max == 0 {
 		cfg.Max = defaultMax
+	}
+	if cfg.patience == 0 {
+		cfg.patience = leastPatience
 	}
 	l := &Layer{
 		Layer: inner, cfg: cfg, born: time.Now(),

@@ -120,6 +120,7 @@ func (l *Layer) missLocked(ctx context.Context, q question) {
 	if !l.watches(ctx) {
 		return
 	}
+	l.warmLocked()
 	switch q.about {
 	case aboutNames:
 		l.touchLocked(q.path, listed)
@@ -132,18 +133,27 @@ func (l *Layer) missLocked(ctx context.Context, q question) {
 	}
 }
 
+// warmLocked asks something in the background when somebody begins to use the layer: one
+// that has a connection for that makes it when it is needed first, and it takes a while.
+func (l *Layer) warmLocked() {
+	if l.warm || l.closed {
+		return
+	}
+	l.warm = true
+	l.busy.Go(func() {
+		_, _ = l.Layer.Stat(layers.Background(l.ctx), layers.Root)
+	})
+}
+
 // waitedLocked notes that somebody has the answer to q only now.
 func (l *Layer) waitedLocked(ctx context.Context, q question) {
 	if q.about != aboutNames || !l.watches(ctx) {
 		return
 	}
 	now := l.now()
-	for _, w := range l.walks {
-		if inside(q.path, w.root) {
-			w.last = now
-			l.advanceLocked(w)
-			break
-		}
+	if w := l.walkAt(q.path); w != nil {
+		w.last = now
+		l.advanceLocked(w)
 	}
 	for i := range l.touched {
 		if t := &l.touched[i]; t.at != 0 && t.path == q.path {
@@ -152,7 +162,8 @@ func (l *Layer) waitedLocked(ctx context.Context, q question) {
 	}
 }
 
-// missedNameLocked notes that a name in p was asked for by itself. The second lists p.
+// missedNameLocked notes that a name in p was asked for by itself. The second lists p; in a
+// walk, the first.
 func (l *Layer) missedNameLocked(p layers.Path, base string) {
 	d := l.needDirLocked(p)
 	now := l.now()
@@ -165,7 +176,7 @@ func (l *Layer) missedNameLocked(p layers.Path, base string) {
 	}
 	d.misses++
 	d.missed = base
-	if d.misses < 2 {
+	if d.misses < 2 && l.walkAt(p) == nil {
 		return
 	}
 	l.touchLocked(p, named)
@@ -250,12 +261,20 @@ func (l *Layer) rememberTouchLocked(p layers.Path, now moment) {
 	l.next = (l.next + 1) % len(l.touched)
 }
 
-// walkOf returns the walk that p belongs to: a walker may have begun in the middle.
-func (l *Layer) walkOf(p layers.Path) *walk {
+// walkAt returns the walk that goes through p.
+func (l *Layer) walkAt(p layers.Path) *walk {
 	for _, w := range l.walks {
 		if inside(p, w.root) {
 			return w
 		}
+	}
+	return nil
+}
+
+// walkOf is walkAt, or the walk that has come up to p: it may have begun in the middle.
+func (l *Layer) walkOf(p layers.Path) *walk {
+	if w := l.walkAt(p); w != nil {
+		return w
 	}
 	for _, w := range l.walks {
 		if up := parentOf(w.root); inside(p, up) {
@@ -490,6 +509,7 @@ func (l *Layer) listAheadLocked(w *walk, paths []layers.Path, weight int) {
 		}
 		l.mu.Lock()
 		defer l.mu.Unlock()
+		l.late = l.late && err != nil
 		for i, p := range paths {
 			l.landAheadLocked(p, flights[i], news[i], w)
 		}
@@ -557,7 +577,7 @@ func (l *Layer) missedLinkLocked(p layers.Path) {
 		return
 	}
 	d.links++
-	w := l.walkOf(p)
+	w := l.walkAt(p)
 	if w != nil {
 		w.links++
 	}

@@ -1,11 +1,13 @@
 package remember
 
 import (
+	"context"
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -356,6 +358,39 @@ func TestLinks(t *testing.T) {
 	if f.total() != before {
 		t.Errorf("a second walk takes %d requests", f.total()-before)
 	}
+}
+
+// TestSlowBackground: who comes to what was asked ahead, but does not come, asks himself.
+func TestSlowBackground(t *testing.T) {
+	f := newFar(wide(10, 2, 1)...)
+	l, _ := around(t, f, func(c *Config) { c.Order, c.patience = hashed, time.Millisecond })
+	stuck := &holding{far: f, hold: make(chan struct{})}
+	l.Layer = stuck
+	w := walker{t: t, l: l, order: func(es []layers.Entry) []string { return names(es, hashed) }}
+	w.walk("")
+	if w.dirs != 111 || stuck.held() == 0 {
+		t.Errorf("came to %d directories of 111, with %d requests stuck", w.dirs, stuck.held())
+	}
+	close(stuck.hold)
+}
+
+// holding is far with a background that gets nowhere.
+type holding struct {
+	*far
+	hold chan struct{}
+	n    atomic.Int64
+}
+
+func (h *holding) held() int64 { return h.n.Load() }
+
+func (h *holding) ReadDirs(ctx context.Context, paths []layers.Path) ([]layers.Listing, error) {
+	h.n.Add(1)
+	select {
+	case <-h.hold:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return h.far.ReadDirs(ctx, paths)
 }
 
 // TestWalkerStops: when the walker comes to nothing any more, what is asked for him is
