@@ -54,6 +54,7 @@
 //   - What the kernel may keep: contents by inode, for good where only this mount
 //     changes them (FS.Alone), else dropped when size or mtime change, by an open that
 //     finds another version (keep.go), and before a lock is granted; names and attributes for entry_timeout and attr_timeout,
+//     of what a source has for what is left of them (request.left),
 //     attributes of what it may change itself not at all (node.attrTimeout).
 //   - What is fetched ahead of who will ask (ahead.go) goes where a fetch that somebody
 //     waited for would have gone, as the version that the object is for, and is never
