@@ -34,9 +34,11 @@ const (
 
 // ahead is what is fetched before it is asked for, of all files.
 type ahead struct {
-	off bool            // immutable
+	off bool            // immutable once the store is open
 	ctx context.Context // of all that is under way; immutable
 	end context.CancelFunc
+
+	limit int64 // extent.Store.Limit; immutable once the store is open
 
 	mu       sync.Mutex
 	ended    bool
@@ -53,6 +55,13 @@ func (a *ahead) init(off bool) {
 	a.off = off
 	a.ctx, a.end = context.WithCancel(layers.Background(context.Background()))
 	a.links = make(map[layers.Layer]*link)
+}
+
+// room says how much may be kept of what is fetched; where that is nothing, nothing is
+// fetched ahead.
+func (a *ahead) room(limit int64) {
+	a.limit = limit
+	a.off = a.off || limit < 0
 }
 
 // close ends what is under way and waits for it.
@@ -106,11 +115,20 @@ func (a *ahead) open(change int) {
 	a.mu.Unlock()
 }
 
-// most is the longest window of a stream.
+// most is the longest window of a stream: all of them together take no more than a
+// quarter of what may be kept, so that nothing goes before it was read.
 func (a *ahead) most() int64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return max(windowLeast, min(windowMost, 8*windowMost/int64(max(a.streams, 1))))
+	return min(windowMost, a.share(8*windowMost)/int64(max(a.streams, 1)))
+}
+
+// share is n, or a quarter of what may be kept.
+func (a *ahead) share(n int64) int64 {
+	if a.limit > 0 {
+		return min(n, a.limit/4)
+	}
+	return n
 }
 
 func (a *ahead) link(l layers.Layer) *link {

@@ -25,6 +25,7 @@ const (
 	siblingsFirst = 16
 	siblingsMore  = 3
 	siblingsMost  = 512
+	siblingsBytes = 32 << 20
 
 	// The most in one call of a layers.BulkReader.
 	batchFiles = 256
@@ -67,6 +68,7 @@ type family struct {
 	order   int   // above 0: files are opened in the order of names, not of the listing
 	sent    int   // how many were asked for
 	used    int   // how many of those were opened since
+	out     int64 // bytes of those that were not
 	first   int   // how many may be asked for before any is used
 	nothing bool  // is left to ask for
 }
@@ -202,7 +204,7 @@ func (f *family) learnOrder(p, i int) {
 		f.order = max(f.order-1, -4)
 	}
 	if before != (f.order > 0) {
-		f.sent = f.used // what else was asked for was asked for in vain
+		f.sent, f.out = f.used, 0 // what else was asked for was asked for in vain
 	}
 }
 
@@ -227,6 +229,7 @@ func (f *family) opened(name string, want *layers.Attr) (known sibling) {
 		close(s.come)
 	case !s.used:
 		f.used++
+		f.out = max(f.out-s.attr.Size, 0)
 	}
 	s.used = true
 	if s.attr.SameVersion(want) {
@@ -236,8 +239,8 @@ func (f *family) opened(name string, want *layers.Attr) (known sibling) {
 }
 
 // choose returns which files are to be asked for now: no more than most, and no more
-// bytes than that.
-func (f *family) choose(most int, mostBytes int64) (which []int, bytes int64) {
+// bytes than that, with those that were asked for and not opened yet no more than kept.
+func (f *family) choose(most int, mostBytes, kept int64) (which []int, bytes int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.prev < 0 || f.nothing {
@@ -248,7 +251,7 @@ func (f *family) choose(most int, mostBytes int64) (which []int, bytes int64) {
 	if out > want/2 {
 		return nil, 0
 	}
-	most = min(most, want-out)
+	most, mostBytes = min(most, want-out), min(mostBytes, kept-f.out)
 	i := f.prev
 	for range f.files {
 		i = f.after(i)
@@ -261,6 +264,7 @@ func (f *family) choose(most int, mostBytes int64) (which []int, bytes int64) {
 		}
 		s.come, s.since = make(chan struct{}), time.Now()
 		f.sent++
+		f.out += s.attr.Size
 		which = append(which, i)
 		bytes += s.attr.Size
 	}
@@ -275,6 +279,7 @@ func (f *family) forgo(which []int) {
 	for _, i := range which {
 		close(f.files[i].come)
 		f.files[i].come = nil
+		f.out = max(f.out-f.files[i].attr.Size, 0)
 	}
 	f.sent = max(f.sent-len(which), f.used)
 	f.nothing = false
@@ -335,7 +340,7 @@ func (fs *FS) bringOne(ctx context.Context, bulk layers.BulkReader, l *link, obj
 	ask := []layers.Wanted{{Path: src.path, Attr: &src.want}}
 	b := burst{f: f}
 	if f != nil {
-		b.which, _ = f.choose(siblingsFirst, burstBytes)
+		b.which, _ = f.choose(siblingsFirst, burstBytes, fs.ahead.share(siblingsBytes))
 		ask = append(ask, fs.wanted(&b)...)
 	}
 	got, err := readMany(ctx, bulk, l, ask)
@@ -372,7 +377,8 @@ func readMany(ctx context.Context, bulk layers.BulkReader, l *link, ask []layers
 
 // bringSiblings begins to fetch what is to be here of f.
 func (fs *FS) bringSiblings(f *family, l *link) {
-	which, bytes := f.choose(batchFiles, max(batchLeast, min(l.within(batchDelay, batchLeast), batchBytes)))
+	most := max(batchLeast, min(l.within(batchDelay, batchLeast), batchBytes))
+	which, bytes := f.choose(batchFiles, most, fs.ahead.share(siblingsBytes))
 	if len(which) == 0 {
 		return
 	}

@@ -76,8 +76,8 @@ func (s *stream) read(obj *extent.Object, src *source, off, n int64) {
 		s.from, s.to, s.reads, s.early, s.asked = off, off+n, 1, nil, 0
 		return
 	}
-	run := s.to - s.from
-	if run < runLeast || s.reads < 2 {
+	run, most := s.to-s.from, s.ahead.most()
+	if run < runLeast || s.reads < 2 || most < runLeast {
 		return
 	}
 	l := s.ahead.link(src.layer)
@@ -87,8 +87,7 @@ func (s *stream) read(obj *extent.Object, src *source, off, n int64) {
 	} else if waits {
 		s.window *= 2
 	}
-	s.window = max(windowLeast, min(s.window, l.window(), s.ahead.most()))
-	s.window = min(s.window, run)
+	s.window = min(max(windowLeast, min(s.window, l.window())), most, run)
 	if now := time.Now(); now.Before(s.rest) || !src.Settled() {
 		return // what came could not be kept
 	}

@@ -632,3 +632,60 @@ func TestSiblingsOneByOne(t *testing.T) {
 		t.Errorf("%d opens, %d bulk reads", far.opens, far.bulk+far.burst)
 	}
 }
+
+// In a cache that is smaller than what is read, nothing that was fetched ahead goes
+// before it was read.
+func TestPrefetchIntoASmallCache(t *testing.T) {
+	far := &faraway{}
+	all := smallFiles(far, "d", 400)
+	want := noise(32<<20, 7)
+	far.put("big", want)
+	w := newAheadWorld(t, far, func(c *Config) { c.Cache.Limit = 4 << 20 })
+	fh := w.openFile("big")
+	for off := 0; off < len(want); off += kernelReads {
+		if got := w.readAt(fh, off, kernelReads); !bytes.Equal(got, want[off:off+kernelReads]) {
+			t.Fatalf("at %d: other bytes", off)
+		}
+	}
+	w.release(fh)
+	if far.given > int64(len(want))*11/10 {
+		t.Errorf("%d bytes were fetched of %d", far.given, len(want))
+	}
+	far.given = 0
+	sum := int64(0)
+	for _, name := range w.ls("d") {
+		got, errno := w.readFile("d/" + name)
+		if errno != 0 || !bytes.Equal(got, all["d/"+name]) {
+			t.Fatalf("%s: %d bytes, %v", name, len(got), errno)
+		}
+		sum += int64(len(got))
+	}
+	w.fs.ahead.work.Wait()
+	if far.given > sum*11/10 {
+		t.Errorf("%d bytes were fetched of small files of %d", far.given, sum)
+	}
+}
+
+// Where nothing may be kept, or nothing can be, nothing is fetched ahead for long.
+func TestPrefetchWithoutACache(t *testing.T) {
+	far := &faraway{}
+	want := noise(4<<20, 8)
+	far.put("big", want)
+	all := smallFiles(far, "d", 50)
+	w := newAheadWorld(t, far, func(c *Config) { c.Cache.Limit = -1 })
+	fh := w.openFile("big")
+	for off := 0; off < len(want); off += kernelReads {
+		if got := w.readAt(fh, off, kernelReads); !bytes.Equal(got, want[off:off+kernelReads]) {
+			t.Fatalf("at %d: other bytes", off)
+		}
+	}
+	w.release(fh)
+	for _, name := range w.ls("d") {
+		if got, errno := w.readFile("d/" + name); errno != 0 || !bytes.Equal(got, all["d/"+name]) {
+			t.Fatalf("%s: %d bytes, %v", name, len(got), errno)
+		}
+	}
+	if far.ahead+far.burst+far.bulk != 0 {
+		t.Errorf("%d reads, %d bursts and %d bulk reads", far.ahead, far.burst, far.bulk)
+	}
+}

@@ -330,7 +330,9 @@ func (fs *FS) openWork() (err error) {
 		return err
 	}
 	defer unix.Close(objects)
-	fs.store, err = extent.OpenStore(objects, fs.storeConfig())
+	if fs.store, err = extent.OpenStore(objects, fs.storeConfig()); err == nil {
+		fs.ahead.room(fs.store.Limit())
+	}
 	return err
 }
 

@@ -18,6 +18,10 @@ func (o *Object) Put(off int64, b []byte) error {
 	return o.keep(off, b)
 }
 
+// Limit is how many bytes cached objects may take; 0: as many as there is room for;
+// negative: nothing is kept.
+func (s *Store) Limit() int64 { return s.limit }
+
 // Holds reports whether all of src is here, in a cached object, as Missing
 // has it. It makes none.
 func (s *Store) Holds(src Source) bool {

@@ -135,6 +135,17 @@ func TestSettled(t *testing.T) {
 		if got := file.(*File).Settled(); got != want {
 			t.Errorf("%q: settled is %v, want %v", p, got, want)
 		}
+		// Two seconds later; but not what was read before.
+		late := file.(*File)
+		late.attr.Mtime.Sec -= settleTime
+		if !late.Settled() {
+			t.Errorf("%q has not settled two seconds later", p)
+		}
+		late.whole = make([]byte, late.attr.Size)
+		l.carried.add(late)
+		if got := late.Settled(); got != want {
+			t.Errorf("%q, read when it was opened: settled is %v, want %v", p, got, want)
+		}
 	}
 }
 

@@ -22,7 +22,7 @@ type File struct {
 	l       *Layer
 	path    layers.Path // immutable; as it was when the file was opened
 	attr    layers.Attr // immutable
-	settled bool        // immutable
+	settled bool        // when it was opened; immutable
 
 	opening chan struct{} // holds one token: who has it may open the file anew
 	astray  atomic.Bool   // its path does not lead to it any more: lanes are not asked
@@ -39,11 +39,13 @@ type File struct {
 // Attr returns the attributes the file had when it was opened.
 func (f *File) Attr() layers.Attr { return f.attr }
 
-// Settled reports whether the file's mtime lay at least two seconds back when
-// it was opened, by this host's clock. If not, a change within that time may
-// have left size and mtime as they are, and what was read is to be looked at
-// again.
-func (f *File) Settled() bool { return f.settled }
+// Settled reports whether the file's mtime lies at least two seconds back, by this
+// host's clock. If not, a change within that time may leave size and mtime as they
+// are, and what is read now is to be looked at again. What came along when the
+// file was opened is as old as that.
+func (f *File) Settled() bool {
+	return f.settled || f.l.carried.get(f) == nil && isSettled(&f.attr, time.Now())
+}
 
 // Open takes one exchange if want is given: OPEN, and behind it the proof that
 // the path still leads, through no symlink, to what want describes. The handle
