@@ -344,6 +344,7 @@ func (q *fill) done(f *filling, err error) {
 	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	last := f.err
 	f.busy, f.err = false, err
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -362,7 +363,7 @@ func (q *fill) done(f *filling, err error) {
 	case errors.Is(err, extent.ErrUnsettled):
 		f.after = now.Add(2 * fillAgain)
 	default:
-		if q.last.err == nil || q.last.err.Error() != err.Error() {
+		if last == nil || last.Error() != err.Error() {
 			q.fs.log.Warn("a pending file stays pending for now", "path", string(f.path), "object", f.id.String(), "cause", err)
 		}
 		f.after = now.Add(fillLater)

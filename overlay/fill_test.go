@@ -20,7 +20,13 @@ var remoteStack = stackings[slices.IndexFunc(stackings, isRemote)]
 // TestFillBesideUse has programs write to pending files, read, cut, rename, link and
 // chmod them while these become ordinary files: what they see is what they did.
 func TestFillBesideUse(t *testing.T) {
+	t.Run("asked for", func(t *testing.T) { fillBesideUse(t, FillConfig{}) })
+	t.Run("in the background", func(t *testing.T) { fillBesideUse(t, FillConfig{Finish: true, Fetch: true}) })
+}
+
+func fillBesideUse(t *testing.T, cfg FillConfig) {
 	w := newWorld(t, worlds(t), remoteStack)
+	w.tweak = func(c *Config) { c.Fill = cfg }
 	const files, size = 80, 30_000
 	names := make([]string, files)
 	content := make([][]byte, files)
@@ -39,7 +45,7 @@ func TestFillBesideUse(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	var filler, users sync.WaitGroup
 	filler.Go(func() {
-		for ctx.Err() == nil {
+		for ctx.Err() == nil && !cfg.Fetch {
 			_ = w.fs.Fill(ctx) // what is renamed just then is found the next time
 		}
 	})
@@ -56,13 +62,14 @@ func TestFillBesideUse(t *testing.T) {
 	if t.Failed() {
 		return
 	}
-	for range 3 {
-		if err := w.fs.Fill(t.Context()); err == nil {
+	var p Progress
+	for range 100 { // what is at work at it is not asked for
+		if p, _ = w.fs.Progress(t.Context()); p.Files == 0 {
 			break
 		}
+		_ = w.fs.Fill(t.Context())
+		time.Sleep(10 * time.Millisecond)
 	}
-	p, err := w.fs.Progress(t.Context())
-	must(t, err)
 	if p.Files != 0 || p.Missing != 0 || p.Finished < files {
 		t.Errorf("at the end: %+v", p)
 	}

@@ -54,6 +54,14 @@ func TestFill(t *testing.T) {
 	when := unix.NsecToTimespec(1_234_567_890_123_456_789)
 	must(t, unix.UtimesNanoAt(unix.AT_FDCWD, m.Path("owned"), []unix.Timespec{when, when}, 0))
 	must(t, os.Link(m.Path("owned"), m.Path("another name")))
+	mapped, err := unix.Mmap(int(f.Fd()), 2<<20, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	must(t, err)
+	// A fault that waits for the link would wait for this process, which is the link.
+	_, err = f.ReadAt(make([]byte, 4096), 2<<20)
+	must(t, err)
+	copy(mapped, "stored before")
+	must(t, unix.Msync(mapped, unix.MS_SYNC))
+	must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
 
 	before := testbed.Snapshot(t, m.Path(""), testbed.Usual|testbed.Mtime|testbed.Numbers)
 	s.filled(t, "written")
@@ -65,6 +73,19 @@ func TestFill(t *testing.T) {
 	_, err = f.WriteAt([]byte("afterwards"), 1<<20)
 	must(t, err)
 	copy(want[1<<20:], "afterwards")
+	copy(mapped[100:], "stored afterwards")
+	must(t, unix.Msync(mapped, unix.MS_SYNC))
+	must(t, unix.Munmap(mapped))
+	copy(want[2<<20:], "stored before")
+	copy(want[2<<20+100:], "stored afterwards")
+	for _, dir := range []string{m.Path(""), s.upper()} {
+		other, err := os.Open(filepath.Join(dir, "written"))
+		must(t, err)
+		if err := unix.Flock(int(other.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != unix.EWOULDBLOCK {
+			t.Errorf("flock by another, in %s: %v", dir, err)
+		}
+		other.Close()
+	}
 	b := make([]byte, len(want)+1)
 	if n, _ := old.ReadAt(b, 0); !bytes.Equal(b[:n], want) {
 		t.Errorf("the old descriptor reads %d bytes that are not what was written", n)
