@@ -411,7 +411,7 @@ func (b *burst) source(i int) extent.Source {
 // wanted returns what is to be asked for of b: what is not here.
 func (fs *FS) wanted(b *burst) (ask []layers.Wanted) {
 	for i, j := range b.which {
-		if src := b.source(i); !fs.store.Holds(src) {
+		if src := b.source(i); !fs.cache().Holds(src) {
 			ask = append(ask, layers.Wanted{Path: src.Path, Attr: b.f.files[j].attr})
 			b.asked = append(b.asked, i)
 		}
@@ -443,7 +443,7 @@ func (fs *FS) keepSiblings(b *burst, got []layers.Content) (err error) {
 		if c.Err != nil || !c.Settled || int64(len(c.Data)) != src.Version.Size {
 			continue // who opens it learns why
 		}
-		err = errors.Join(err, keepWhole(fs.store, src, c.Data))
+		err = errors.Join(err, keepWhole(fs.cache(), src, c.Data))
 		c.Data = nil
 	}
 	return err

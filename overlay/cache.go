@@ -1,15 +1,58 @@
 package overlay
 
-import "github.com/migratefs/migratefs/layers/extent"
+import (
+	"os"
 
-// CacheConfig says how much is kept of what is fetched of files that are not ours.
+	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/extent"
+)
+
+// CacheConfig says where what is fetched of files that are not ours is kept, and how
+// much of it.
 type CacheConfig struct {
+	// Dir is a directory that several mounts use at once, of one user. nil: it is
+	// kept in the work directory, if there is one.
+	Dir *os.File
+
 	// Limit is so many bytes; 0: what leaves the filesystem a reserve; negative:
 	// nothing. Percent, unless 0, says it as a part of the filesystem.
 	Limit   int64
 	Percent float64
 }
 
+// storeConfig is for the objects in the work directory.
 func (fs *FS) storeConfig() extent.Config {
-	return extent.Config{Logger: fs.log, Limit: fs.cfg.Cache.Limit, Percent: fs.cfg.Cache.Percent}
+	c := &fs.cfg.Cache
+	if c.Dir != nil {
+		return extent.Config{Logger: fs.log, Limit: -1} // what was cached here before is not used
+	}
+	return extent.Config{Logger: fs.log, Limit: c.Limit, Percent: c.Percent}
+}
+
+func (fs *FS) openCache() (err error) {
+	if c := &fs.cfg.Cache; c.Dir != nil {
+		fs.shared, err = extent.OpenStore(int(c.Dir.Fd()),
+			extent.Config{Logger: fs.log, Limit: c.Limit, Percent: c.Percent, Shared: true})
+	}
+	return err
+}
+
+// cache is the store of cached objects; nil if nothing is kept.
+func (fs *FS) cache() *extent.Store {
+	if fs.shared != nil {
+		return fs.shared
+	}
+	return fs.store
+}
+
+// charge gives the data of the pending object id to the owner of its file, whose
+// quota is charged with what is fetched and written.
+func (fs *FS) charge(id extent.ID, a *layers.Attr) error {
+	obj, err := fs.store.Pending(id)
+	if err != nil {
+		return err
+	}
+	defer obj.Close()
+	return sys.Fchown(obj.DataFd(), int(a.UID), int(a.GID))
 }

@@ -110,6 +110,7 @@ type FS struct {
 	temps  int      // WORK/temps, with AsCaller
 	stubs  int      // WORK/stubs: one name per pending file
 	store  *extent.Store
+	shared *extent.Store // of cached objects, in a directory that other mounts use, too; nil without one
 	copies copyup.Config
 	backer backer // nil: no passthrough
 	oci    bool   // a lower has OCI whiteouts
@@ -220,6 +221,9 @@ func newFS(cfg Config) *FS {
 }
 
 func (fs *FS) start(ctx context.Context) error {
+	if err := fs.openCache(); err != nil {
+		return err
+	}
 	if fs.upper == nil {
 		return fs.openRoot(ctx)
 	}
@@ -388,8 +392,11 @@ func (fs *FS) closeOwn() (err error) {
 	fs.endRemovals()
 	fs.giveBack.Stop()
 	fs.dirs.closeAll()
+	if fs.shared != nil {
+		err = fs.shared.Close()
+	}
 	if fs.store != nil {
-		err = fs.store.Close()
+		err = errors.Join(err, fs.store.Close())
 	}
 	fs.self.leave()
 	own := []int{fs.index, fs.links, fs.stubs, fs.temps, fs.claims}

@@ -245,12 +245,15 @@ func (fs *FS) needObject(n *node) (err error) {
 	}
 	n.src = newSource(r.layer.Layer, r.path, r.attr)
 	n.src.busy = &fs.fill.demand
-	if fs.store == nil {
+	store := fs.cache()
+	if store == nil {
 		return nil
 	}
-	if n.obj, err = fs.store.Cached(cacheSource(r)); err != nil {
-		// No room for a copy is no reason not to read.
-		fs.log.Warn("read without a cache", "path", string(r.path), "cause", err)
+	if n.obj, err = store.Cached(cacheSource(r)); err != nil {
+		// No room for a copy is no reason not to read, nor that others are at work.
+		if !errors.Is(err, unix.EBUSY) {
+			fs.log.Warn("read without a cache", "path", string(r.path), "cause", err)
+		}
 		n.obj = nil
 	}
 	return nil
@@ -372,8 +375,7 @@ func (fs *FS) makePending(ctx context.Context, n *node) error {
 		return err
 	}
 	if fs.copies.Owner && src.Attr.Has(layers.KnownOwner) {
-		// The owner's quota is charged with what is fetched and written.
-		if err := sys.Fchown(obj.DataFd(), int(src.Attr.UID), int(src.Attr.GID)); err != nil {
+		if err := fs.charge(id, &src.Attr); err != nil {
 			fs.log.Warn("pending data is charged to root", "object", id.String(), "cause", err)
 		}
 	}

@@ -275,7 +275,7 @@ func (fs *FS) readDir(ctx context.Context, n *node) ([]layers.Entry, error) {
 				return nil, err
 			}
 		}
-		if fs.store != nil && !r.layer.isLocal() {
+		if fs.cache() != nil && !r.layer.isLocal() {
 			fs.ahead.listed(r.layer, r.path, es)
 		}
 		list = fs.merge(list, es, seen, n, r.layer)

@@ -175,6 +175,7 @@ var optionTable = map[string]func(o *options, v string) error{
 	"fill":        setFill,
 	"fill_rate":   setFillRate,
 	"cache_size":  setCacheSize,
+	"cachedir":    once("cachedir", func(o *options) *string { return &o.cacheDir }),
 	"allow_other": func(o *options, _ string) error { t := true; o.allowOther = &t; return nil },
 	// What is always so.
 	"metacopy": setMetacopy,

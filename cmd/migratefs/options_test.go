@@ -167,6 +167,9 @@ func TestCacheSize(t *testing.T) {
 		"lowerdir=h:/a,upperdir=/b,cache_size=101%": "0% to 100%",
 		"lowerdir=h:/a,upperdir=/b,cache_size=NaN%": "0% to 100%",
 		"lowerdir=h:/a,cache_size=1G":               "cachedir=",
+		"lowerdir=/a,upperdir=/b,cachedir=/c":       "leave it out",
+		"lowerdir=h:/a,cachedir=/c,cachedir=/d":     "twice",
+		"lowerdir=h:/a,cachedir=":                   "empty",
 		"lowerdir=/a,upperdir=/b,cache_size=1G":     "leave it out",
 	} {
 		_, err := parseOptions([]string{in})

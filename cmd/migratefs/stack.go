@@ -37,7 +37,10 @@ type stack struct {
 	private  *os.File // UPPER/.migratefs/id, flocked
 	work     *os.File // overlay mode
 	workMade string   // the work directory, if this mount made it
-	remote   bool
+	cache    *os.File // of cachedir=
+
+	cacheMade string // likewise
+	remote    bool
 }
 
 // namedDir is a local layer: how it was named, and where it is.
@@ -48,7 +51,7 @@ type namedDir struct {
 func openStack(ctx context.Context, o *options, point string, log *slog.Logger) (*stack, error) {
 	st := &stack{o: o, log: log}
 	for _, step := range []func(context.Context, string) error{
-		st.findPoint, st.findDirs, st.overlaps, st.lockUpper, st.openLowers, st.openWork, st.assemble,
+		st.findPoint, st.findDirs, st.overlaps, st.lockUpper, st.openLowers, st.openWork, st.openCache, st.assemble,
 	} {
 		if err := step(ctx, point); err != nil {
 			st.abandon()
@@ -347,7 +350,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		NoFollow:      st.o.noFollow,
 		Metacopy:      st.o.metacopy() && isRoot(),
 		Fill:          st.o.fill(),
-		Cache:         overlay.CacheConfig{Limit: st.o.cacheSize, Percent: st.o.cachePercent},
+		Cache:         overlay.CacheConfig{Dir: st.cache, Limit: st.o.cacheSize, Percent: st.o.cachePercent},
 		EntryTimeout:  entry,
 		AttrTimeout:   attr,
 		NegTimeout:    negative,
@@ -404,7 +407,7 @@ func (st *stack) close() error {
 }
 
 func (st *stack) unlock() {
-	for _, f := range []*os.File{st.work, st.private, st.lock} {
+	for _, f := range []*os.File{st.work, st.private, st.lock, st.cache} {
 		if f != nil {
 			f.Close()
 		}
@@ -421,6 +424,10 @@ func (st *stack) abandon() {
 		}
 	}
 	st.unlock()
+	if st.cacheMade != "" {
+		_ = os.RemoveAll(filepath.Join(st.cacheMade, cacheFormat))
+		_ = os.Remove(st.cacheMade)
+	}
 	if st.workMade != "" {
 		// Only what New makes can be in it.
 		for _, name := range []string{"index", "links", "stubs", "objects", "temps"} {

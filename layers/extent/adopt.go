@@ -13,7 +13,13 @@ import (
 // to it; a later Cached of the same source makes a new object. What was fetched
 // and not yet synced is durable only after the next Sync. On an error the object
 // is a cached one still, or has lost its names and lives until it is closed.
+//
+// An object of another store stays what it is: what it holds is cloned, or copied up
+// to 64 MiB, and the rest is missing. Pending opens the new one.
 func (s *Store) Adopt(o *Object) (ID, error) {
+	if o.store != s {
+		return s.take(o)
+	}
 	o.syncMu.Lock()
 	defer o.syncMu.Unlock()
 	o.wmu.Lock()

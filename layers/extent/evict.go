@@ -80,6 +80,9 @@ func (s *Store) room(n int64, cached bool) error {
 
 // room is Store.room for bytes of o.
 func (o *Object) room(n int64) error {
+	if o.guest {
+		return errInUse
+	}
 	o.wmu.Lock()
 	cached := !o.pending
 	o.wmu.Unlock()
@@ -222,9 +225,12 @@ func (s *Store) evict(k kept, goal int64) (freed int64) {
 		e := &entry{ready: make(chan struct{}), err: errEvicted, name: k.name}
 		s.objs[k.name] = e
 		s.mu.Unlock()
-		err := s.unlink(k.name)
+		err := s.discard(k.name)
 		s.forget(k.name, e)
 		close(e.ready)
+		if errors.Is(err, errInUse) {
+			return 0
+		}
 		if err != nil {
 			s.logOnce(err, "cached object cannot be removed", "")
 			return 0
@@ -232,7 +238,7 @@ func (s *Store) evict(k kept, goal int64) (freed int64) {
 		return k.size
 	}
 	s.mu.Unlock()
-	o, err := s.get(k.name, func() (*Object, error) { return s.open(k.name) })
+	o, err := s.get(k.name, func() (*Object, error) { return s.reopen(k.name) })
 	if err != nil {
 		return 0 // what is damaged goes when it is next wanted
 	}
@@ -245,7 +251,7 @@ func (s *Store) evict(k kept, goal int64) (freed int64) {
 func (o *Object) shed(n int64) (freed int64) {
 	o.wmu.Lock()
 	defer o.wmu.Unlock()
-	if o.pending || o.pins > 0 || o.store.noPunch.Load() {
+	if o.pending || o.guest || o.pins > 0 || o.store.noPunch.Load() {
 		return 0
 	}
 	for _, i := range o.oldest() {

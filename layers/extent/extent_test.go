@@ -48,7 +48,7 @@ func kill(s *Store, objs ...*Object) {
 	for _, o := range objs {
 		o.closeFds()
 	}
-	unix.Close(s.dir)
+	s.closeFds()
 }
 
 // noise returns n bytes without a zero among them, so that a hole shows.

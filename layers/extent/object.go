@@ -18,6 +18,7 @@ type Object struct {
 	entry *entry
 	src   Source // immutable
 	data  int    // descriptor of the data file; immutable
+	guest bool   // another process has it; immutable
 
 	// Held by whoever makes the map durable or replaces it; before wmu.
 	syncMu sync.Mutex
@@ -72,8 +73,12 @@ func (o *Object) Size() int64 {
 }
 
 // Missing returns how many bytes have to be fetched still, provided that what was
-// kept before the store was opened is what it was.
+// kept before the store was opened is what it was. What another process has keeps
+// nothing for us, and misses nothing.
 func (o *Object) Missing() int64 {
+	if o.guest {
+		return 0
+	}
 	o.mu.RLock()
 	defer o.mu.RUnlock()
 	return o.limit - o.present.sum - o.pieces.unsure

@@ -39,6 +39,11 @@ func (s *Store) create(name string, src Source, durable bool) (o *Object, err er
 	if o.data, err = sys.Create(s.dir, name+dataSuffix, unix.O_RDWR|unix.O_EXCL, 0o600); err != nil {
 		return o, err
 	}
+	if s.shared {
+		if err = sys.Flock(o.data, unix.LOCK_EX); err != nil {
+			return o, err
+		}
+	}
 	if err = sys.Truncate(o.data, o.size); err != nil {
 		return o, err
 	}
@@ -84,6 +89,7 @@ func (s *Store) open(name string) (*Object, error) {
 	data, err := sys.OpenAt(s.dir, name+dataSuffix, unix.O_RDWR)
 	mapFd, mapErr := sys.OpenAt(s.dir, name+mapSuffix, unix.O_RDWR)
 	o := &Object{store: s, name: name, pending: name[0] == 'p', data: data, mapFd: mapFd}
+	o.guest = s.shared && err == nil && sys.Flock(data, unix.LOCK_EX) != nil
 	switch {
 	case err == unix.ENOENT && mapErr == unix.ENOENT:
 		return nil, unix.ENOENT
@@ -96,6 +102,9 @@ func (s *Store) open(name string) (*Object, error) {
 	}
 	if err != nil {
 		o.closeFds()
+		if o.guest {
+			err = errInUse // and its business
+		}
 		return nil, err
 	}
 	return o, nil
@@ -125,6 +134,10 @@ func (o *Object) load() error {
 		}
 		size = st.limit
 	}
+	if !o.pending && size > st.src.Version.Size {
+		return fmt.Errorf("data file has %d bytes, its source %d: %w", size, st.src.Version.Size, layers.ErrCorrupt)
+	}
+	short := size
 	if size < st.limit {
 		if size, err = st.regrow(o.data, size); err != nil {
 			return err
@@ -144,16 +157,24 @@ func (o *Object) load() error {
 	if st.redo {
 		o.owed = []record{{kind: kindShrunk}}
 	}
+	if short < size {
+		// The next to open it finds the size right.
+		o.owed = append(o.owed, record{kind: kindDropped, a: short, b: size - short})
+	}
 	return nil
 }
 
 // believe takes what is doubted out of what is present, unless nothing has changed
 // since it was proved in this opening of the store.
 func (o *Object) believe() {
+	if o.store.shared {
+		o.present = rangeSet{} // but for pieces nothing proves it
+	}
 	proved := o.store.provedUpTo(o.name)
 	o.pieces.each(0, maxSize, func(p *piece) bool {
-		if proved == o.chain {
+		if proved == o.chain && !o.guest {
 			o.pieces.trust(p)
+			o.present.add(p.from, p.to())
 		} else {
 			o.present.remove(p.from, p.to())
 		}

@@ -197,7 +197,7 @@ func (o *Object) doubts(from, to int64) bool {
 // prove compares what is doubted in [from, to) with its sums: it is present
 // afterwards, or missing.
 func (o *Object) prove(from, to int64) {
-	for o.doubts(from, to) {
+	for !o.guest && o.doubts(from, to) {
 		o.wmu.Lock() // one piece at a time: others have things to do, too
 		o.mu.RLock()
 		p := o.pieces.doubtful(from, to)
@@ -226,23 +226,30 @@ var proofBuffers = sync.Pool{New: func() any { b := make([]byte, chunkLeast); re
 func (o *Object) proveOne(p *piece) {
 	buf := proofBuffers.Get().(*[]byte)
 	defer proofBuffers.Put(buf)
-	if len(*buf) < int(p.n) {
-		*buf = make([]byte, p.n)
-	}
-	b := (*buf)[:p.n]
-	n, err := sys.Pread(o.data, b, p.from)
-	if err == nil && n == len(b) && sumOf(b) == p.sum {
+	err := o.readPiece(buf, p)
+	if err == nil {
 		o.mu.Lock()
 		o.pieces.trust(p)
 		o.present.add(p.from, p.to())
 		o.mu.Unlock()
 		return
 	}
-	if err == nil {
-		err = fmt.Errorf("%d bytes at %d are not what was fetched: %w", p.n, p.from, layers.ErrCorrupt)
-	}
 	o.store.logOnce(err, "kept data is damaged: it will be fetched again", o.src.Path)
 	o.drop(p.from, p.to())
+}
+
+// readPiece reads p to the beginning of buf, which may become larger, and compares
+// it with its sum.
+func (o *Object) readPiece(buf *[]byte, p *piece) error {
+	if len(*buf) < int(p.n) {
+		*buf = make([]byte, p.n)
+	}
+	b := (*buf)[:p.n]
+	n, err := sys.Pread(o.data, b, p.from)
+	if err == nil && (n < len(b) || sumOf(b) != p.sum) {
+		err = fmt.Errorf("%d bytes at %d are not what was fetched: %w", p.n, p.from, layers.ErrCorrupt)
+	}
+	return err
 }
 
 // drop makes clean bytes missing again, with the pieces that they are in. o.wmu is

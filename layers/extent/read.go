@@ -77,7 +77,7 @@ func (o *Object) readWindow(ctx context.Context, fetch Fetcher, b []byte, off in
 		end := off + int64(len(want))
 		drops := o.drops.Load()
 		here := o.presentLocked(off, end)
-		doubts := !here && o.pieces.doubtful(off, end) != nil
+		doubts := !here && !o.guest && o.pieces.doubtful(off, end) != nil
 		o.mu.RUnlock()
 		if doubts {
 			o.prove(off, end)
@@ -89,7 +89,9 @@ func (o *Object) readWindow(ctx context.Context, fetch Fetcher, b []byte, off in
 		}
 		var n int
 		var err error
-		if here {
+		if o.guest {
+			n, err = o.readGuest(ctx, fetch, want, off)
+		} else if here {
 			n, err = sys.Pread(o.data, want, off)
 			if drops != o.drops.Load() {
 				continue // it may have gone while we read

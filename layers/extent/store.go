@@ -43,6 +43,10 @@ type Config struct {
 	// means none.
 	Limit int64
 
+	// Shared: other processes may have the store open. It holds cached objects
+	// only; see shared.go.
+	Shared bool
+
 	// Percent, unless it is 0, is Limit as a part of the filesystem.
 	Percent float64
 
@@ -52,7 +56,7 @@ type Config struct {
 }
 
 // Store is the objects in one directory. One process at a time may have it
-// open; it does not check that.
+// open, unless it is shared; it does not check that.
 type Store struct {
 	dir  int
 	log  *slog.Logger
@@ -80,6 +84,11 @@ type Store struct {
 
 	syncMu  sync.Mutex
 	syncErr error // protected by syncMu; why Sync can no longer promise anything
+
+	shared    bool
+	lockFd    int        // of a shared store's lock; -1
+	dirMu     sync.Mutex // by whoever has or wants that lock; no other lock is taken under it
+	busyUntil time.Time  // protected by dirMu: nobody tries before
 
 	said sync.Map // what logOnce has said
 
@@ -120,7 +129,7 @@ func ParseID(s string) (id ID, err error) {
 // and removes what crashes left of temporary files and cached objects. Pending
 // objects are never removed but by Remove.
 func OpenStore(dirfd int, cfg Config) (*Store, error) {
-	s := &Store{log: cfg.Logger, now: cfg.Now, objs: map[string]*entry{}, limit: cfg.Limit}
+	s := &Store{log: cfg.Logger, now: cfg.Now, objs: map[string]*entry{}, limit: cfg.Limit, shared: cfg.Shared, lockFd: -1}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -141,16 +150,24 @@ func OpenStore(dirfd int, cfg Config) (*Store, error) {
 	if cfg.Percent > 0 {
 		var st unix.Statfs_t
 		if err := unix.Fstatfs(s.dir, &st); err != nil {
-			unix.Close(s.dir)
+			s.closeFds()
 			return nil, fmt.Errorf("extent store: %w", err)
 		}
 		s.limit = max(1, int64(float64(st.Blocks)*float64(st.Bsize)*cfg.Percent/100))
 	}
-	if err = s.loadEpochs(); err == nil {
+	if s.shared {
+		if s.lockFd, err = sys.Create(s.dir, lockName, unix.O_RDWR, 0o600); err == nil {
+			err = s.tryLocks()
+		}
+	}
+	if err == nil {
+		err = s.loadEpochs()
+	}
+	if err == nil {
 		err = s.sweep()
 	}
 	if err != nil {
-		unix.Close(s.dir)
+		s.closeFds()
 		return nil, fmt.Errorf("extent store: %w", err)
 	}
 	if cfg.SyncEvery >= 0 {
@@ -174,7 +191,15 @@ func (s *Store) Close() error {
 		s.rounds.Wait()
 	}
 	err := s.Sync()
-	return errors.Join(err, unix.Close(s.dir))
+	s.closeFds()
+	return err
+}
+
+func (s *Store) closeFds() {
+	unix.Close(s.dir)
+	if s.lockFd >= 0 {
+		unix.Close(s.lockFd)
+	}
 }
 
 // Cached returns the object that caches src, a new and empty one if there is
@@ -187,6 +212,11 @@ func (s *Store) Cached(src Source) (*Object, error) {
 	}
 	name := src.key()
 	return s.get(name, func() (*Object, error) {
+		unlock, err := s.lockDir()
+		if err != nil {
+			return nil, err
+		}
+		defer unlock()
 		o, err := s.open(name)
 		if err == nil && !o.src.same(&src) {
 			o.closeFds()
@@ -195,6 +225,9 @@ func (s *Store) Cached(src Source) (*Object, error) {
 		if err == nil && !o.sums {
 			o.closeFds()
 			err = fmt.Errorf("it was cached without checksums: %w", layers.ErrCorrupt)
+		}
+		if err != nil && o != nil && o.guest {
+			err = errInUse
 		}
 		if err == nil || err != unix.ENOENT && !errors.Is(err, layers.ErrCorrupt) {
 			return o, err
@@ -356,6 +389,11 @@ func (s *Store) unlink(name string) error {
 
 // sweep removes temporary files, and cached objects of which half is missing.
 func (s *Store) sweep() error {
+	unlock, err := s.lockDir()
+	if err != nil {
+		return nil // whoever has it, it is not the time
+	}
+	defer unlock()
 	names, err := s.names()
 	if err != nil {
 		return err
@@ -364,8 +402,8 @@ func (s *Store) sweep() error {
 	for _, name := range names {
 		base, suffix := splitName(name)
 		if suffix == tmpSuffix {
-			if err := sys.Unlink(s.dir, name); err != nil && err != unix.ENOENT {
-				return fmt.Errorf("remove %s: %w", name, err)
+			if err := s.sweepTmp(base); err != nil {
+				return err
 			}
 		} else if strings.HasPrefix(base, "c") && suffix != "" {
 			have[base]++

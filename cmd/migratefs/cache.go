@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
+)
+
+// cacheFormat is the directory in that of cachedir= that holds objects of the format
+// that this program writes. Nothing else in there is touched, whatever it is.
+const cacheFormat = "extents-2"
+
+// openCache opens the directory of cachedir=, which is made if it is not there. It is
+// this user's alone: who may write there decides what files hold.
+func (st *stack) openCache(context.Context, string) error {
+	path := st.o.cacheDir
+	if path == "" {
+		return nil
+	}
+	if err := os.Mkdir(path, 0o700); err == nil {
+		st.cacheMade = path
+	} else if !errors.Is(err, os.ErrExist) {
+		return mountErrorf("cache directory %q: %v: name another with cachedir=", path, bare(err))
+	}
+	real, err := realDir("cache directory", path)
+	if err != nil {
+		return err
+	}
+	if st.point != "" && (real == st.point || isBelow(real, st.point)) {
+		return mountErrorf("cache directory %q is inside the mountpoint %q, which would hide it: name another", path, st.point)
+	}
+	dirs := st.dirs
+	if st.work != nil {
+		dirs = append(dirs[:len(dirs):len(dirs)], namedDir{"work directory", st.work.Name(), st.work.Name()})
+	}
+	for _, d := range dirs {
+		if real == d.real || isBelow(real, d.real) {
+			return mountErrorf("cache directory %q is inside %s %q: name one elsewhere", path, d.what, d.text)
+		}
+	}
+	// What is judged is what was opened: names may change in between.
+	fd, err := unix.Open(real, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return mountErrorf("cache directory %q: %v", path, err)
+	}
+	defer unix.Close(fd)
+	if !private(fd) {
+		return mountErrorf("cache directory %q must belong to this user and be closed to others: chown and chmod 700 it, or name another", path)
+	}
+	objects, err := sys.MkdirOpen(fd, cacheFormat)
+	if err != nil {
+		return mountErrorf("cache directory %q: %s: %v", path, cacheFormat, err)
+	}
+	st.cache = os.NewFile(uintptr(objects), filepath.Join(real, cacheFormat))
+	if !private(objects) {
+		return mountErrorf("%q in the cache directory must belong to this user and be closed to others: remove it", st.cache.Name())
+	}
+	return nil
+}
+
+// private reports whether the directory fd is this user's, and nobody else gets in.
+func private(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && int(st.Uid) == os.Geteuid() && st.Mode&0o077 == 0
+}
