@@ -39,6 +39,8 @@
 //     the epoch is declared durable in the file "epochs"). The rest is missing
 //     again, which is what an unsynced write may cost.
 //
+// In a shared store all records count, of whatever boot, and only what has a sum.
+//
 // A crash at each step, K for a killed daemon, P for a host that lost power:
 //
 //	operation        step                        a crash after it leaves
@@ -51,7 +53,7 @@
 //	                 3 rename p.tmp p.map        the same
 //	                 4 fsync directory           an empty pending object
 //	fetched data     1 write data                bytes under a missing range: without meaning
-//	                 2 append "fetched"          K present; P missing, or present if covered
+//	                 2 append pieces             K present; P missing, or present if covered
 //	WriteAt, Punch   1 append "cleared"          sums of the pieces it reaches into are not checked
 //	into a piece     2 fdatasync map, the first  as before; after a later P no sum of this boot is
 //	                   time in a boot            checked, as the disk may have 3 and not 1
@@ -81,6 +83,9 @@
 //	                                             is thrown away, the second is an orphan; both clean
 //	                 3 rename c.map p.map        an orphan that Pendings lists
 //	                 4 fsync directory           a pending object
+//	Adopt from a     1 to 4 of NewPending        an orphan
+//	shared store     5 clone or copy data        bytes under missing ranges
+//	                 6 append pieces             present, once they are proved
 //	compaction       1 fdatasync data            as before
 //	                 2 write and sync .tmp       as before; .tmp is swept
 //	                 3 rename .tmp .map          the old or the new map, which say the same; the
@@ -129,7 +134,8 @@
 // only tries to get syncMu.
 //
 // A Store does not lock its directory; the mount does that for the whole work
-// directory.
+// directory. A shared one does (shared.go); that lock is taken with Store.reclaimMu
+// or none.
 //
 // Start reading at Store.Cached, Object.ReadAt and replay.
 package extent

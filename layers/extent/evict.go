@@ -322,11 +322,15 @@ func (o *Object) use(off, n int64) {
 	}
 }
 
-// stamp notes on disk that the object is used now.
-func (o *Object) stamp() {
-	if len(o.ages) > 0 {
-		_ = sys.BeatAt(o.mapFd, "")
+// stamp notes on disk that the object is used now: when it is opened, and when it is
+// closed if it was used for long.
+func (o *Object) stamp(closing bool) {
+	now := time.Now().UnixNano()
+	if len(o.ages) == 0 || closing && o.used.Load()-o.stamped < int64(10*time.Second) {
+		return
 	}
+	o.stamped = now
+	_ = sys.BeatAt(o.mapFd, "")
 }
 
 // Pin keeps what is present from being evicted until release is called. It is for

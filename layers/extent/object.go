@@ -48,6 +48,8 @@ type Object struct {
 	ages   []atomic.Int64
 	used   atomic.Int64 // the latest of these
 
+	stamped int64 // when that was noted on disk; by who opens or closes it
+
 	mu      sync.RWMutex
 	size    int64 // all below: by mu
 	limit   int64
@@ -169,7 +171,7 @@ func (o *Object) release() {
 	}
 	s.mu.Unlock()
 	if last {
-		o.stamp()
+		o.stamp(true)
 		o.closeFds()
 	}
 }

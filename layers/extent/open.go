@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,6 +36,7 @@ func (s *Store) create(name string, src Source, durable bool) (o *Object, err er
 	}()
 	if !durable {
 		o.watch()
+		o.stamped = time.Now().UnixNano()
 	}
 	if o.data, err = sys.Create(s.dir, name+dataSuffix, unix.O_RDWR|unix.O_EXCL, 0o600); err != nil {
 		return o, err
@@ -151,7 +153,7 @@ func (o *Object) load() error {
 	o.believe()
 	if !o.pending {
 		o.watch()
-		o.stamp()
+		o.stamp(false)
 	}
 	o.compactAt = max(compactMin, 2*o.chain.index)
 	if st.redo {
