@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -9,6 +10,45 @@ import (
 
 	"github.com/migratefs/migratefs/tests/testbed"
 )
+
+// TestSmallFilesComeTogether: with a small file come some of those beside it, which can
+// then be opened and read while the source does not answer.
+func TestSmallFilesComeTogether(t *testing.T) {
+	s := newSource(t)
+	must(t, os.Mkdir(filepath.Join(s.dir, "d"), 0o755))
+	want := map[string][]byte{}
+	for i := range 100 {
+		name := fmt.Sprintf("d/f%03d", i)
+		want[name] = s.put(t, name, 100+77*i)
+	}
+	m := s.mount(t, ",entry_timeout=600,attr_timeout=600")
+	names, err := os.ReadDir(m.Path("d"))
+	if err != nil || len(names) != len(want) {
+		t.Fatalf("%d names, %v", len(names), err)
+	}
+	s.sshd.ForgetRequests()
+	first := "d/" + names[0].Name()
+	if got, err := os.ReadFile(m.Path(first)); err != nil || !bytes.Equal(got, want[first]) {
+		t.Fatalf("%s: %d bytes, %v", first, len(got), err)
+	}
+	opened := s.sshd.Opened()
+	if len(opened) < 8 || len(opened) > 40 {
+		t.Errorf("with one file %d were read", len(opened))
+	}
+	s.link.Stall()
+	defer s.link.Resume()
+	inTime(t, "a small file beside one that was read", func() {
+		for _, path := range opened {
+			name, err := filepath.Rel(s.dir, path)
+			must(t, err)
+			if got, err := os.ReadFile(m.Path(name)); err != nil || !bytes.Equal(got, want[name]) {
+				t.Errorf("%s: %d bytes, %v", name, len(got), err)
+			}
+		}
+	})
+	s.link.Resume()
+	m.Unmount()
+}
 
 // TestRandomReads: who does not read in order is not sent much more than he asks for,
 // what the kernel reads ahead included.
