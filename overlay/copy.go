@@ -202,7 +202,7 @@ func (fs *FS) copySourceOnce(ctx context.Context, n *node) (copyup.Source, error
 	var err error
 	src := copyup.Source{Attr: attr, Size: attr.Size, Flags: fs.flagsBelow(n, &r), Path: path}
 	if !attr.Has(layers.KnownBare) {
-		src.Xattrs, err = r.layer.Xattrs(ctx, path)
+		src.Xattrs, err = fs.xattrsAt(ctx, n, &r, path)
 		// A layer that knows ctimes knows that there are some: they are not lost
 		// because it is away.
 		if err != nil && (!errors.Is(err, layers.ErrOffline) || attr.Has(layers.KnownCtime)) {

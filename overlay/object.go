@@ -46,6 +46,9 @@ type source struct {
 	closed  bool
 	changed func(error) // of a pending file: told when the source has another version
 	stale   error       // ... which it had before: it is not asked any more
+
+	xattrs    layers.Xattrs // if hasXattrs; see bringXattrs
+	hasXattrs bool
 }
 
 var _ extent.Fetcher = (*source)(nil)
@@ -186,6 +189,9 @@ func (fs *FS) openObject(ctx context.Context, h *handle) error {
 	n.admitLocked(h)
 	src, obj, pending := n.src, n.obj, hasObject(n.pending)
 	n.mu.Unlock()
+	if !pending {
+		defer src.bringXattrs(ctx, h)()
+	}
 	if pending || obj != nil && fs.bringSmall(ctx, h, obj, src) {
 		return nil
 	}

@@ -46,7 +46,7 @@ func (fs *FS) xattrsBelow(ctx context.Context, n *node) (layers.Xattrs, error) {
 	if !ok {
 		return nil, unix.ENODATA
 	}
-	return r.layer.Xattrs(ctx, path)
+	return fs.xattrsAt(ctx, n, &r, path)
 }
 
 func (fs *FS) getXattr(ctx context.Context, n *node, attr string) ([]byte, error) {

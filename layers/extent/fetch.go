@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
 )
 
@@ -219,7 +218,7 @@ func (o *Object) keep(off int64, b []byte) error {
 	var pieces []piece
 	var recs []record
 	for _, m := range missing {
-		if _, err := sys.Pwrite(o.data, b[m.from-off:m.to-off], m.from); err != nil {
+		if err := o.putClean(b[m.from-off:m.to-off], m.from); err != nil {
 			return o.uncached(err)
 		}
 		if !o.sums {

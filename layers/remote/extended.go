@@ -146,7 +146,7 @@ func (l *Layer) xattrs(ctx context.Context, c *conn, p layers.Path) (layers.Xatt
 	size := 0
 	for next := uint32(0); ; {
 		ask := askOurs(extension.Xattrs, l.path(p), next)
-		ask.weight = 64 << 10
+		ask.weight = 128 << 10
 		replies, err := c.do(ctx, append([]request{ask}, l.askWhere(dir, c)...)...)
 		if err != nil {
 			return nil, err

@@ -16,6 +16,7 @@ import (
 
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/layertest"
+	"github.com/migratefs/migratefs/layers/remote/extension"
 	"github.com/migratefs/migratefs/layers/remote/server"
 )
 
@@ -307,4 +308,124 @@ func TestRebase(t *testing.T) {
 	if got := l.rebase("usr/bin/cc", "/etc/alternatives/cc"); got != "../../etc/alternatives/cc" {
 		t.Error(got)
 	}
+}
+
+// A sparse file is read around its holes.
+func TestHoles(t *testing.T) {
+	dir := t.TempDir()
+	const size = 64 << 20
+	want := make([]byte, size)
+	f, err := os.Create(filepath.Join(dir, "f"))
+	must(t, err)
+	must(t, f.Truncate(size))
+	for _, at := range []int{0, 5 << 20, 5<<20 + 300<<10, 40<<20 + 123, size - 100} {
+		copy(want[at:], random(uint64(at), 100))
+		_, err := f.WriteAt(want[at:at+100], int64(at))
+		must(t, err)
+	}
+	for i := range 40 { // more pieces than are read one by one
+		at := 50<<20 + i*128<<10
+		copy(want[at:], "data")
+		_, err := f.WriteAt([]byte("data"), int64(at))
+		must(t, err)
+	}
+	must(t, f.Close())
+	l := open(t, owned(dir, server.Config{}))
+	file, err := l.Open(soon(t), "f", nil)
+	must(t, err)
+	defer file.Close()
+	before := l.Stats()
+	got := make([]byte, size)
+	for off := 0; off < size; off += 8 << 20 {
+		n, err := file.ReadAt(soon(t), got[off:off+8<<20], int64(off))
+		if n != 8<<20 || err != nil && err != io.EOF {
+			t.Fatalf("at %d: %d, %v", off, n, err)
+		}
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("content differs")
+	}
+	if wire := l.Stats().WireIn - before.WireIn; wire > 8<<20 {
+		t.Errorf("%d bytes came over the wire", wire)
+	}
+	// A hole that is known needs no exchange.
+	before = l.Stats()
+	if _, err := file.ReadAt(soon(t), got[:1<<20], 20<<20); err != nil || !bytes.Equal(got[:1<<20], want[20<<20:21<<20]) {
+		t.Error(err)
+	}
+	if n := l.Stats().Bursts - before.Bursts; n != 0 {
+		t.Errorf("%d exchanges", n)
+	}
+	// It is a hole of that version only.
+	must(t, os.WriteFile(filepath.Join(dir, "f"), bytes.Repeat([]byte("x"), size), 0o644))
+	other, err := l.Open(soon(t), "f", nil)
+	must(t, err)
+	defer other.Close()
+	if _, err := other.ReadAt(soon(t), got[:1<<20], 20<<20); err != nil || got[0] != 'x' {
+		t.Errorf("%q, %v", got[0], err)
+	}
+}
+
+// FuzzExtended: what a server says in our extensions is checked.
+func FuzzExtended(f *testing.F) {
+	f.Add(packet(fxpExtendedReply, 1, cat(u64(extension.End), u32(2), u64(0, 10, 20, 30))), int64(0))
+	f.Add(packet(fxpExtendedReply, 1, cat(u32(0, 2), str(str(nil, "user.a"), "x"), str(str(nil, "user.b"), ""))), int64(5))
+	f.Fuzz(func(t *testing.T, b []byte, off int64) {
+		r, _, err := readPacket(bytes.NewReader(b), func(uint32) int { return maxPacket })
+		if err != nil || off < 0 {
+			return
+		}
+		if x, _, err := r.xattrs(); err == nil {
+			for name, v := range x {
+				if name == "" || len(name) > xattrNameMax || len(v) > xattrMax || strings.ContainsRune(name, 0) {
+					t.Errorf("%q, %d bytes", name, len(v))
+				}
+			}
+		}
+		if e, err := r.extents(off); err == nil {
+			at := off
+			for _, s := range e.data {
+				if s.from < at || s.to <= s.from || s.to > e.end {
+					t.Errorf("%+v", e)
+				}
+				at = s.to
+			}
+			if e.end <= off {
+				t.Errorf("%+v", e)
+			}
+			for _, p := range e.pieces(off, min(e.end, off+1<<20)) {
+				if p.from < off || p.to > off+1<<20 || p.from >= p.to {
+					t.Errorf("%+v of %+v", p, e)
+				}
+			}
+		}
+		_ = r.ok()
+		l := &Layer{ids: newIDMap(nil, nil)}
+		if _, err := l.ownACL(b); err == nil && len(b) < 4 {
+			t.Error("an ACL of nothing")
+		}
+		parseDatabase(b)
+	})
+}
+
+// FuzzStat: an extended pair is a stat, or nothing.
+func FuzzStat(f *testing.F) {
+	f.Add(extension.AppendStat(nil, &layers.Attr{Known: layers.KnownBtime | layers.KnownBare, Nlink: 1, Ino: 5, Blocks: 8}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		a := layers.Attr{Mode: unix.S_IFREG, Known: layers.KnownSize}
+		was := a
+		if !extension.DecodeStat(b, &a) {
+			if a != was {
+				t.Errorf("%+v", a)
+			}
+			return
+		}
+		if a.Blocks < 0 || a.Mtime.Nsec >= 1e9 || a.Ctime.Nsec >= 1e9 || a.Btime.Nsec >= 1e9 || a.Atime.Nsec >= 1e9 || a.Has(layers.KnownIno) != (a.Ino != 0) {
+			t.Errorf("%+v", a)
+		}
+		var again layers.Attr
+		if !extension.DecodeStat(extension.AppendStat(nil, &a), &again) || again.Ino != a.Ino || again.Ctime != a.Ctime || again.Blocks != a.Blocks {
+			t.Errorf("%+v, %+v", a, again)
+		}
+	})
 }

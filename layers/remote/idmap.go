@@ -28,7 +28,7 @@ const (
 	mostOwners = 1 << 16
 
 	// manyOwners is how many ids one request asks the names of.
-	manyOwners = 1000
+	manyOwners = 500
 
 	// maxDatabase is the longest /etc/passwd that is read of a source.
 	maxDatabase = 16 << 20
@@ -159,7 +159,9 @@ func (l *Layer) namesOf(ctx context.Context, c *conn, users, groups []uint32) (u
 	u, g = make(map[uint32]string), make(map[uint32]string)
 	for len(users)+len(groups) > 0 {
 		uids, gids := users[:min(len(users), manyOwners)], groups[:min(len(groups), manyOwners)]
-		replies, err := c.do(ctx, askOurs(extUsersGroups, packed(uids), packed(gids)))
+		ask := askOurs(extUsersGroups, packed(uids), packed(gids))
+		ask.weight = 64 << 10
+		replies, err := c.do(ctx, ask)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -33,7 +33,9 @@ type File struct {
 	users  int    // reads that use handle now
 	whole  []byte // the content, if it came along when the file was opened
 	gated  bool   // the last OPEN did not return
-	closed bool
+
+	extents *extents // where a part of it has data, once that was asked for
+	closed  bool
 }
 
 // Attr returns the attributes the file had when it was opened.
@@ -121,10 +123,15 @@ func (l *Layer) newFile(p layers.Path, a layers.Attr, before time.Time) *File {
 
 // isSettled reports whether a change after the moment at shows in a's version.
 func isSettled(a *layers.Attr, at time.Time) bool {
+	last := a.Mtime.Sec
 	if a.Has(layers.KnownCtime) {
-		return a.Has(layers.KnownSettled) // the server knows by its own clock
+		// The server knows by its own clock. What it doubts now settles as well.
+		if a.Has(layers.KnownSettled) {
+			return true
+		}
+		last = max(last, a.Ctime.Sec) + 1
 	}
-	return a.Has(layers.KnownTimes) && a.Mtime.Sec+settleTime <= at.Unix()
+	return a.Has(layers.KnownTimes) && last+settleTime <= at.Unix()
 }
 
 // openHandle opens p, which must be what want describes, and returns the

@@ -64,6 +64,14 @@ func (f *File) read(ctx context.Context, b []byte, off int64) error {
 		copy(b, whole[off:])
 		return nil
 	}
+	if f.sparse() {
+		return f.readSparse(ctx, b, off)
+	}
+	return f.readDense(ctx, b, off)
+}
+
+// readDense is read for what did not come along.
+func (f *File) readDense(ctx context.Context, b []byte, off int64) error {
 	if layers.IsBackground(ctx) {
 		n, err := f.readAside(ctx, b, off)
 		if err != nil || n == len(b) {
