@@ -124,7 +124,7 @@ type FS struct {
 	negTimeout   time.Duration
 
 	tree    sync.RWMutex     // protects node.names of every node, and called
-	called  map[dentry]*node // who has which name; nil but with many hosts
+	called  map[uint64]*node // who has which name, by callHash; nil but with many hosts
 	turns   *copyup.Claims   // what fs.claims is the directory of
 	sweeper *copyup.Sweeper  // of turns
 	dirs    dirCache
@@ -312,7 +312,7 @@ func (fs *FS) openWork() (err error) {
 			fs.turns = &copyup.Claims{Dir: fs.claims, Who: fs.self.name, Daemon: fs.asDaemon, Stale: copyup.StaleAfter}
 			fs.turns.Published = fs.indexClaim
 			fs.sweeper = fs.turns.Sweeper()
-			fs.called = make(map[dentry]*node)
+			fs.called = make(map[uint64]*node)
 		}
 		return fs.openTemps()
 	}

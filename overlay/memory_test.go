@@ -1,6 +1,8 @@
 package overlay
 
 import (
+	"fmt"
+	"reflect"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -44,6 +46,37 @@ func TestTableShrinks(t *testing.T) {
 			t.Fatalf("inode %d is known: %v, want %v", ino, !kept, kept)
 		} else if kept && (tab.node(fs, find(ino)) != n || tab.showing(n.ino) != n) {
 			t.Fatalf("inode %d has another node", ino)
+		}
+	}
+}
+
+// TestCalledShrinks: who is called what is known of those that are, and of no others, and
+// takes no room when most are forgotten.
+func TestCalledShrinks(t *testing.T) {
+	w := manyHosts(t)
+	fs, dir := w.fs, w.fs.root
+	const most = 2 * manyNodes
+	var nodes []*node
+	for ino := uint64(1 << 40); len(nodes) < most; ino++ {
+		a := layers.Attr{Known: layers.KnownIno, Mode: unix.S_IFREG, Dev: 1, Ino: ino}
+		n := fs.table.node(fs, &found{attr: a, keys: []identity{{fileKey: fileKey{dev: 1, ino: ino}}}})
+		n.fs = fs
+		fs.addName(n, dir, fmt.Sprint(ino))
+		nodes = append(nodes, n)
+	}
+	before := reflect.ValueOf(fs.called).Pointer()
+	for i, n := range nodes {
+		if i%100 != 0 {
+			fs.Forget(n.id, 1)
+		}
+	}
+	if reflect.ValueOf(fs.called).Pointer() == before {
+		t.Error("the map was not made anew")
+	}
+	for i, n := range nodes {
+		d := dentry{dir, fmt.Sprint(uint64(1<<40) + uint64(i))}
+		if kept := i%100 == 0; (fs.called[callHash(d)] == n) != kept {
+			t.Fatalf("%s is known: %v", d.name, !kept)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"errors"
+	"hash/maphash"
 	"slices"
 	"time"
 
@@ -176,7 +177,10 @@ func (fs *FS) meet(f *found, parent *node, name string) {
 	}
 	d := dentry{parent, name}
 	fs.tree.RLock()
-	n := fs.called[d]
+	n := fs.called[callHash(d)]
+	if n != nil && !slices.Contains(n.names, d) {
+		n = nil
+	}
 	fs.tree.RUnlock()
 	if n == nil || n.isUpper() || !fs.table.hold(n) {
 		return
@@ -199,18 +203,27 @@ func (t *table) hold(n *node) bool {
 // callLocked notes that d is a name of n. The caller holds FS.tree.
 func (fs *FS) callLocked(n *node, d dentry) {
 	if fs.called != nil {
-		fs.called[d] = n
+		fs.called[callHash(d)] = n
 	}
 }
 
 // uncallLocked takes that back. The caller holds FS.tree.
 func (fs *FS) uncallLocked(n *node, names ...dentry) {
+	if fs.called == nil {
+		return
+	}
 	for _, d := range names {
-		if fs.called[d] == n && !slices.Contains(n.names, d) {
-			delete(fs.called, d)
+		if h := callHash(d); fs.called[h] == n && !slices.Contains(n.names, d) {
+			delete(fs.called, h)
 		}
 	}
 }
+
+var callSeed = maphash.MakeSeed()
+
+// callHash stands for a name in FS.called: of 64 bytes or more for each name that the
+// kernel knows it takes half. Of two names with one hash, the one is not found.
+func callHash(d dentry) uint64 { return maphash.Comparable(callSeed, d) }
 
 // lookEvery is how long who reads a lower file may go on before it is asked whether
 // another host has brought it up.

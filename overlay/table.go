@@ -326,6 +326,9 @@ func (fs *FS) Forget(id, lookups uint64) {
 	names := n.names
 	n.names = nil
 	fs.uncallLocked(n, names...)
+	if shrunk && fs.called != nil {
+		fs.called = fresh(fs.called)
+	}
 	fs.tree.Unlock()
 	fs.leave(names)
 }
