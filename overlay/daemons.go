@@ -2,21 +2,17 @@ package overlay
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
-	"github.com/migratefs/migratefs/layers"
-	"github.com/migratefs/migratefs/layers/local"
 )
 
 // What migrate mode keeps in the layers, which other mounts, on this host and on
@@ -26,6 +22,7 @@ import (
 //	UPPER/.migratefs/claims/ID       who brings up which lower file (package copyup)
 //	UPPER/.migratefs/index/ID, u-INO hard-linked files that came up, see hardlink.go
 //	UPPER/.migratefs/daemons/DAEMON/ one mount's work directory
+//	UPPER/.migratefs/rename          a directory that is being renamed, see intent.go
 //	LOWER/.migratefs/id              which lower this is
 //	LOWER/.migratefs/trash, hl       see migrate.go
 //
@@ -67,129 +64,6 @@ const (
 	// lives after all makes an operation of it start again, or fail.
 	lifeless = time.Hour
 )
-
-// Identify returns what the layer whose root directory is root calls itself, which
-// is made up when it is mounted in migrate mode for the first time, and never
-// changes. f is open for locking.
-func Identify(root int, anyOwner bool) (id string, f *os.File, err error) {
-	dir, err := openReserved(root, anyOwner)
-	if err != nil {
-		return "", nil, err
-	}
-	defer unix.Close(dir)
-	for range 8 {
-		fd, err := sys.OpenAt(dir, idName, unix.O_RDWR)
-		if err == nil {
-			f = os.NewFile(uintptr(fd), Reserved+"/"+idName)
-			if id, err = readID(dir, f); err != nil {
-				f.Close()
-				return "", nil, err
-			}
-			return id, f, nil
-		}
-		if err != unix.ENOENT {
-			return "", nil, fmt.Errorf("%s/%s: %w", Reserved, idName, err)
-		}
-		// ENOENT: somebody swept what was to become the id. Once more.
-		if err := makeID(dir); err != nil && err != unix.ENOENT && err != unix.EEXIST {
-			return "", nil, fmt.Errorf("%s/%s: %w", Reserved, idName, err)
-		}
-		if err := ignoreUnsupported(copyup.SyncDir(root, copyup.Config{})); err != nil {
-			return "", nil, err
-		}
-	}
-	return "", nil, fmt.Errorf("%s/%s cannot be made: %w", Reserved, idName, unix.EBUSY)
-}
-
-// openReserved opens the directory Reserved in a layer, which is made if needed: no
-// change of the layer's root, whose times it leaves. A directory that others may
-// write to leads nowhere.
-func openReserved(root int, anyOwner bool) (int, error) {
-	var before, after unix.Statx_t
-	if err := sys.Statx(root, "", &before); err != nil {
-		return -1, err
-	}
-	dir, err := sys.MkdirOpen(root, Reserved)
-	if err != nil {
-		return -1, err
-	}
-	if sys.Statx(root, "", &after) == nil && after.Mtime != before.Mtime {
-		_ = copyup.RestoreTimes(root, ptr(local.AttrOf(&before)))
-	}
-	if err := isOurs(dir, anyOwner); err != nil {
-		unix.Close(dir)
-		return -1, err
-	}
-	return dir, nil
-}
-
-// isOurs returns an error unless the directory dir, which is Reserved or in it, can
-// have been made by us, and changed by nobody else.
-func isOurs(dir int, anyOwner bool) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(dir, &st); err != nil {
-		return err
-	}
-	if int(st.Uid) != os.Geteuid() && !anyOwner || st.Mode&0o022 != 0 {
-		return fmt.Errorf("%s must belong to this user and be closed to others: chown and chmod 700 it: %w", Reserved, unix.EPERM)
-	}
-	return nil
-}
-
-func readID(dir int, f *os.File) (string, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return "", err
-	}
-	if st.Nlink > 1 {
-		_ = copyup.Sweep(dir) // who made it died before it could take its first name away
-	}
-	b := make([]byte, idDigits+1)
-	n, err := sys.Pread(int(f.Fd()), b, 0)
-	if err != nil {
-		return "", err
-	}
-	if _, err := hex.DecodeString(string(b[:n])); err != nil || n != idDigits {
-		return "", fmt.Errorf("%s/%s does not hold %d hexadecimal digits: %w", Reserved, idName, idDigits, layers.ErrCorrupt)
-	}
-	return string(b[:n]), nil
-}
-
-// makeID gives a layer an id, unless it has one by then.
-func makeID(dir int) error {
-	_ = copyup.Sweep(dir)
-	temp := copyup.TempName()
-	fd, err := sys.Create(dir, temp, unix.O_WRONLY|unix.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	defer func() { _ = sys.Unlink(dir, temp) }()
-	if _, err := sys.Pwrite(fd, []byte(randomHex(idDigits)), 0); err != nil {
-		return err
-	}
-	if err := sys.Fsync(fd); err != nil {
-		return err
-	}
-	if err := sys.Link(dir, temp, dir, idName); err != nil {
-		return err
-	}
-	return ignoreUnsupported(sys.Fsync(dir))
-}
-
-// ignoreUnsupported is for what not every filesystem has, and none needs who has not.
-func ignoreUnsupported(err error) error {
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
-		return nil
-	}
-	return err
-}
-
-func randomHex(digits int) string {
-	b := make([]byte, digits/2)
-	_, _ = rand.Read(b) // never fails
-	return hex.EncodeToString(b)
-}
 
 // daemon is what a mount in migrate mode has of its own in the upper.
 type daemon struct {
@@ -248,26 +122,6 @@ func (fs *FS) openPrivate() error {
 	}
 	fs.work = fs.self.work
 	fs.self.origins = sys.Setxattr(fs.self.alive, "", copyup.XattrOrigin, []byte(fs.self.name), 0) == nil
-	return nil
-}
-
-// nameLower finds what the files of a lower are called by. One mount alone can do
-// with the filesystem's id where it has no rights to leave one.
-func (fs *FS) nameLower(l *layer) error {
-	if !l.isLocal() {
-		return nil
-	}
-	id, f, err := Identify(l.root, fs.cfg.AsCaller)
-	if err == nil {
-		f.Close()
-		l.name, l.ident = id[:shortID], id
-		return nil
-	}
-	denied := errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EROFS)
-	if fs.many() || !denied {
-		return err
-	}
-	l.name = fmt.Sprintf("%0*x", shortID, l.fsid)
 	return nil
 }
 
@@ -394,137 +248,6 @@ func (fs *FS) settleAnew() error {
 		fs.log.Warn("our work directory was swept by others, and is another now: directories that came up meanwhile have failed", "directory", d.name)
 	}
 	return err
-}
-
-// sameLayers notices that a layer is another one than at the mount, as after a
-// filesystem was made anew under a server: from then on nothing moves.
-func (fs *FS) sameLayers() {
-	for _, l := range append([]*layer{fs.upper}, fs.lowers...) {
-		want := l.ident
-		if l == fs.upper {
-			want = fs.self.upper
-		}
-		if want == "" {
-			continue
-		}
-		is, err := idOfLayer(l.root)
-		if err != nil || is == want {
-			continue // what cannot be read now says nothing
-		}
-		if !fs.strange.Swap(true) {
-			fs.log.Error("a layer is not the one that was mounted: nothing is moved any more; unmount and look", "layer", l.ID(), "was", want, "is", is)
-		}
-	}
-}
-
-func idOfLayer(root int) (string, error) {
-	fd, err := sys.OpenBeneath(root, Reserved+"/"+idName, unix.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO is no id, and is not waited for
-	if err != nil {
-		return "", err
-	}
-	defer unix.Close(fd)
-	b := make([]byte, idDigits)
-	n, err := sys.Pread(fd, b, 0)
-	return string(b[:n]), err
-}
-
-// sweepDaemons takes away what daemons that died have left: those of this host when
-// their lock is free, others' when they have shown no life for long, by the clock
-// of the filesystem.
-func (fs *FS) sweepDaemons(ctx context.Context) {
-	d := &fs.self
-	entries, err := local.ReadDirAt(ctx, d.dirs)
-	if err != nil {
-		fs.log.Warn("leftovers of other daemons not swept", "cause", err)
-		return
-	}
-	_ = sys.BeatAt(d.alive, "")
-	var now unix.Stat_t
-	if err := unix.Fstat(d.alive, &now); err != nil {
-		return
-	}
-	for _, e := range entries {
-		if e.Name == d.name {
-			continue
-		}
-		d.sweep(e.Name, now.Mtim)
-		if note := d.noteOf(e.Name); note != "" && note != d.note && !d.compared {
-			d.compared = true // of a thousand others one will do
-			fs.log.Warn("another mount of this upper treats what leaves the lowers otherwise: give all the same keep_lower and trash_days", "ours", strings.TrimSpace(d.note), "theirs", strings.TrimSpace(note), "daemon", e.Name)
-		}
-	}
-	d.compared = true
-}
-
-// noteOf is what the daemon of that name says of itself; empty if it is not there.
-func (d *daemon) noteOf(name string) string {
-	fd, err := sys.OpenBeneath(d.dirs, name+"/"+aliveName, unix.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return ""
-	}
-	defer unix.Close(fd)
-	b := make([]byte, 64)
-	n, err := sys.Pread(fd, b, 0)
-	if err != nil {
-		return ""
-	}
-	return string(b[:n])
-}
-
-func (d *daemon) sweep(name string, now unix.Timespec) {
-	dir, err := sys.OpenAt(d.dirs, name, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return
-	}
-	defer unix.Close(dir)
-	alive, err := sys.OpenAt(dir, aliveName, unix.O_RDWR)
-	if err != nil {
-		if strings.HasSuffix(name, goneSuffix) {
-			d.clear(dir)
-		}
-		_ = sys.Rmdir(d.dirs, name) // it is empty if it was just made, or all but swept
-		return
-	}
-	gone := name
-	if !strings.HasSuffix(name, goneSuffix) {
-		gone += goneSuffix
-	}
-	dead := isDead(name, alive, now) && (gone == name || sys.Rename(d.dirs, name, d.dirs, gone, 0) == nil)
-	unix.Close(alive) // before it is removed: on NFS what is open keeps a name
-	if dead {
-		d.clear(dir)
-		_ = sys.Unlink(dir, aliveName)
-		_ = sys.Rmdir(d.dirs, gone)
-	}
-}
-
-// goneSuffix marks what is being swept. Who settles in there sees that its name is
-// another's, or nobody's.
-const goneSuffix = ".gone"
-
-// isDead reports whether the daemon whose file alive is open is not there any more,
-// and has it locked then.
-func isDead(name string, alive int, now unix.Timespec) bool {
-	var st unix.Stat_t
-	if unix.Fstat(alive, &st) != nil {
-		return false
-	}
-	old := time.Duration(now.Nano()-st.Mtim.Nano()) > lifeless
-	err := sys.Flock(alive, unix.LOCK_EX)
-	return !errors.Is(err, unix.EWOULDBLOCK) && (old || err == nil && strings.HasPrefix(name, hostID()+"-"))
-}
-
-// clear removes all but alive, which goes last: without it nobody would look.
-func (d *daemon) clear(dir int) {
-	entries, err := local.ReadDirAt(context.Background(), dir)
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
-		if e.Name != aliveName {
-			copyup.RemoveTemp(dir, e.Name)
-		}
-	}
 }
 
 // leave ends what settleIn began.
