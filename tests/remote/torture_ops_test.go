@@ -14,10 +14,10 @@ import (
 )
 
 // tortureOptions keep the cache small.
-const tortureOptions = ""
+const tortureOptions = ",cache_size=4M"
 
 // mostBytes bounds a file.
-const mostBytes = 2 << 20
+const mostBytes = 4 << 20
 
 // errDropped: the open file was given up with the daemon that had it.
 var errDropped = errors.New("the file was open in a daemon that has died")

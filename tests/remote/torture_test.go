@@ -27,7 +27,7 @@ import (
 // MIGRATEFS_TORTURE_SECONDS is how long it takes, MIGRATEFS_TORTURE_SEED what is
 // done: with the same seed each crew and the breaker of links choose the same.
 func TestTorture(t *testing.T) {
-	length := 15 * time.Second
+	length := 12 * time.Second
 	if s := os.Getenv("MIGRATEFS_TORTURE_SECONDS"); s != "" {
 		n, err := strconv.Atoi(s)
 		must(t, err)
@@ -41,7 +41,7 @@ func TestTorture(t *testing.T) {
 	}
 	t.Logf("MIGRATEFS_TORTURE_SEED=%d", seed)
 
-	w := &world{b: newBed(t), options: ",timeout=4" + tortureOptions, stop: make(chan struct{})}
+	w := &world{b: newBed(t), options: ",timeout=6" + tortureOptions, stop: make(chan struct{})}
 	var crews []*crew
 	for i := range 4 {
 		crews = append(crews, newCrew(w, i, seed))
@@ -54,7 +54,13 @@ func TestTorture(t *testing.T) {
 	for _, c := range crews {
 		wg.Go(c.work)
 	}
-	time.AfterFunc(length, func() { close(w.stop) })
+	go func() { // a slow machine does the same in more time
+		time.Sleep(length)
+		for end := time.Now().Add(2 * length); w.done.Load() < 500 && time.Now().Before(end); {
+			time.Sleep(10 * time.Millisecond)
+		}
+		close(w.stop)
+	}()
 	w.torment(rand.New(rand.NewPCG(seed, 1000)))
 	wg.Wait()
 	done, failed := 0, 0
@@ -82,6 +88,7 @@ type world struct {
 	stop    chan struct{} // closed when it is enough
 
 	mu     sync.RWMutex // held for reading by every operation, for writing while there is no mount
+	done   atomic.Int64 // operations that met no error
 	dead   atomic.Bool  // the daemon was killed; set while mu may be held for reading
 	deaths int          // of daemons; changes with mu held for writing
 }
@@ -99,10 +106,9 @@ func (w *world) over() bool {
 // whole.
 func (w *world) torment(r *rand.Rand) {
 	b := w.b
-	nextDeath := time.Now().Add(3 * time.Second)
 	for !w.over() {
 		pause := time.Duration(50+r.IntN(1200)) * time.Millisecond
-		switch r.IntN(9) {
+		switch r.IntN(10) {
 		case 0, 1:
 			b.link.Cut()
 		case 2:
@@ -123,11 +129,13 @@ func (w *world) torment(r *rand.Rand) {
 			signal(b.servers(), unix.SIGKILL)
 		case 8:
 			b.link.SetRTT(time.Duration(r.IntN(60)) * time.Millisecond)
-		}
-		w.wait(pause)
-		if time.Now().After(nextDeath) && !w.over() {
+		case 9:
 			w.kill()
-			nextDeath = time.Now().Add(time.Duration(2000+r.IntN(5000)) * time.Millisecond)
+		}
+		// Not before something was done: on a slow machine all of it would be spent on
+		// logging in.
+		for end, enough := time.Now().Add(8*time.Second), w.done.Load()+1+r.Int64N(150); w.done.Load() < enough && time.Now().Before(end) && !w.over(); {
+			w.wait(20 * time.Millisecond)
 		}
 	}
 	b.link.SetRTT(0)
@@ -199,7 +207,7 @@ func newCrew(w *world, n int, seed uint64) *crew {
 			size := c.rand.IntN(200_000)
 			switch {
 			case k == 0:
-				size = 1 << 20
+				size = 3 << 20
 			case k == 1:
 				size = c.rand.IntN(3)
 			case k < 5:
@@ -244,6 +252,7 @@ func (c *crew) work() {
 		c.done++
 		switch {
 		case err == nil:
+			c.w.done.Add(1)
 			if a.apply != nil {
 				a.apply()
 			}
