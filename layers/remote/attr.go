@@ -14,18 +14,17 @@ import (
 // overflow.
 const maxSize = 1 << 62
 
-// attrs decodes an ATTRS structure. The answer is not ok if it does not tell the
-// type of the file or cannot be true.
+// attrs decodes an ATTRS structure to its end. The answer is not ok if it does not
+// tell the type of the file or cannot be true.
 //
 // Times are 32 bits and unsigned on the wire, whole seconds: files from before
 // 1970 seem to be from after 2106.
 func (d *decoder) attrs() (a layers.Attr, ok bool) {
 	flags := d.u32()
+	bad := flags&attrMode == 0
 	if flags&attrSize != 0 {
 		size := d.u64()
-		if size > maxSize {
-			return a, false
-		}
+		bad = bad || size > maxSize
 		a.Size = int64(size)
 		a.Known |= layers.KnownSize
 	}
@@ -33,10 +32,9 @@ func (d *decoder) attrs() (a layers.Attr, ok bool) {
 		a.UID, a.GID = d.u32(), d.u32()
 		a.Known |= layers.KnownOwner
 	}
-	if flags&attrMode == 0 {
-		return a, false
+	if flags&attrMode != 0 {
+		a.Mode = d.u32() & (unix.S_IFMT | 0o7777)
 	}
-	a.Mode = d.u32() & (unix.S_IFMT | 0o7777)
 	if flags&attrTimes != 0 {
 		a.Atime.Sec, a.Mtime.Sec = int64(d.u32()), int64(d.u32())
 		a.Known |= layers.KnownTimes
@@ -45,13 +43,13 @@ func (d *decoder) attrs() (a layers.Attr, ok bool) {
 		for n := d.u32(); n > 0 && !d.bad; n-- {
 			name, value := d.str(), d.str()
 			if string(name) == extension.StatPair && !extension.DecodeStat(value, &a) {
-				return a, false
+				bad = true
 			}
 		}
 	}
 	switch a.Type() {
 	case unix.S_IFREG, unix.S_IFDIR, unix.S_IFLNK, unix.S_IFIFO, unix.S_IFSOCK, unix.S_IFCHR, unix.S_IFBLK:
-		return a, !d.bad
+		return a, !d.bad && !bad
 	}
 	return a, false
 }
@@ -99,21 +97,22 @@ func typeLetter(mode uint32) byte {
 
 // entries decodes a NAME packet of READDIR. Names that cannot be one component
 // of a path are handed to refused instead; "." and ".." are left out silently.
-func (r *reply) entries(refused func(name string)) ([]layers.Entry, error) {
+// Count is how many there were, all of these included.
+func (r *reply) entries(refused func(name string)) (list []layers.Entry, count int, err error) {
 	d, err := r.expect(fxpName)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	n := d.u32()
 	if uint64(n)*12 > uint64(len(d.b)) { // two strings and flags are 12 bytes at least
-		return nil, corrupt("a NAME packet that claims %d names in %d bytes", n, len(r.body))
+		return nil, 0, corrupt("a NAME packet that claims %d names in %d bytes", n, len(r.body))
 	}
-	list := make([]layers.Entry, 0, n)
+	list = make([]layers.Entry, 0, n)
 	for range n {
 		name, longname := string(d.str()), d.str()
 		a, ok := d.attrs()
 		if d.bad {
-			return nil, corrupt("a malformed NAME packet")
+			return nil, 0, corrupt("a malformed NAME packet")
 		}
 		if name == "." || name == ".." {
 			continue
@@ -133,5 +132,5 @@ func (r *reply) entries(refused func(name string)) ([]layers.Entry, error) {
 		}
 		list = append(list, e)
 	}
-	return list, nil
+	return list, int(n), nil
 }

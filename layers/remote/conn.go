@@ -37,6 +37,7 @@ const (
 	windowSize   = 8 << 20
 	defaultChunk = 32 << 10  // what every server must be able to send, by the draft
 	maxChunk     = 255 << 10 // OpenSSH's own limit
+	leastChunk   = 16 << 10  // a server that reads less at a time is asked for more, and answers in part
 )
 
 // conn is one SFTP channel. A burst of requests goes out together and in order;

@@ -64,7 +64,7 @@ func (c *conn) readLimits(r *reply) error {
 		return corrupt("malformed limits")
 	}
 	if readLen > 0 {
-		c.caps.chunk = int(min(readLen, maxChunk))
+		c.caps.chunk = int(max(leastChunk, min(readLen, maxChunk)))
 	}
 	c.caps.handles = int(min(handles, 1<<20))
 	return nil

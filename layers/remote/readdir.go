@@ -15,6 +15,13 @@ const (
 	// listing cannot fill our memory.
 	maxEntries = 4 << 20
 
+	// nothingNew is how many names a packet counts for that brings none, so that
+	// one that repeats itself cannot keep us for ever.
+	nothingNew = 4096
+
+	// mostOdd bounds what is logged about one directory.
+	mostOdd = 20
+
 	// firstReaddirs is how many READDIR requests follow an OPENDIR at once:
 	// OpenSSH answers each with up to 100 names, and the one after the last with
 	// the end. moreReaddirs is how many go into each burst after that.
@@ -81,6 +88,8 @@ type listing struct {
 	dir  layers.Path
 	all  []layers.Entry
 	seen map[string]struct{}
+	came int // names, those included that were left out
+	odd  int // that no path can hold
 
 	strange error // names of owners are to be asked for, and then all once more
 }
@@ -93,13 +102,14 @@ func (l *Layer) newListing(dir layers.Path) *listing {
 // the end of the directory.
 func (g *listing) add(replies []reply) (end bool, err error) {
 	for i := range replies {
-		some, err := replies[i].entries(g.refused)
+		some, n, err := replies[i].entries(g.refused)
 		if isStatus(err, fxEOF) {
 			return true, g.strange
 		}
 		if err != nil {
 			return false, err
 		}
+		had := len(g.all)
 		for _, e := range some {
 			if _, twice := g.seen[e.Name]; twice {
 				continue // it was renamed under the server's cursor
@@ -112,7 +122,10 @@ func (g *listing) add(replies []reply) (end bool, err error) {
 			}
 			g.all = append(g.all, e)
 		}
-		if len(g.all) > maxEntries {
+		if len(g.all) == had {
+			n = max(n, nothingNew)
+		}
+		if g.came += n; g.came > maxEntries {
 			return false, fmt.Errorf("more than %d names: %w", maxEntries, unix.EOVERFLOW)
 		}
 	}
@@ -120,6 +133,9 @@ func (g *listing) add(replies []reply) (end bool, err error) {
 }
 
 func (g *listing) refused(name string) {
+	if g.odd++; g.odd > mostOdd {
+		return
+	}
 	g.l.cfg.Logger.Warn("a name was left out that no path can hold", "layer", g.l.name,
 		"dir", fmt.Sprintf("%q", string(g.dir)), "name", fmt.Sprintf("%q", name[:min(len(name), 300)]))
 }

@@ -49,6 +49,8 @@ func FuzzReply(f *testing.F) {
 	f.Add(packet(fxpData, 1, str(nil, "data")))
 	f.Add(status(1, fxNoSuchFile))
 	f.Add(packet(fxpExtendedReply, 1, u64(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 255)))
+	f.Add(packet(fxpExtendedReply, 1, cat(u32(0, 1), str(str(nil, "user.a"), "value"))))
+	f.Add(packet(fxpData, 1, []byte("root:x:0:0:root:/root:/bin/sh\nbad:x:-1:0\n")))
 	f.Add(packet(fxpAttrs, 1, cat(u32(attrMode|attrExtended, unix.S_IFDIR, 1), str(str(nil, "a"), "b"))))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, _, err := readPacket(bytes.NewReader(b), func(uint32) int { return maxPacket })
@@ -72,7 +74,23 @@ func FuzzReply(f *testing.F) {
 		}
 		_, _ = r.statvfs()
 		_ = r.status()
-		list, err := r.entries(func(name string) {
+		if x, next, err := r.xattrs(); err == nil {
+			for name, value := range x {
+				if name == "" || len(name) > xattrNameMax || len(value) > xattrMax {
+					t.Errorf("attribute %q, %d bytes, next %d", name, len(value), next)
+				}
+			}
+		}
+		c := conn{}
+		if c.readLimits(&r) == nil && (c.caps.chunk != 0 && c.caps.chunk < leastChunk || c.caps.chunk > maxChunk || c.caps.handles < 0) {
+			t.Errorf("limits %+v", c.caps)
+		}
+		for id, name := range parseDatabase(r.body) {
+			if !validOwner(name) {
+				t.Errorf("owner %d %q", id, name)
+			}
+		}
+		list, _, err := r.entries(func(name string) {
 			if layers.ValidName(name) {
 				t.Errorf("%q is refused", name)
 			}
