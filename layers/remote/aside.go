@@ -87,7 +87,7 @@ func (f *File) stripes(ctx context.Context, b []byte, off int64, done int) (int,
 // lane has room it waits for some or returns no burst.
 func (f *File) startStripe(ctx context.Context, b []byte, off int64, at int, wait bool) (s stripe, err error) {
 	l := f.l
-	c, _ := l.bulk(nil)
+	c := l.bulk(nil)
 	if c == nil || !c.predicts() {
 		return s, errUnpredicted
 	}

@@ -61,7 +61,7 @@ func (l *Layer) predicting(ctx context.Context) *conn {
 	if !layers.IsBackground(ctx) {
 		return l.swift()
 	}
-	if c, _ := l.bulk(nil); c != nil && c.predicts() {
+	if c := l.bulk(nil); c != nil && c.predicts() {
 		return c
 	}
 	return nil

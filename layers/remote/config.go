@@ -83,6 +83,7 @@ type Config struct {
 	dial   dialer // tests put their own server here
 	pace   pace
 	far    time.Duration // by default farAway; 0 where there are many CPUs
+	idle   time.Duration // by default laneIdle
 	master func() string // tells the connection that a person has made from the next one; "" without one
 }
 
@@ -130,6 +131,9 @@ func (c *Config) fill() error {
 	}
 	if c.pace == (pace{}) {
 		c.pace = defaultPace
+	}
+	if c.idle == 0 {
+		c.idle = laneIdle
 	}
 	if c.far == 0 && runtime.NumCPU() < manyCPUs {
 		c.far = farAway

@@ -27,7 +27,7 @@
 // The main connection is for whoever waits, and has all handles that stay open.
 // Besides it there are lanes, made when they are needed: a swift one for small files
 // and listings, and bulk ones for what is done under layers.Background, which
-// so never stands before demand. Nothing depends on a lane: what fails on one is asked
+// so does not stand before demand, but for 2 MiB while there is none. Nothing depends on a lane: what fails on one is asked
 // on the main connection, which has the last word, and one that is held up does not
 // hold up the others. On lanes of a server that hands
 // out handles as OpenSSH's does, a file or directory is opened and read in the same

@@ -92,23 +92,16 @@ func (ln *lane) use(old *conn) *conn {
 	return nil
 }
 
-// ask has the lane made, unless that is to wait. It reports whether it will
-// soon be known if there is one. The caller holds mu.
-func (l *Layer) ask(ln *lane) bool {
-	switch {
-	case ln.conn != nil:
-		return !ln.conn.alive() // it will be taken away
-	case ln.asked:
-		return true
-	case l.cur == nil || time.Now().Before(l.lanes.after):
-		return false
+// ask has the lane made, unless that is to wait. The caller holds mu.
+func (l *Layer) ask(ln *lane) {
+	if ln.conn != nil || ln.asked || l.cur == nil || time.Now().Before(l.lanes.after) {
+		return
 	}
 	ln.asked = true
 	select {
 	case l.want <- struct{}{}:
 	default:
 	}
-	return true
 }
 
 // swift returns a connection on which handles can be predicted, or nil. If there
@@ -150,15 +143,12 @@ func (l *Layer) demand(ctx context.Context, old *conn) (*conn, error) {
 	return l.session(ctx, old)
 }
 
-// bulk returns the bulk lane's connection with the most room, other than old. If
-// there is none, coming says whether one may be there soon.
-func (l *Layer) bulk(old *conn) (best *conn, coming bool) {
+// bulk returns the bulk lane's connection with the most room, other than old, or nil.
+// If there is none yet it comes, for next time; so does one more if all are busy and
+// the link is such that one alone cannot fill it.
+func (l *Layer) bulk(old *conn) (best *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.bulkLocked(old)
-}
-
-func (l *Layer) bulkLocked(old *conn) (best *conn, coming bool) {
 	var spare *lane
 	room := -1
 	for i := range l.lanes.bulk {
@@ -169,36 +159,20 @@ func (l *Layer) bulkLocked(old *conn) (best *conn, coming bool) {
 			best, room = c, r
 		}
 	}
-	switch {
-	case spare == nil:
-	case best == nil:
-		coming = l.ask(spare)
-	case room < best.window.size/2 && best.rtt >= l.cfg.far:
+	if spare != nil && (best == nil || room < best.window.size/2 && best.rtt >= l.cfg.far) {
 		l.ask(spare)
 	}
-	return best, coming
+	return best
 }
 
-// background returns a bulk lane's connection other than old, after waiting for
-// the first one to be made, or the main one if there is none to be had.
+// background returns a bulk lane's connection other than old, or the main one while
+// there is none: a login may take long, and somebody may have come to wait for what is
+// done ahead.
 func (l *Layer) background(ctx context.Context, old *conn) (*conn, error) {
-	for {
-		l.mu.Lock()
-		c, coming := l.bulkLocked(old)
-		changed := l.changed
-		l.mu.Unlock()
-		switch {
-		case c != nil:
-			return c, nil
-		case !coming:
-			return l.session(ctx, old)
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+	if c := l.bulk(old); c != nil {
+		return c, nil
 	}
+	return l.session(ctx, old)
 }
 
 // narrowly makes op, which is background work, wait for its turn if it is to run
@@ -330,13 +304,13 @@ func (l *Layer) sinceRefusal() time.Duration {
 func (l *Layer) watchLane(ln *lane, c *conn) {
 	defer l.watched.Done()
 	up := time.Now()
-	tick := time.NewTicker(laneIdle / 4)
+	tick := time.NewTicker(l.cfg.idle / 4)
 	defer tick.Stop()
 	for c.alive() {
 		select {
 		case <-c.dead:
 		case <-tick.C:
-			if c.idle() >= laneIdle {
+			if c.idle() >= l.cfg.idle {
 				c.fail(errIdle, nil)
 			}
 		}

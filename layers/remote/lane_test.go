@@ -50,9 +50,8 @@ func withLanes(t *testing.T, l *Layer) {
 		l.mu.Lock()
 		changed := l.changed
 		l.mu.Unlock()
-		c := l.swift()
-		_, coming := l.bulk(nil)
-		if c != nil && !coming {
+		c, b := l.swift(), l.bulk(nil)
+		if c != nil && b != nil {
 			return
 		}
 		select {
@@ -317,6 +316,7 @@ func TestBackgroundApart(t *testing.T) {
 		return nil, false
 	}
 	l := f.open(t, func(c *Config) { c.far = -1 })
+	withLanes(t, l)
 	file, err := l.Open(soon(t), "f", nil)
 	must(t, err)
 	defer file.Close()
@@ -337,7 +337,6 @@ func TestBackgroundApart(t *testing.T) {
 	if mixed.Load() {
 		t.Error("one connection served both")
 	}
-	withLanes(t, l)
 	f.checkMany(t, l, layers.Background(soon(t)), f.wanted(t, l, "d"))
 	f.set(func() {
 		if len(f.handles) != 1 {
@@ -370,8 +369,11 @@ func TestOneConnection(t *testing.T) {
 				t.Errorf("%d connections of %d", f.serving, n)
 			}
 		})
-		if got := l.Stats().Connections; got != min(n, 3) && got != n {
-			t.Errorf("%d connections of %d", got, n)
+		for got := 0; got != min(n, 3) && got != n; got = l.Stats().Connections {
+			if err := soon(t).Err(); err != nil {
+				t.Fatalf("%d connections of %d", got, n)
+			}
+			time.Sleep(time.Millisecond)
 		}
 	}
 }
@@ -420,7 +422,7 @@ func TestLaneLost(t *testing.T) {
 			withLanes(t, l)
 			c = l.swift()
 		}
-		b, _ := l.bulk(nil)
+		b := l.bulk(nil)
 		go c.fail(lost(io.EOF), nil)
 		if b != nil {
 			go b.fail(lost(io.EOF), nil)
@@ -442,6 +444,12 @@ func TestLaneReplaced(t *testing.T) {
 	f.set(func() { f.fsid = 8 })
 	if _, err := l.ReadMany(layers.Background(soon(t)), []layers.Wanted{{Path: "d/001", Attr: &a}}); !errors.Is(err, layers.ErrReplaced) {
 		t.Errorf("%v, want ErrReplaced", err)
+	}
+	for after := (time.Time{}); after.IsZero(); {
+		l.mu.Lock()
+		after = l.lanes.after
+		l.mu.Unlock()
+		time.Sleep(time.Millisecond)
 	}
 	f.set(func() { f.fsid = 7 })
 	if n := l.Stats().Connections; n != 1 {
@@ -562,5 +570,22 @@ func TestHeldUp(t *testing.T) {
 	must(t, <-done)
 	if !main.alive() {
 		t.Error("the connection that was held up was lost")
+	}
+}
+
+// A lane that nobody uses ends, and is made again when somebody does.
+func TestLaneIdle(t *testing.T) {
+	f := newSlots()
+	l := f.open(t, func(c *Config) { c.idle = 20 * time.Millisecond })
+	files := f.wanted(t, l, "d")
+	for range 3 {
+		withLanes(t, l)
+		f.checkMany(t, l, soon(t), files)
+		for l.Stats().Connections > 1 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if n := l.Stats().Connects; n < 7 {
+		t.Errorf("%d logins", n)
 	}
 }
