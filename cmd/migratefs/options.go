@@ -3,7 +3,6 @@ package main
 import (
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -77,13 +76,6 @@ type options struct {
 	cachePercent float64 // of the filesystem, unless 0
 
 	given map[string]bool
-}
-
-// lowerSpec is one lower as it was named.
-type lowerSpec struct {
-	text   string
-	remote bool
-	oci    bool // whiteout=oci
 }
 
 // optionTable says what each option does with its value. An option without one
@@ -234,30 +226,6 @@ func (o *options) metacopy() bool {
 	return o.mode == "overlay" && !o.noMetacopy && !o.noRedirect && !o.userXattr
 }
 
-func once(name string, field func(*options) *string) func(*options, string) error {
-	return func(o *options, v string) error {
-		f := field(o)
-		if *f != "" {
-			return usageErrorf("option %s is given twice: give it once", name)
-		}
-		if v == "" {
-			return usageErrorf("option %s= is empty: give a directory", name)
-		}
-		*f = unescape(v)
-		return nil
-	}
-}
-
-func oneOf(dst *string, name, v string, allowed ...string) error {
-	for _, a := range allowed {
-		if v == a {
-			*dst = v
-			return nil
-		}
-	}
-	return usageErrorf("option %s=%q: give %s", name, v, strings.Join(allowed, " or "))
-}
-
 // setWhiteout is for the lowers of the lowerdir before it.
 func setWhiteout(o *options, v string) error {
 	var s string
@@ -282,56 +250,6 @@ func setNames(o *options, v string) error {
 	if s == "flat" {
 		o.names = seed.Flat
 	}
-	return nil
-}
-
-func seconds(dst *time.Duration, name, v string) error {
-	s, err := strconv.ParseFloat(v, 64)
-	if err != nil || s < 0 || s > 1e9 {
-		return usageErrorf("option %s=%q: give a number of seconds", name, v)
-	}
-	*dst = time.Duration(s * float64(time.Second))
-	return nil
-}
-
-func id(dst **uint32, name, v string) error {
-	n, err := strconv.ParseUint(v, 10, 32)
-	if err != nil {
-		return usageErrorf("option %s=%q: give a number", name, v)
-	}
-	u := uint32(n)
-	*dst = &u
-	return nil
-}
-
-func number(dst *int, name, v string, least, most int) error {
-	n, err := strconv.Atoi(v)
-	if err != nil || n < least || n > most {
-		return usageErrorf("option %s=%q: give a number from %d to %d", name, v, least, most)
-	}
-	*dst = n
-	return nil
-}
-
-// mapping parses ID:SHOWN:COUNT:ID:SHOWN:COUNT..., as fuse-overlayfs has it.
-func mapping(dst *overlay.Mapping, name, v string) error {
-	fields := strings.Split(v, ":")
-	if len(fields)%3 != 0 {
-		return usageErrorf("option %s=%q: give ID:SHOWN:COUNT, or several of these", name, v)
-	}
-	var m overlay.Mapping
-	for ; len(fields) > 0; fields = fields[3:] {
-		var n [3]uint32
-		for i := range n {
-			u, err := strconv.ParseUint(fields[i], 10, 32)
-			if err != nil {
-				return usageErrorf("option %s=%q: %q is not a number", name, v, fields[i])
-			}
-			n[i] = uint32(u)
-		}
-		m = append(m, overlay.MappedRange{ID: n[0], Shown: n[1], Count: n[2]})
-	}
-	*dst = m
 	return nil
 }
 
@@ -470,100 +388,6 @@ func (o *options) checkCaller(elsewhere bool) error {
 		return usageErrorf("creds=caller needs root: leave it out")
 	}
 	return nil
-}
-
-// addLowers adds a colon-separated list. A host is told from a directory by what
-// follows: user@host:/path and host:/path are remote, as scp(1) has them; a
-// directory that would look like a host is written ./host.
-func (o *options) addLowers(v string) error {
-	rest := v
-	for rest != "" || v == "" {
-		var one string
-		one, rest = cutLower(rest)
-		if err := o.addLower(one); err != nil {
-			return err
-		}
-		if rest == "" {
-			return nil
-		}
-	}
-	return nil
-}
-
-func cutLower(s string) (one, rest string) {
-	if strings.HasPrefix(s, "ssh://") {
-		// The path begins after the host and ends at the next free colon.
-		if i := strings.IndexByte(s[len("ssh://"):], '/'); i >= 0 {
-			i += len("ssh://")
-			j := indexEscaped(s[i:], ':')
-			if j < 0 {
-				return s, ""
-			}
-			return s[:i+j], s[i+j+1:]
-		}
-		return s, ""
-	}
-	i := indexEscaped(s, ':')
-	if i < 0 {
-		return s, ""
-	}
-	if !strings.Contains(s[:i], "/") && i+1 < len(s) && s[i+1] == '/' {
-		j := indexEscaped(s[i+1:], ':')
-		if j < 0 {
-			return s, ""
-		}
-		return s[:i+1+j], s[i+1+j+1:]
-	}
-	return s[:i], s[i+1:]
-}
-
-func (o *options) addLower(v string) error {
-	if v == "" {
-		return usageErrorf("lowerdir= is empty: give a directory or user@host:/path")
-	}
-	l := lowerSpec{text: unescape(v)}
-	i := indexEscaped(v, ':')
-	l.remote = strings.HasPrefix(v, "ssh://") || i > 0 && !strings.Contains(v[:i], "/")
-	o.lowers = append(o.lowers, l)
-	return nil
-}
-
-// splitEscaped splits s at sep where no backslash precedes it; escapes stay.
-func splitEscaped(s string, sep byte) (parts []string) {
-	for {
-		i := indexEscaped(s, sep)
-		if i < 0 {
-			return append(parts, s)
-		}
-		parts = append(parts, s[:i])
-		s = s[i+1:]
-	}
-}
-
-func indexEscaped(s string, c byte) int {
-	for i := 0; i < len(s); i++ {
-		switch s[i] {
-		case '\\':
-			i++
-		case c:
-			return i
-		}
-	}
-	return -1
-}
-
-func unescape(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+1 < len(s) {
-			i++
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
 
 // isRoot reports whether the daemon has root's rights, if only in its namespace.
