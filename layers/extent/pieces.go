@@ -1,6 +1,7 @@
 package extent
 
 import (
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"maps"
@@ -235,7 +236,14 @@ func (o *Object) proveOne(p *piece) {
 		return
 	}
 	o.store.logOnce(err, "kept data is damaged: it will be fetched again", o.src.Path)
-	o.drop(p.from, p.to())
+	if errors.Is(err, layers.ErrCorrupt) {
+		o.drop(p.from, p.to())
+		return
+	}
+	// A disk that cannot read it now may read it when it is opened again.
+	o.mu.Lock()
+	o.forget(p.from, p.to())
+	o.mu.Unlock()
 }
 
 // readPiece reads p to the beginning of buf, which may become larger, and compares

@@ -112,7 +112,7 @@ func TestProofIsOncePerStore(t *testing.T) {
 func TestDamageSparesWhatWasWritten(t *testing.T) {
 	content := noise(4*chunkLeast, 1)
 	src := &source{content: content}
-	for seed := range int64(20) {
+	for seed := range int64(10) {
 		rng := rand.New(rand.NewSource(seed))
 		dir := t.TempDir()
 		s := openStore(t, dir, bootA)
@@ -133,13 +133,15 @@ func TestDamageSparesWhatWasWritten(t *testing.T) {
 		}
 		kill(s, o)
 		rotten := map[int64]bool{}
+		data, err := os.ReadFile(filepath.Join(dir, id.DataName()))
+		must(t, err)
 		for range 1000 {
 			at := rng.Int63n(4 * chunkLeast)
 			if _, ok := mine[at]; !ok {
-				rotten[at] = true
-				must(t, poke(filepath.Join(dir, id.DataName()), at, 0))
+				rotten[at], data[at] = true, 0
 			}
 		}
+		must(t, os.WriteFile(filepath.Join(dir, id.DataName()), data, 0o600))
 		s = openStore(t, dir, bootA)
 		o, err = s.Pending(id)
 		must(t, err)

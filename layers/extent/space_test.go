@@ -54,3 +54,37 @@ func TestReadingLeavesRoomToWrite(t *testing.T) {
 		t.Errorf("no room is left to write: %v", err)
 	}
 }
+
+// TestWritingTakesTheCachesRoom: what can be fetched again is not why a write fails.
+func TestWritingTakesTheCachesRoom(t *testing.T) {
+	dir := t.TempDir()
+	must(t, unix.Mount("small", dir, "tmpfs", 0, "size=8m"))
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	s := openStore(t, dir, bootA)
+	defer s.Close()
+	src := &source{content: noise(16<<20, 1)}
+	o, err := s.Cached(named(src.content, "read"))
+	must(t, err)
+	defer o.Close()
+	b := make([]byte, 64<<10)
+	for off := int64(0); off < 12<<20; off += int64(len(b)) {
+		if _, err := o.ReadAt(ctx, src, b, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := taken(t, s); n < 5<<20 {
+		t.Fatalf("only %d bytes were kept", n)
+	}
+	p, _, err := s.NewPending(named(src.content, "written"))
+	must(t, err)
+	defer p.Close()
+	mine := noise(6<<20, 2)
+	if n, err := p.WriteAt(mine, 100); n != len(mine) || err != nil {
+		t.Fatalf("%d bytes of %d are written: %v", n, len(mine), err)
+	}
+	got := make([]byte, len(mine))
+	_, err = p.ReadAt(ctx, nil, got, 100)
+	must(t, err)
+	want(t, "written", got, mine)
+	readCached(t, s, src, named(src.content, "read"), src.content)
+}

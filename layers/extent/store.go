@@ -234,9 +234,9 @@ func (s *Store) Cached(src Source) (*Object, error) {
 		}
 		if err != unix.ENOENT {
 			s.log.Warn("cached object is thrown away", "path", fmt.Sprintf("%q", src.Path), "err", err)
-		}
-		if err := s.unlink(name); err != nil {
-			return nil, err
+			if err := s.unlink(name); err != nil {
+				return nil, err
+			}
 		}
 		return s.create(name, src, false)
 	})
