@@ -36,8 +36,8 @@ func xattr(t *testing.T, path, name string) string {
 const (
 	aclName = "system.posix_acl_access"
 
-	// anACL is u::rw-,u:1234:r--,g::r--,m::r--,o::---.
-	anACL = "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x02\x00\x04\x00\xd2\x04\x00\x00\x04\x00\x04\x00\xff\xff\xff\xff" +
+	// userACL is u::rw-,u:1234:r--,g::r--,m::r--,o::---.
+	userACL = "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x02\x00\x04\x00\xd2\x04\x00\x00\x04\x00\x04\x00\xff\xff\xff\xff" +
 		"\x10\x00\x04\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff"
 )
 
@@ -48,7 +48,7 @@ func TestOwnServer(t *testing.T) {
 	want := s.put(t, "f", 100_000)
 	theirs := func(name string) string { return filepath.Join(s.dir, name) }
 	must(t, unix.Setxattr(theirs("f"), "user.note", []byte("from there"), 0))
-	must(t, unix.Setxattr(theirs("f"), aclName, []byte(anACL), 0))
+	must(t, unix.Setxattr(theirs("f"), aclName, []byte(userACL), 0))
 	must(t, unix.Setxattr(theirs("f"), "trusted.overlay.redirect", []byte("/etc"), 0))
 	when := unix.NsecToTimespec(1_234_567_890_123_456_789)
 	must(t, unix.UtimesNanoAt(unix.AT_FDCWD, theirs("f"), []unix.Timespec{when, when}, 0))
@@ -67,7 +67,7 @@ func TestOwnServer(t *testing.T) {
 	if got := xattr(t, m.Path("f"), "user.note"); got != "from there" {
 		t.Errorf("user.note is %q", got)
 	}
-	if got := xattr(t, m.Path("f"), aclName); got != anACL {
+	if got := xattr(t, m.Path("f"), aclName); got != userACL {
 		t.Errorf("the ACL is %q", got)
 	}
 	if got, err := os.ReadFile(m.Path("link")); err != nil || !bytes.Equal(got, want) {
@@ -92,7 +92,7 @@ func TestOwnServer(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 	up := filepath.Join(s.upper(), "f")
-	if a, b := xattr(t, up, "user.note"), xattr(t, up, aclName); a != "from there" || b != anACL {
+	if a, b := xattr(t, up, "user.note"), xattr(t, up, aclName); a != "from there" || b != userACL {
 		t.Errorf("the copy has %q and %q", a, b)
 	}
 	if _, err := unix.Lgetxattr(up, "trusted.overlay.redirect", nil); !errors.Is(err, unix.ENODATA) {
