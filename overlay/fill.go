@@ -100,6 +100,7 @@ type filling struct {
 	missing  int64
 	after    time.Time // it is not tried before
 	err      error     // why
+	proven   bool      // what came of it from the source came in one exchange; who made it busy sets it
 }
 
 // failure is what went wrong last.
@@ -327,7 +328,7 @@ func (q *fill) run(ctx context.Context) {
 		under.Add(1)
 		go func() {
 			defer under.Done()
-			q.done(f, q.work(ctx, f, q.cfg.Fetch))
+			q.serve(ctx, f)
 			<-slots
 			q.wake()
 		}()

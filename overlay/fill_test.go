@@ -13,6 +13,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
 )
 
 var remoteStack = stackings[slices.IndexFunc(stackings, isRemote)]
@@ -181,4 +183,66 @@ func (u *user) look(when string) bool {
 		}
 	}
 	return true
+}
+
+// TestFillOfManySmallFiles: they come many in one exchange, and those that changed on
+// the source are in conflict, alone.
+func TestFillOfManySmallFiles(t *testing.T) {
+	w := newWorld(t, worlds(t), remoteStack)
+	far := &faraway{}
+	const files = 200
+	for i := range files {
+		far.put(layers.Path(fmt.Sprintf("d/f%d", i)), bytes.Repeat([]byte{byte(i)}, 1000+i))
+	}
+	far.put("big", bytes.Repeat([]byte("big"), 1<<20))
+	w.tweak = func(c *Config) { c.Lowers = []Lower{{Layer: far}} }
+	must(t, w.open())
+	d := &driver{fs: w.fs}
+	for i := range files {
+		if errno := d.chmod(fmt.Sprintf("d/f%d", i), 0o600); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	if errno := d.chmod("big", 0o600); errno != 0 {
+		t.Fatal(errno)
+	}
+	d.end()
+	far.put("d/f7", []byte("another"))
+	far.count(func() { far.files["d/f7"].mtime++ })
+	w.close()
+
+	w.tweak = func(c *Config) {
+		c.Lowers = []Lower{{Layer: far}}
+		c.Fill = FillConfig{Finish: true, Fetch: true}
+	}
+	must(t, w.open())
+	defer w.remove()
+	var p Progress
+	for range 1000 {
+		if p, _ = w.fs.Progress(t.Context()); p.Files == 1 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if p.Files != 1 || p.Conflicts != 1 || p.Finished != files {
+		t.Errorf("%+v", p)
+	}
+	far.count(func() {
+		if most := 2 * (files/fillMany + fillFiles); far.burst > most || far.opens > 12 {
+			t.Errorf("%d exchanges for many, %d opens", far.burst, far.opens)
+		}
+	})
+	all, err := w.fs.Conflicts(t.Context())
+	if err != nil || len(all) != 1 || all[0].Path != "d/f7" || all[0].Missing != 1007 {
+		t.Errorf("conflicts: %+v, %v", all, err)
+	}
+	for i := range files {
+		b, err := os.ReadFile(w.at("upper", fmt.Sprintf("d/f%d", i)))
+		if i != 7 && (err != nil || !bytes.Equal(b, bytes.Repeat([]byte{byte(i)}, 1000+i))) {
+			t.Fatalf("file %d: %d bytes, %v", i, len(b), err)
+		}
+	}
+	if b, err := os.ReadFile(w.at("upper/big")); err != nil || !bytes.Equal(b, bytes.Repeat([]byte("big"), 1<<20)) {
+		t.Errorf("big: %d bytes, %v", len(b), err)
+	}
 }

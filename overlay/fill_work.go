@@ -51,7 +51,9 @@ func (q *fill) work(ctx context.Context, f *filling, fetch bool) error {
 	if obj.Missing() == 0 {
 		obj.PresentRange(0, obj.Size()) // after a remount: is it what it was?
 	}
+	proven := f.proven
 	if fetch && !obj.Whole() {
+		proven = obj.Clean() == 0 && obj.Source().Version.Size <= fillPiece && len(obj.Gaps(0, 2)) == 1
 		err = q.fetchAll(ctx, id, obj)
 	}
 	q.mu.Lock()
@@ -68,7 +70,7 @@ func (q *fill) work(ctx context.Context, f *filling, fetch bool) error {
 		return err
 	}
 	defer q.fs.Forget(n.id, 1)
-	if err = q.fs.finishPending(ctx, n); !errors.Is(err, errNameless) {
+	if err = q.fs.finishPending(ctx, n, proven); !errors.Is(err, errNameless) {
 		return err
 	}
 	// It lost the name that we knew, and has another.
@@ -76,7 +78,7 @@ func (q *fill) work(ctx context.Context, f *filling, fetch bool) error {
 		return err
 	}
 	defer q.fs.Forget(n.id, 1)
-	return q.fs.finishPending(ctx, n)
+	return q.fs.finishPending(ctx, n, proven)
 }
 
 // fetchAll fetches all that obj misses.
