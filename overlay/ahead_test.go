@@ -20,6 +20,7 @@ import (
 
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/local"
+	"github.com/migratefs/migratefs/layers/whiteout"
 )
 
 // faraway is a source in memory that counts what it is asked for.
@@ -231,7 +232,7 @@ func newAheadWorld(t testing.TB, far *faraway, tweak ...func(*Config)) *aheadWor
 	work, err := os.Open(filepath.Join(dir, "work"))
 	must(t, err)
 	cfg := Config{
-		Mode: Overlay, Upper: upper, Work: work,
+		Mode: Overlay, Upper: upper, Work: work, Format: whiteout.Trusted,
 		Lowers: []Lower{{Layer: far, Changes: true}},
 		Log:    slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
@@ -688,4 +689,75 @@ func TestPrefetchWithoutACache(t *testing.T) {
 	if far.ahead+far.burst+far.bulk != 0 {
 		t.Errorf("%d reads, %d bursts and %d bulk reads", far.ahead, far.burst, far.bulk)
 	}
+}
+
+// What is fetched ahead never shows over what is written, cut off or zeroed meanwhile.
+func TestPrefetchBesideChanges(t *testing.T) {
+	far := &faraway{delay: 200 * time.Microsecond}
+	content := noise(12<<20, 9)
+	far.put("file", content)
+	w := newAheadWorld(t, far)
+	id, errno := w.find("file")
+	w.must("find", errno)
+	var out fuse.OpenOut
+	h := fuse.InHeader{NodeId: id}
+	w.must("open", unix.Errno(w.fs.Open(nil, &fuse.OpenIn{InHeader: h, Flags: unix.O_RDWR}, &out)))
+	fh := out.Fh
+	const half = 8 << 20 // what lies beyond is cut off while it is read
+	mine := bytes.Repeat([]byte("mine"), 1024)
+	var wg sync.WaitGroup
+	wg.Go(func() { // every other page of the first half, from the end
+		for off := half - 4096; off > 0; off -= 8192 {
+			if n, st := w.fs.Write(nil, &fuse.WriteIn{InHeader: h, Fh: fh, Offset: uint64(off), Size: 4096}, mine); st != 0 || n != 4096 {
+				t.Errorf("write at %d: %v", off, st)
+			}
+		}
+	})
+	wg.Go(func() {
+		time.Sleep(2 * time.Millisecond)
+		in := fuse.SetAttrIn{SetAttrInCommon: fuse.SetAttrInCommon{InHeader: h, Valid: fuse.FATTR_SIZE, Size: half}}
+		if st := w.fs.SetAttr(nil, &in, &fuse.AttrOut{}); st != 0 {
+			t.Errorf("truncate: %v", st)
+		}
+	})
+	zeros := make([]byte, 4096)
+	for range 4 {
+		var own fuse.OpenOut
+		w.must("open", unix.Errno(w.fs.Open(nil, &fuse.OpenIn{InHeader: h}, &own)))
+		wg.Go(func() {
+			defer w.release(own.Fh)
+			buf := make([]byte, kernelReads)
+			for off := 0; off < len(content); off += kernelReads {
+				res, st := w.fs.Read(nil, &fuse.ReadIn{InHeader: h, Fh: own.Fh, Offset: uint64(off), Size: kernelReads}, buf)
+				if st != 0 {
+					t.Errorf("read at %d: %v", off, st)
+					return
+				}
+				b, _ := res.Bytes(make([]byte, kernelReads))
+				for i := 0; i+4096 <= len(b); i += 4096 {
+					at, page := off+i, b[i:i+4096]
+					same := bytes.Equal(page, content[at:at+4096]) || at/4096%2 == 1 && bytes.Equal(page, mine)
+					if !same || bytes.Equal(page, zeros) {
+						t.Errorf("at %d: neither the source's nor what was written", at)
+					}
+				}
+				res.Done()
+			}
+		})
+	}
+	wg.Wait()
+	w.fs.ahead.work.Wait()
+	for off := 0; off < half; off += 4096 {
+		want := content[off : off+4096]
+		if off/4096%2 == 1 {
+			want = mine
+		}
+		if got := w.readAt(fh, off, 4096); !bytes.Equal(got, want) {
+			t.Fatalf("at %d: other bytes afterwards", off)
+		}
+	}
+	if got := w.readAt(fh, half, 4096); len(got) != 0 {
+		t.Errorf("%d bytes beyond the end", len(got))
+	}
+	w.release(fh)
 }
