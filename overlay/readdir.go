@@ -219,6 +219,9 @@ func (fs *FS) lookupEntry(ctx context.Context, n *node, e *layers.Entry) (*found
 	if from == nil {
 		return fs.lookup(ctx, n, e.Name)
 	}
+	if e.Attr == nil && e.Type != unix.S_IFDIR && e.Type != 0 && len(lowers) == 1 {
+		return fs.lookup(ctx, n, e.Name) // it lies in the upper, where that ends
+	}
 	if e.Attr == nil || e.Attr.IsDir() && len(lowers) > 1 {
 		return nil, errNotNow
 	}

@@ -286,7 +286,12 @@ func (l *Layer) Xattrs(ctx context.Context, p layers.Path) (layers.Xattrs, error
 }
 
 func (l *Layer) recallXattrs(p layers.Path, any bool) (layers.Xattrs, moment, bool, error) {
-	if _, n := l.nameLocked(p); n != nil && n.xattrsAt != 0 && (any || n.at != 0 && l.fresh(n.xattrsAt)) {
+	_, n := l.nameLocked(p)
+	switch {
+	case n == nil:
+	case n.attr != nil && n.attr.Has(layers.KnownBare) && (any || l.fresh(n.at)):
+		return nil, n.at, true, nil // the attributes say that there are none
+	case n.xattrsAt != 0 && (any || n.at != 0 && l.fresh(n.xattrsAt)):
 		return maps.Clone(n.xattrs), n.xattrsAt, true, nil // callers change what they get
 	}
 	return nil, 0, false, nil

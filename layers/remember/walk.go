@@ -37,6 +37,7 @@ const (
 
 	batchDirs  = 128     // directories in one exchange
 	mostFlying = 512     // directories of one walk that are being listed
+	slowest    = 32      // directories that are listed ahead of a walker that takes its time
 	mostWeight = 4 << 20 // their own sizes, which say how many names they have, about
 
 	// A directory larger than this is listed when somebody lists it. For names that are
@@ -72,6 +73,7 @@ type walk struct {
 	root layers.Path // the directory above all it came to
 	at   layers.Path // where it is
 	last moment      // when it came there
+	born moment      // when it began
 
 	used    int // directories it came to
 	fetched int // directories that were listed, by it or for it
@@ -229,7 +231,7 @@ func (l *Layer) touchLocked(p layers.Path, by how) {
 	if _, n := l.nameLocked(p); n != nil && p != layers.Root {
 		if n.walk == w.id && by == listed && !wasAhead {
 			l.walkID++ // it walks once more: it has been nowhere yet
-			w.id, w.used, w.fetched = l.walkID, 0, 0
+			w.id, w.born, w.used, w.fetched = l.walkID, now, 0, 0
 		}
 		if n.walk != w.id {
 			l.voteLocked(w, p)
@@ -300,7 +302,7 @@ func (l *Layer) beginWalkLocked(p layers.Path, now moment) *walk {
 			l.endWalkLocked(slices.MinFunc(l.walks, func(a, b *walk) int { return cmp.Compare(a.last, b.last) }))
 		}
 		l.walkID++
-		w := &walk{id: l.walkID, root: root, used: 1, fetched: 1}
+		w := &walk{id: l.walkID, root: root, born: now, used: 1, fetched: 1}
 		if _, n := l.nameLocked(t.path); n != nil {
 			n.walk = w.id
 		}
@@ -395,7 +397,8 @@ func (l *Layer) advanceLocked(w *walk) {
 	}
 	// Of the first few, half is for what turns out to be below the next.
 	room := max(perUsed*w.used-w.fetched, (firstAhead-w.fetched+1)/2)
-	if room = min(room, mostFlying-w.flying); room <= 0 {
+	room = min(room, mostFlying-w.flying, l.inTimeLocked(w)-w.ready-w.flying)
+	if room <= 0 {
 		return
 	}
 	c := coming{l: l, w: w, room: room, weight: mostWeight - w.weight, steps: 4096 + 4*room, order: asListed}
@@ -424,6 +427,16 @@ func (l *Layer) advanceLocked(w *walk) {
 	}
 }
 
+// inTimeLocked is how many directories w comes to, at its pace, before what is listed now is
+// not valid any more, and some time to spare.
+func (l *Layer) inTimeLocked(w *walk) int {
+	took := l.now() - w.born
+	if l.cfg.Keep == Forever || took <= 0 || w.used < slowest {
+		return mostFlying
+	}
+	return max(slowest, int(float64(w.used)*float64(l.cfg.Keep)/2/float64(took)))
+}
+
 // coming looks for the directories that a walker comes to next and that are not listed,
 // in the order in which it comes to them. What is being listed it does not look beyond:
 // that shows what comes next.
@@ -440,9 +453,9 @@ type coming struct {
 
 // in looks in p, and below what is listed there, but not in from, where it comes from.
 func (c *coming) in(p, from layers.Path, below bool) {
-	d := c.l.listedLocked(p)
-	if d == nil {
-		return
+	d := c.l.dirs[p]
+	if d == nil || d.listed == 0 {
+		return // an old listing does: that is what the walker goes by
 	}
 	for _, base := range c.l.subsLocked(d, c.order) {
 		n := d.names[base]

@@ -124,6 +124,49 @@ func TestWalkAgain(t *testing.T) {
 	}
 }
 
+// TestSlowWalker: who takes his time has no more listed ahead than stays valid until he
+// comes to it.
+func TestSlowWalker(t *testing.T) {
+	f := newFar(wide(2000, 1, 1)...)
+	l, clock := around(t, f, func(c *Config) { c.Order = hashed })
+	if _, err := l.ReadDir(t.Context(), ""); err != nil {
+		t.Fatal(err)
+	}
+	es, _ := l.ReadDir(t.Context(), "")
+	for i, name := range names(es, hashed)[1:] { // "file0" and directories, in their order
+		if name == "file0" {
+			continue
+		}
+		if _, err := l.ReadDir(t.Context(), layers.Path(name)); err != nil {
+			t.Fatal(err)
+		}
+		l.settle()
+		clock.pass(100 * time.Millisecond)
+		if i == 500 {
+			break
+		}
+	}
+	if len(f.dirs) > 500+firstAhead+2*slowest {
+		t.Errorf("%d listings for one who came to 500", len(f.dirs))
+	}
+	if s := l.Stats(); s.Waits > 500/5 {
+		t.Errorf("waited %d times", s.Waits)
+	}
+}
+
+// TestBare: attributes that say so are all there is to know of extended ones.
+func TestBare(t *testing.T) {
+	f := newFar("f")
+	f.tree["f"] = layers.Attr{Known: layers.KnownBare | layers.KnownSize, Mode: unix.S_IFREG | 0o644}
+	l, _ := around(t, f)
+	if _, err := l.Stat(t.Context(), "f"); err != nil {
+		t.Fatal(err)
+	}
+	if x, err := l.Xattrs(t.Context(), "f"); x != nil || err != nil || f.count("xattrs") != 0 {
+		t.Errorf("%v, %v, %d requests", x, err, f.count("xattrs"))
+	}
+}
+
 // TestWalkBound: who stops has had no more listed than four times what he came to, but
 // for the first few.
 func TestWalkBound(t *testing.T) {
