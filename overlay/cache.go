@@ -1,7 +1,9 @@
 package overlay
 
 import (
+	"context"
 	"os"
+	"sync"
 
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
@@ -55,4 +57,47 @@ func (fs *FS) charge(id extent.ID, a *layers.Attr) error {
 	}
 	defer obj.Close()
 	return sys.Fchown(obj.DataFd(), int(a.UID), int(a.GID))
+}
+
+// sharedCopy is what lies in the shared store of a file that is ours by now. It is
+// asked before the source, where not all of it could be cloned when the file came up.
+type sharedCopy struct {
+	store *extent.Store // nil: there is none
+	of    extent.Source
+
+	once   sync.Once
+	mu     sync.RWMutex // protects obj against close
+	obj    *extent.Object
+	closed bool
+}
+
+// read fills b if all of it is there.
+func (c *sharedCopy) read(ctx context.Context, b []byte, off int64) bool {
+	if c.store == nil {
+		return false
+	}
+	c.once.Do(func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if !c.closed {
+			c.obj, _ = c.store.Existing(c.of)
+		}
+	})
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.obj == nil {
+		return false
+	}
+	n, _ := c.obj.ReadAt(ctx, nil, b, off)
+	return n == len(b)
+}
+
+func (c *sharedCopy) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.obj != nil {
+		_ = c.obj.Close()
+		c.obj = nil
+	}
 }

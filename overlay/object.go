@@ -47,6 +47,8 @@ type source struct {
 	changed func(error) // of a pending file: told when the source has another version
 	stale   error       // ... which it had before: it is not asked any more
 
+	shared sharedCopy // of a pending file: what other mounts have of that version
+
 	xattrs    layers.Xattrs // if hasXattrs; see bringXattrs
 	hasXattrs bool
 }
@@ -126,6 +128,9 @@ func (s *source) open(ctx context.Context) (layers.File, error) {
 
 // ReadAt implements extent.Fetcher.
 func (s *source) ReadAt(ctx context.Context, b []byte, off int64) (int, error) {
+	if s.shared.read(ctx, b, off) {
+		return len(b), nil
+	}
 	f, err := s.opened()
 	if err == nil && f == nil {
 		f, err = s.open(ctx)
@@ -150,6 +155,7 @@ func (s *source) Settled() bool {
 }
 
 func (s *source) close() {
+	s.shared.close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
@@ -272,6 +278,7 @@ func (fs *FS) sourceOf(id extent.ID, obj *extent.Object) *source {
 	s := newSource(fs.layerByID(from.LayerID), from.Path, &want)
 	s.busy = &fs.fill.demand
 	s.ownedBy(fs, id)
+	s.shared.store, s.shared.of = fs.shared, from
 	return s
 }
 

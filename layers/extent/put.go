@@ -1,7 +1,11 @@
 package extent
 
 import (
+	"fmt"
+
 	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
 )
 
 // Put stores b at off: bytes of the object's version that came by another way than
@@ -21,6 +25,23 @@ func (o *Object) Put(off int64, b []byte) error {
 // Limit is how many bytes cached objects may take; 0: as many as there is room for;
 // negative: nothing is kept.
 func (s *Store) Limit() int64 { return s.limit }
+
+// Existing returns the object that caches src, as Cached does, but makes none:
+// ENOENT.
+func (s *Store) Existing(src Source) (*Object, error) {
+	if err := src.check(); err != nil {
+		return nil, err
+	}
+	name := src.key()
+	return s.get(name, func() (*Object, error) {
+		o, err := s.reopen(name)
+		if err == nil && (!o.src.same(&src) || !o.sums) {
+			o.closeFds()
+			return nil, fmt.Errorf("cached object is of %q: %w", o.src.Path, layers.ErrCorrupt)
+		}
+		return o, err
+	})
+}
 
 // Holds reports whether all of src is here, in a cached object, as Missing
 // has it. It makes none.

@@ -59,6 +59,7 @@ func TestSharedCache(t *testing.T) {
 	s := newSource(t)
 	want := s.put(t, "file", 6<<20+5)
 	small := s.put(t, "small", 3000)
+	large := s.put(t, "large", 72<<20) // more than is copied at once
 	options := ",cachedir=" + filepath.Join(s.local, "cache") + ",prefetch=off"
 	a := s.another(t, "a", options)
 	b := s.mount(t, options)
@@ -67,6 +68,7 @@ func TestSharedCache(t *testing.T) {
 	must(t, err)
 	same(t, a.Path("file"), want)
 	same(t, a.Path("small"), small)
+	same(t, a.Path("large"), large)
 	if n := s.came(func() { same(t, b.Path("file"), want); same(t, b.Path("small"), small) }); n > 1<<20 {
 		t.Errorf("%d bytes came that another mount has", n)
 	}
@@ -83,6 +85,18 @@ func TestSharedCache(t *testing.T) {
 	}); n > 1<<20 {
 		t.Errorf("%d bytes came that a killed mount had", n)
 	}
+	if n := s.came(func() {
+		f, err := os.OpenFile(b.Path("large"), os.O_RDWR, 0)
+		must(t, err)
+		_, err = f.WriteAt([]byte("mine"), 1<<20)
+		must(t, err)
+		must(t, f.Close())
+		s.filled(t, "large")
+	}); n > 1<<20 {
+		t.Errorf("%d bytes came of a large file that is in the cache", n)
+	}
+	copy(large[1<<20:], "mine")
+	same(t, filepath.Join(s.upper(), "large"), large)
 	mine := bytes.Clone(want)
 	copy(mine[1<<20:], "mine")
 	same(t, b.Path("file"), mine)
@@ -106,7 +120,7 @@ func TestSharedCache(t *testing.T) {
 		}
 		return err
 	}))
-	if len(objects) != 2 {
+	if len(objects) != 3 {
 		t.Fatalf("%q", objects)
 	}
 	for _, p := range objects {
