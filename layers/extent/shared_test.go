@@ -101,6 +101,43 @@ func TestGuestsReadWhatTheOwnerHas(t *testing.T) {
 	must(t, a.Close())
 }
 
+// Looking for an object makes none, and who wants one at that moment gets it.
+func TestExisting(t *testing.T) {
+	dir := t.TempDir()
+	src := &source{content: noise(3000, 1)}
+	s := openShared(t, dir, bootA, 0)
+	defer s.Close()
+	if _, err := s.Existing(sourceOf(src.content)); err != unix.ENOENT || len(names(t, dir)) != 1 {
+		t.Fatalf("%v, and there is %q", err, names(t, dir))
+	}
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Add(2)
+		go func() {
+			defer wg.Done()
+			if o, err := s.Existing(sourceOf(src.content)); err == nil {
+				_ = o.Close()
+			}
+		}()
+		go func() {
+			defer wg.Done()
+			o, err := s.Cached(sourceOf(src.content))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = o.Close()
+		}()
+		wg.Wait()
+		must(t, s.discard((&Source{LayerID: "ssh://host/data", Path: "dir/file", Version: sourceOf(src.content).Version}).key()))
+	}
+	readCached(t, s, src, sourceOf(src.content), src.content)
+	o, err := s.Existing(sourceOf(src.content))
+	must(t, err)
+	defer o.Close()
+	want(t, "existing", contentOf(t, o, nil), src.content)
+}
+
 // What another process has open is not removed, and what a dead one had is.
 func TestSharedEviction(t *testing.T) {
 	const limit, each = 4 << 20, 1 << 20

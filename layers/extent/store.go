@@ -320,10 +320,10 @@ func (s *Store) get(name string, open func() (*Object, error)) (*Object, error) 
 	if e != nil {
 		e.refs++
 		s.mu.Unlock()
-		if <-e.ready; e.err == errEvicted {
-			return s.get(name, open)
+		if <-e.ready; e.err != nil {
+			return s.get(name, open) // whoever opened it wanted less, or evicted it
 		}
-		return e.obj, e.err
+		return e.obj, nil
 	}
 	e = &entry{ready: make(chan struct{}), refs: 1, name: name}
 	s.objs[name] = e
