@@ -174,9 +174,13 @@ type layer struct {
 	ident    string // migrate: its id
 	dev      uint64 // of the root directory
 	oci      bool
-	handles  handles
-	trash    int // migrate: LOWER/.migratefs/trash, -1 until needed
-	marks    int // migrate: LOWER/.migratefs/hl, -1 until needed
+
+	// pairs: the names of one inode are one file although it lies on another host.
+	// Nothing is ever brought up from there: a copy would have one of them only.
+	pairs   bool
+	handles handles
+	trash   int // migrate: LOWER/.migratefs/trash, -1 until needed
+	marks   int // migrate: LOWER/.migratefs/hl, -1 until needed
 }
 
 func (l *layer) isLocal() bool { return l.root >= 0 }
@@ -257,7 +261,7 @@ func (fs *FS) stack() {
 		fs.closeTells = !fs.upper.disk
 	}
 	for i, low := range fs.cfg.Lowers {
-		l := &layer{Layer: low.Layer, index: i + 1, root: -1, changes: low.Changes, oci: low.OCI && fs.cfg.Mode == Overlay, handles: handles{fd: -1}, trash: -1, marks: -1}
+		l := &layer{Layer: low.Layer, index: i + 1, root: -1, changes: low.Changes, oci: low.OCI && fs.cfg.Mode == Overlay, pairs: fs.upper == nil, handles: handles{fd: -1}, trash: -1, marks: -1}
 		if d, ok := low.Layer.(interface{ Root() int }); ok {
 			l.root = d.Root()
 			l.writable = fs.cfg.Mode == Migrate

@@ -47,8 +47,8 @@ func (n *node) upgrade(f *found) {
 		n.origin = n.origin || f.origin
 		return
 	}
-	// A local lower's file is found by its inode, maybe under a new path.
-	moved := !f.upper && len(f.lowers) > 0 && f.lowers[0].layer.isLocal()
+	// A file that is known by its inode may be found under a new path.
+	moved := !f.upper && len(f.lowers) > 0 && (f.lowers[0].layer.isLocal() || f.lowers[0].layer.pairs)
 	if f.upper == n.upper && (n.isDir() || n.lowers == nil || moved) {
 		same := len(n.lowers) > 0 && len(f.lowers) > 0 && sameFile(n.lowers[0].attr, f.lowers[0].attr)
 		n.lowers = f.lowers

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 
@@ -51,6 +52,9 @@ func (t *table) get(id uint64) *node {
 func keyOf(l *layer, p layers.Path, a *layers.Attr) fileKey {
 	if a.Has(layers.KnownIno) && l.isLocal() {
 		return fileKey{dev: a.Dev, ino: a.Ino}
+	}
+	if l.pairs && a.Has(layers.KnownIno|layers.KnownNlink) && a.Nlink > 1 && !a.IsDir() {
+		p = layers.Path(fmt.Sprintf("\x00%x:%x", a.Dev, a.Ino)) // no path has a NUL
 	}
 	k := fileKey{dev: noDev | uint64(l.index), path: p, ino: uint64(a.Type())}
 	if a.IsRegular() {

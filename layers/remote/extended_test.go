@@ -429,3 +429,93 @@ func FuzzStat(f *testing.F) {
 		}
 	})
 }
+
+// Another directory at the root's path is another source, on the same filesystem too.
+func TestRootReplaced(t *testing.T) {
+	top := t.TempDir()
+	dir := filepath.Join(top, "root")
+	must(t, os.Mkdir(dir, 0o755))
+	write(t, filepath.Join(dir, "f"), "text")
+	l := open(t, owned(dir, server.Config{}))
+	_, err := l.Stat(soon(t), "f")
+	must(t, err)
+	must(t, os.Rename(dir, dir+".old"))
+	must(t, os.Mkdir(dir, 0o755))
+	for what, err := range map[string]error{
+		"stat": second(l.Stat(soon(t), "f")), "readdir": second(l.ReadDir(soon(t), "")), "xattrs": second(l.Xattrs(soon(t), "f")),
+	} {
+		if !errors.Is(err, layers.ErrReplaced) {
+			t.Errorf("%s: %v, want ErrReplaced", what, err)
+		}
+	}
+	must(t, os.Remove(dir))
+	must(t, os.Rename(dir+".old", dir))
+	if _, err := l.Stat(soon(t), "f"); err != nil {
+		t.Errorf("when it is back: %v", err)
+	}
+}
+
+// Our own server takes no more exchanges than another.
+func TestRoundTripsOwnServer(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 1000 {
+		write(t, filepath.Join(dir, fmt.Sprintf("f%04d", i)), "text")
+	}
+	must(t, unix.Setxattr(filepath.Join(dir, "f0000"), "user.note", []byte("x"), 0))
+	cfg := owned(dir, server.Config{})
+	cfg.Connections = 1 // the others say hello when they like
+	l := open(t, cfg)
+	count := func(what string, most int64, f func() error) {
+		t.Helper()
+		before := l.Stats().Bursts
+		must(t, f())
+		if n := l.Stats().Bursts - before; n > most {
+			t.Errorf("%s takes %d exchanges, want at most %d", what, n, most)
+		}
+	}
+	var list []layers.Entry
+	count("a listing of 1,000 names", 2, func() (err error) { list, err = l.ReadDir(soon(t), ""); return err })
+	if len(list) != 1000 || !list[0].Attr.Has(layers.KnownIno|layers.KnownCtime|layers.KnownNlink) {
+		t.Errorf("%d names, %+v", len(list), list[0].Attr)
+	}
+	count("stat", 1, func() error { return second(l.Stat(soon(t), "f0001")) })
+	count("xattrs", 1, func() error { return second(l.Xattrs(soon(t), "f0000")) })
+	count("readlink of what is none", 1, func() error {
+		_, err := l.Readlink(soon(t), "f0000")
+		if errors.Is(err, unix.EINVAL) {
+			return nil
+		}
+		return err
+	})
+}
+
+// Handles of our own server can be predicted, as OpenSSH's can.
+func TestPredictionOwnServer(t *testing.T) {
+	dir := t.TempDir()
+	var files []layers.Wanted
+	for i := range 50 {
+		name := fmt.Sprintf("f%d", i)
+		write(t, filepath.Join(dir, name), name)
+		files = append(files, layers.Wanted{Path: layers.Path(name)})
+	}
+	cfg := owned(dir, server.Config{})
+	cfg.far = -1
+	l := open(t, cfg)
+	for i := range files {
+		a, err := l.Stat(soon(t), files[i].Path)
+		must(t, err)
+		files[i].Attr = &a
+	}
+	for end := time.Now().Add(time.Minute); l.Stats().Predicted == 0; {
+		if time.Now().After(end) {
+			t.Fatalf("nothing was predicted: %+v", l.Stats())
+		}
+		got, err := l.ReadMany(soon(t), files)
+		must(t, err)
+		for i, c := range got {
+			if c.Err != nil || string(c.Data) != string(files[i].Path) {
+				t.Fatalf("%s: %q, %v", files[i].Path, c.Data, c.Err)
+			}
+		}
+	}
+}

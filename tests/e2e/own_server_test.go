@@ -185,3 +185,31 @@ func TestSpecialFiles(t *testing.T) {
 		})
 	}
 }
+
+// TestHardLinksOfASource: in a mount without an upper the names of one file are one
+// file, by the number that tar and rsync go by, also after one of them has gone.
+func TestHardLinksOfASource(t *testing.T) {
+	s := newSource(t)
+	want := s.put(t, "one", 200_000)
+	other := s.put(t, "other", 1000)
+	must(t, os.Mkdir(filepath.Join(s.dir, "d"), 0o755))
+	must(t, os.Link(filepath.Join(s.dir, "one"), filepath.Join(s.dir, "d/two")))
+	m := testbed.Mount(t, "lowerdir="+s.sshd.Target(s.dir)+s.withOwn(t), s.mnt(), testbed.MountConfig{Env: s.sshd.Env()})
+	var one, two, third unix.Stat_t
+	must(t, unix.Stat(m.Path("one"), &one))
+	must(t, unix.Stat(m.Path("d/two"), &two))
+	must(t, unix.Stat(m.Path("other"), &third))
+	if one.Ino != two.Ino || one.Nlink != 2 || one.Ino == third.Ino {
+		t.Errorf("inodes %d, %d and %d, %d links", one.Ino, two.Ino, third.Ino, one.Nlink)
+	}
+	for name, want := range map[string][]byte{"one": want, "d/two": want, "other": other} {
+		if got, err := os.ReadFile(m.Path(name)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
+	must(t, os.Remove(filepath.Join(s.dir, "one")))
+	testbed.Until(t, "the name to be gone", func() bool { return errors.Is(unix.Stat(m.Path("one"), &one), unix.ENOENT) })
+	if got, err := os.ReadFile(m.Path("d/two")); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the name that is left: %d bytes, %v", len(got), err)
+	}
+}

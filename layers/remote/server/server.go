@@ -88,7 +88,7 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer, cfg Config) error {
 	r := bufio.NewReaderSize(in, 64<<10)
 	var buf []byte
 	for ctx.Err() == nil {
-		if r.Buffered() < 4 || len(s.out) >= flushAt {
+		if !isWhole(r) || len(s.out) >= flushAt {
 			if err := s.flush(out); err != nil {
 				return fmt.Errorf("sending: %w", err)
 			}
@@ -105,6 +105,16 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer, cfg Config) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// isWhole reports whether the next request is here: if it has to be waited for, the
+// client may wait for answers.
+func isWhole(r *bufio.Reader) bool {
+	if r.Buffered() < 4 {
+		return false
+	}
+	head, _ := r.Peek(4)
+	return uint64(r.Buffered()) >= 4+uint64(binary.BigEndian.Uint32(head))
 }
 
 func (s *server) flush(out io.Writer) error {
