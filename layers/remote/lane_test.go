@@ -107,7 +107,7 @@ func TestTrips(t *testing.T) {
 			trips(t, l, "a second read", once(0, 1), func() { _, err = file.ReadAt(soon(t), b[:100], 50) })
 			must(t, err)
 			must(t, file.Close())
-			trips(t, l, "many files", once(1, 2), func() { f.checkMany(t, l, soon(t), files) })
+			trips(t, l, "many files", once(1, 2), func() { f.checkMany(soon(t), t, l, files) })
 			trips(t, l, "a directory", once(1, 2), func() { _, err = l.ReadDir(soon(t), "e") })
 			must(t, err)
 			var lists []layers.Listing
@@ -126,7 +126,7 @@ func TestTrips(t *testing.T) {
 }
 
 // checkMany reads files and compares what comes.
-func (f *fake) checkMany(t *testing.T, l *Layer, ctx context.Context, files []layers.Wanted) {
+func (f *fake) checkMany(ctx context.Context, t *testing.T, l *Layer, files []layers.Wanted) {
 	t.Helper()
 	got, err := l.ReadMany(ctx, files)
 	if err != nil || len(got) != len(files) {
@@ -235,7 +235,7 @@ func TestUnpredicted(t *testing.T) {
 			l := f.open(t)
 			files := f.wanted(t, l, "d")
 			withLanes(t, l)
-			f.checkMany(t, l, soon(t), files)
+			f.checkMany(soon(t), t, l, files)
 			f.set(func() {
 				f.lie = func(q *query) ([]byte, bool) {
 					if q.session == 1 {
@@ -255,7 +255,7 @@ func TestUnpredicted(t *testing.T) {
 			if what == "another file" {
 				return // it is one file's verdict, not the channel's
 			}
-			f.checkMany(t, l, soon(t), files)
+			f.checkMany(soon(t), t, l, files)
 			_, err = l.ReadDirs(soon(t), []layers.Path{"d", "e", ""})
 			must(t, err)
 			if l.swift() != nil {
@@ -288,7 +288,7 @@ func TestOutOfOrder(t *testing.T) {
 			return b, true
 		}
 	})
-	f.checkMany(t, l, soon(t), files)
+	f.checkMany(soon(t), t, l, files)
 	if !l.erratic.Load() {
 		t.Error("answers out of order were believed")
 	}
@@ -337,7 +337,7 @@ func TestBackgroundApart(t *testing.T) {
 	if mixed.Load() {
 		t.Error("one connection served both")
 	}
-	f.checkMany(t, l, layers.Background(soon(t)), f.wanted(t, l, "d"))
+	f.checkMany(layers.Background(soon(t)), t, l, f.wanted(t, l, "d"))
 	f.set(func() {
 		if len(f.handles) != 1 {
 			t.Errorf("%d handles are open, want the one of the file", len(f.handles))
@@ -352,7 +352,7 @@ func TestOneConnection(t *testing.T) {
 		l := f.open(t, func(c *Config) { c.Connections, c.far = n, -1 })
 		for _, ctx := range []context.Context{soon(t), layers.Background(soon(t))} {
 			for range 3 {
-				f.checkMany(t, l, ctx, f.wanted(t, l, "d"))
+				f.checkMany(ctx, t, l, f.wanted(t, l, "d"))
 				_, err := l.ReadDirs(ctx, []layers.Path{"d", "e"})
 				must(t, err)
 				file, err := l.Open(ctx, "f", nil)
@@ -398,8 +398,8 @@ func TestLanesRefused(t *testing.T) {
 		})
 		for range 20 {
 			files := f.wanted(t, l, "d")
-			f.checkMany(t, l, layers.Background(soon(t)), files)
-			f.checkMany(t, l, soon(t), files)
+			f.checkMany(layers.Background(soon(t)), t, l, files)
+			f.checkMany(soon(t), t, l, files)
 		}
 		if n := dials.Load(); n != 2 {
 			t.Errorf("%v: %d logins", refusal, n)
@@ -427,12 +427,12 @@ func TestLaneLost(t *testing.T) {
 		if b != nil {
 			go b.fail(lost(io.EOF), nil)
 		}
-		f.checkMany(t, l, soon(t), files)
-		f.checkMany(t, l, layers.Background(soon(t)), files)
+		f.checkMany(soon(t), t, l, files)
+		f.checkMany(layers.Background(soon(t)), t, l, files)
 	}
 	withLanes(t, l)
 	hangUp(l)
-	f.checkMany(t, l, soon(t), files)
+	f.checkMany(soon(t), t, l, files)
 }
 
 // A lane leads to the root that was mounted, or is none.
@@ -564,8 +564,8 @@ func TestHeldUp(t *testing.T) {
 	if _, err := other.ReadAt(soon(t), b, 0); err != nil || !bytes.Equal(b, f.files["/src/d/005"].data) {
 		t.Error(err)
 	}
-	f.checkMany(t, l, soon(t), files)
-	f.checkMany(t, l, layers.Background(soon(t)), files)
+	f.checkMany(soon(t), t, l, files)
+	f.checkMany(layers.Background(soon(t)), t, l, files)
 	close(release)
 	must(t, <-done)
 	if !main.alive() {
@@ -580,7 +580,7 @@ func TestLaneIdle(t *testing.T) {
 	files := f.wanted(t, l, "d")
 	for range 3 {
 		withLanes(t, l)
-		f.checkMany(t, l, soon(t), files)
+		f.checkMany(soon(t), t, l, files)
 		for l.Stats().Connections > 1 {
 			time.Sleep(time.Millisecond)
 		}
