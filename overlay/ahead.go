@@ -57,11 +57,14 @@ func (a *ahead) init(off bool) {
 	a.links = make(map[layers.Layer]*link)
 }
 
-// room says how much may be kept of what is fetched; where that is nothing, nothing is
-// fetched ahead.
-func (a *ahead) room(limit int64) {
-	a.limit = limit
-	a.off = a.off || limit < 0
+// into says where what is fetched is kept; where that is nowhere, nothing is fetched
+// ahead.
+func (a *ahead) into(store *extent.Store) {
+	if store == nil || store.Limit() < 0 {
+		a.off = true
+		return
+	}
+	a.limit = store.Limit()
 }
 
 // close ends what is under way and waits for it.

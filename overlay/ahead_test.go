@@ -250,6 +250,12 @@ func newAheadWorld(t testing.TB, far *faraway, tweak ...func(*Config)) *aheadWor
 	return w
 }
 
+// readOnly makes a mount one without an upper.
+func readOnly(c *Config) {
+	c.Upper.Close()
+	c.Upper, c.Work = nil, nil
+}
+
 func (w *aheadWorld) must(what string, errno unix.Errno) {
 	w.t.Helper()
 	if errno != 0 {
@@ -312,10 +318,15 @@ const kernelReads = 128 << 10
 // reads here or on its way; what is under way grows to what the link holds, and
 // nothing is fetched twice.
 func TestSequentialReader(t *testing.T) {
+	t.Run("with an upper", func(t *testing.T) { testSequentialReader(t, func(*Config) {}) })
+	t.Run("without", func(t *testing.T) { testSequentialReader(t, readOnly) })
+}
+
+func testSequentialReader(t *testing.T, tweak func(*Config)) {
 	far := &faraway{delay: 5 * time.Millisecond}
 	want := noise(24<<20+777, 1)
 	far.put("file", want)
-	w := newAheadWorld(t, far)
+	w := newAheadWorld(t, far, tweak)
 	fh := w.openFile("file")
 	for off := 0; off < len(want); off += kernelReads {
 		if got := w.readAt(fh, off, kernelReads); !bytes.Equal(got, want[off:min(off+kernelReads, len(want))]) {
@@ -496,11 +507,15 @@ func smallFiles(far *faraway, d string, n int) map[string][]byte {
 // no other costs an exchange that he waits for, whichever order he reads them in, and
 // none comes twice.
 func TestSiblings(t *testing.T) {
-	for _, order := range []string{"as listed", "by name"} {
+	for _, order := range []string{"as listed", "by name", "without an upper"} {
 		t.Run(order, func(t *testing.T) {
 			far := &faraway{delay: time.Millisecond}
 			all := smallFiles(far, "d", 1000)
-			w := newAheadWorld(t, far)
+			w := newAheadWorld(t, far, func(c *Config) {
+				if order == "without an upper" {
+					readOnly(c)
+				}
+			})
 			names := w.ls("d")
 			if order == "by name" {
 				slices.Sort(names)

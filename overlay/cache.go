@@ -5,6 +5,8 @@ import (
 	"os"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/extent"
@@ -36,8 +38,31 @@ func (fs *FS) openCache() (err error) {
 	if c := &fs.cfg.Cache; c.Dir != nil {
 		fs.shared, err = extent.OpenStore(int(c.Dir.Fd()),
 			extent.Config{Logger: fs.log, Limit: c.Limit, Percent: c.Percent, Shared: true})
+	} else if fs.upper == nil && !fs.cfg.NoPrefetch && !fs.LocalOnly() {
+		fs.shared = fs.openMemory()
 	}
 	return err
+}
+
+// memoryLimit is how much of what is fetched ahead is kept in memory where there is
+// no other place for it.
+const memoryLimit = 64 << 20
+
+// openMemory opens a store that nobody else sees and that leaves nothing; nil if we
+// may not: then nothing is kept, and nothing fetched ahead.
+func (fs *FS) openMemory() *extent.Store {
+	fd, err := sys.Memory(memoryLimit + memoryLimit/4)
+	if err != nil {
+		fs.log.Debug("nothing is fetched ahead, as there is no place for it", "cause", err)
+		return nil
+	}
+	defer unix.Close(fd)
+	store, err := extent.OpenStore(fd, extent.Config{Logger: fs.log, Limit: memoryLimit})
+	if err != nil {
+		fs.log.Warn("nothing is fetched ahead", "cause", err)
+		return nil
+	}
+	return store
 }
 
 // cache is the store of cached objects; nil if nothing is kept.

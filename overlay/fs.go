@@ -110,7 +110,7 @@ type FS struct {
 	temps  int      // WORK/temps, with AsCaller
 	stubs  int      // WORK/stubs: one name per pending file
 	store  *extent.Store
-	shared *extent.Store // of cached objects, in a directory that other mounts use, too; nil without one
+	shared *extent.Store // of cached objects, in a directory that other mounts use, too, or in memory; nil without one
 	copies copyup.Config
 	backer backer // nil: no passthrough
 	oci    bool   // a lower has OCI whiteouts
@@ -229,11 +229,13 @@ func (fs *FS) start(ctx context.Context) error {
 		return err
 	}
 	if fs.upper == nil {
+		fs.ahead.into(fs.cache())
 		return fs.openRoot(ctx)
 	}
 	if err := fs.openWork(); err != nil {
 		return err
 	}
+	fs.ahead.into(fs.cache())
 	if err := fs.findHandles(); err != nil {
 		return err
 	}
@@ -338,9 +340,7 @@ func (fs *FS) openWork() (err error) {
 		return err
 	}
 	defer unix.Close(objects)
-	if fs.store, err = extent.OpenStore(objects, fs.storeConfig()); err == nil {
-		fs.ahead.room(fs.store.Limit())
-	}
+	fs.store, err = extent.OpenStore(objects, fs.storeConfig())
 	return err
 }
 

@@ -53,7 +53,7 @@ func spliceFile(fd, size int, off int64) fuse.ReadResult {
 
 // spliceObject is spliceFile for what an object has of h's file.
 func (h *handle) spliceObject(size int, off int64) fuse.ReadResult {
-	if size < spliceMin || h.n.fs.upper == nil || !h.n.fs.upper.disk {
+	if size < spliceMin {
 		return nil
 	}
 	h.n.mu.RLock()
@@ -63,7 +63,13 @@ func (h *handle) spliceObject(size int, off int64) fuse.ReadResult {
 		return nil
 	}
 	var r fuse.ReadResult
-	if obj.ReadBy(off, int64(size), func(fd int) bool { r = spliceFile(fd, size, off); return r != nil }) {
+	if obj.ReadBy(off, int64(size), func(fd int) bool {
+		var st unix.Statfs_t
+		if unix.Fstatfs(fd, &st) == nil && isDisk(&st) {
+			r = spliceFile(fd, size, off)
+		}
+		return r != nil
+	}) {
 		return r
 	}
 	if r != nil {

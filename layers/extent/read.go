@@ -58,7 +58,7 @@ func (o *Object) ReadAt(ctx context.Context, fetch Fetcher, b []byte, off int64)
 // is the file's: if not, some of it may have gone meanwhile, and is to be dropped.
 func (o *Object) ReadBy(off, n int64, f func(fd int) bool) bool {
 	o.mu.RLock()
-	here := off >= 0 && off <= o.size-n && o.presentLocked(off, off+n)
+	here := !o.guest && off >= 0 && off <= o.size-n && o.presentLocked(off, off+n)
 	drops := o.drops.Load()
 	o.mu.RUnlock()
 	if !here {
