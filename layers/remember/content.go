@@ -3,14 +3,22 @@ package remember
 import (
 	"context"
 	"errors"
+	"io"
 
 	"github.com/migratefs/migratefs/layers"
 )
 
-// contradicts reports whether err, of a file that was found at a path, says that what
-// is remembered of the path is wrong.
-func contradicts(err error) bool {
-	return errors.Is(err, layers.ErrStale) || errors.Is(err, layers.ErrNotRegular) || gone(err)
+// heed forgets what err, of a file that was found at p, says is wrong.
+func (l *Layer) heed(p layers.Path, err error) {
+	switch {
+	case err == nil:
+	case errors.Is(err, layers.ErrStale), errors.Is(err, layers.ErrNotRegular), gone(err):
+		l.Forget(p)
+	case errors.Is(err, layers.ErrReplaced):
+		l.mu.Lock()
+		l.note(err)
+		l.mu.Unlock()
+	}
 }
 
 // Open implements layers.Layer. The storage says whether the file is the one that was
@@ -18,9 +26,7 @@ func contradicts(err error) bool {
 func (l *Layer) Open(ctx context.Context, p layers.Path, want *layers.Attr) (layers.File, error) {
 	f, err := l.Layer.Open(ctx, p, want)
 	if err != nil {
-		if contradicts(err) {
-			l.Forget(p)
-		}
+		l.heed(p, err)
 		return nil, err
 	}
 	return &file{f, l, p}, nil
@@ -36,8 +42,8 @@ type file struct {
 // ReadAt implements layers.File.
 func (f *file) ReadAt(ctx context.Context, b []byte, off int64) (int, error) {
 	n, err := f.File.ReadAt(ctx, b, off)
-	if errors.Is(err, layers.ErrStale) {
-		f.l.Forget(f.p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		f.l.heed(f.p, err)
 	}
 	return n, err
 }
@@ -58,10 +64,9 @@ func (l *Layer) ReadMany(ctx context.Context, files []layers.Wanted) ([]layers.C
 	}
 	contents, err := b.ReadMany(ctx, files)
 	for i := range contents {
-		if contradicts(contents[i].Err) {
-			l.Forget(files[i].Path)
-		}
+		l.heed(files[i].Path, contents[i].Err)
 	}
+	l.heed(layers.Root, err)
 	return contents, err
 }
 
@@ -98,6 +103,7 @@ func (l *Layer) StatMany(ctx context.Context, paths []layers.Path) ([]layers.Att
 	l.tell(ctx, asked)
 	got, gotErrs, err := b.StatMany(ctx, ask)
 	if err != nil {
+		l.heed(layers.Root, err)
 		return nil, nil, err
 	}
 	l.mu.Lock()

@@ -24,6 +24,7 @@ type far struct {
 	asked map[string]int // by kind: "stat", "readdir", "readdirs", "readlink"
 	dirs  []layers.Path  // that were listed, each time
 	off   bool
+	gone  error // the answer to everything
 
 	// hold, if not nil, is received from before an answer is given, and after it was made.
 	hold chan struct{}
@@ -84,7 +85,10 @@ func (f *far) answer(ctx context.Context, kind string, g func() error) error {
 	f.mu.Lock()
 	f.asked[kind]++
 	err, hold := layers.ErrOffline, f.hold
-	if !f.off {
+	switch {
+	case f.gone != nil:
+		err = f.gone
+	case !f.off:
 		err = g()
 	}
 	f.mu.Unlock()

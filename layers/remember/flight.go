@@ -212,6 +212,7 @@ func (l *Layer) landLocked(q question, f *flight, new newListing) {
 }
 
 func (l *Layer) rememberLocked(q question, f *flight, new newListing) {
+	l.note(f.err)
 	switch {
 	case f.err == nil:
 	case q.about == aboutAttr && errors.Is(f.err, unix.ENOENT):

@@ -15,7 +15,8 @@
 //
 // An answer that the storage contradicts is valid no more: a file that is opened, or
 // read, and is another one by now (ErrStale) makes its path and every directory above
-// it unknown, and what was asked before that moment is not kept.
+// it unknown, and what was asked before that moment is not kept. Storage that is not the
+// one that was mounted (ErrReplaced) makes everything unknown.
 //
 // It never turns "cannot look" into "is not there". A name is absent if its directory
 // was listed without it, or if the storage, asked for that name, said so; while the
@@ -103,6 +104,7 @@ type Layer struct {
 	touched   [8]touch // directories, lately
 	next      int      // where the next goes
 	forgotten int      // how often something turned out to be wrong
+	doubted   moment   // what was asked until then is not valid
 	statfs    *layers.Statfs
 	statAt    moment
 	stats     Stats
@@ -174,7 +176,16 @@ func (l *Layer) fresh(at moment) bool  { return l.within(at, l.cfg.Keep) }
 func (l *Layer) absent(at moment) bool { return l.within(at, l.cfg.Absent) }
 
 func (l *Layer) within(at moment, keep time.Duration) bool {
-	return at != 0 && (keep == Forever || l.now()-at < moment(keep))
+	return at > l.doubted && (keep == Forever || l.now()-at < moment(keep))
+}
+
+// note notes what err says about all that is remembered: of storage that is not the one
+// that was seen nothing is valid any more. The caller holds mu.
+func (l *Layer) note(err error) {
+	if errors.Is(err, layers.ErrReplaced) {
+		l.doubted = l.now()
+		l.forgotten++
+	}
 }
 
 // tell tells ctx as of when it is answered. What is kept for ever has no age.

@@ -196,6 +196,53 @@ func TestStale(t *testing.T) {
 	}
 }
 
+// TestReplaced: once the storage is known to be another one, what was seen before is not
+// valid any more, and an error; what is seen when the right one is back is.
+func TestReplaced(t *testing.T) {
+	f := newFar("d/", "d/f", "d/g", "e/")
+	l, clock := around(t, f, func(c *Config) { c.Keep, c.Absent = Forever, Forever })
+	ctx := t.Context()
+	look := func() (errs []error) {
+		_, err := l.Stat(ctx, "d/f")
+		_, absent := l.Stat(ctx, "d/x")
+		_, listing := l.ReadDir(ctx, "d")
+		return []error{err, absent, listing}
+	}
+	if errs := look(); errs[0] != nil || !errors.Is(errs[1], unix.ENOENT) || errs[2] != nil {
+		t.Fatal(errs)
+	}
+	for _, notice := range []func(){
+		func() { _, _ = l.Stat(ctx, "e/y") },
+		func() { _, _ = l.Open(ctx, "d/g", nil) },
+	} {
+		clock.pass(1)
+		f.mu.Lock()
+		f.gone = layers.ErrReplaced
+		f.mu.Unlock()
+		notice()
+		for i, err := range look() {
+			if !errors.Is(err, layers.ErrReplaced) {
+				t.Errorf("look %d: %v", i, err)
+			}
+		}
+		f.mu.Lock()
+		f.gone = nil
+		f.mu.Unlock()
+		clock.pass(1)
+		if errs := look(); errs[0] != nil || !errors.Is(errs[1], unix.ENOENT) || errs[2] != nil {
+			t.Error("back again:", errs)
+		}
+		l.settle()
+		before := f.total()
+		look()
+		if f.total() != before {
+			t.Error("back again, and asked every time")
+		}
+		l.Forget("e/y")
+		l.Forget("e")
+	}
+}
+
 // TestStaleAnswerOnItsWay: what was asked before it turned out to be wrong is not kept,
 // and nobody who asks afterwards gets it.
 func TestStaleAnswerOnItsWay(t *testing.T) {
