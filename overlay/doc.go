@@ -24,8 +24,10 @@
 //	fileLocks.mu (per node: who has locked)    calls on a local layer that do not wait for a lock
 //	FS.window (a directory has moved in some   one rename in each layer; it can be waited for with
 //	         layers and not in others)         any lock held, since nothing is waited for in it
+//	swaps.mu (one pending file turns ordinary)  calls on the upper that do not move data
 //	FS.tree (all names)                        nothing: memory only
-//	table.mu, dirCache.mu, handleTable.mu      nothing: memory only
+//	table.mu, dirCache.mu, handleTable.mu,     nothing: memory only
+//	fill.mu
 //	FS.timesMu (per directory in the upper)    one name made there, and its times put back
 //
 // in this order. No lock is held while a source is asked. FS.dirMoves, then FS.removing come
@@ -41,6 +43,9 @@
 //     and stays until the last is closed. In passthrough it is the upper file.
 //   - The upper inode of a metacopy holds no data, or a part of it: nothing reads it,
 //     nor writes to it but the copy-up that completes it (node.dataInUpper).
+//   - A pending file turns into an ordinary one with node.mu held, and never back: who
+//     changes its stub holds node.mu too (openChanging, stayingView), and who looks at
+//     stub and object without it looks again if one turned meanwhile (swap.go).
 //   - A name in the upper hides the same name in lowers: an older copy, or the one that
 //     it came of, for a while or, with keep_lower, for as long as it has the name. Nothing
 //     gives up a name in the upper before those are gone, durably.

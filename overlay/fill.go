@@ -97,6 +97,7 @@ type filling struct {
 	gone     bool
 	busy     bool
 	conflict bool
+	moot     bool // it may not be in conflict any more
 	missing  int64
 	after    time.Time // it is not tried before
 	err      error     // why
@@ -214,6 +215,9 @@ func (q *fill) closed(id extent.ID) {
 	if f != nil && errors.Is(f.err, errNotWhole) {
 		f.after = time.Time{}
 	}
+	if f != nil && f.conflict { // cut to nothing and written anew, it has nothing of the source's
+		f.moot, f.after = true, time.Time{}
+	}
 	q.mu.Unlock()
 	if f != nil {
 		q.wake()
@@ -268,7 +272,7 @@ func (q *fill) pick(now time.Time) (f *filling, again time.Time) {
 	defer q.mu.Unlock()
 	again = now.Add(time.Hour)
 	due := func(f *filling) bool {
-		if f == nil || f.gone || f.busy || f.conflict {
+		if f == nil || f.gone || f.busy || f.conflict && !f.moot {
 			return false
 		}
 		at := f.after
@@ -346,7 +350,7 @@ func (q *fill) done(f *filling, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	last := f.err
-	f.busy, f.err = false, err
+	f.busy, f.moot, f.err = false, false, err
 	switch {
 	case errors.Is(err, context.Canceled):
 	case errors.Is(err, layers.ErrStale):

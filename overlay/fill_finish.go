@@ -209,24 +209,23 @@ func (f *finishing) sameProject() bool {
 // replace renames the data file over the stub. n.mu is held.
 func (f *finishing) replace() error {
 	fs, n, data := f.fs, f.n, f.obj.DataFd()
-	if err := f.dress(data); err != nil {
-		return err
-	}
-	if !fs.cfg.Volatile {
-		if err := f.obj.SyncFile(); err != nil {
-			return err
-		}
-	}
 	objects, err := sys.OpenAt(fs.work, "objects", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(objects)
+	// While it has a mode that lets us: the stub's may not.
 	fds, err := n.reopenAll(data)
 	if err != nil {
 		return err
 	}
-	endMove, err := n.moveLocks(data)
+	if err = f.dress(data); err == nil && !fs.cfg.Volatile {
+		err = f.obj.SyncFile()
+	}
+	var endMove func(bool)
+	if err == nil {
+		endMove, err = n.moveLocks(data)
+	}
 	if err != nil {
 		closeAll(fds)
 		return err

@@ -97,8 +97,11 @@ func (q *fill) gather(ctx context.Context, f *filling) []*filling {
 // asSmall opens f if it is small.
 func (q *fill) asSmall(f *filling) (small, bool) {
 	q.mu.Lock()
-	id := f.id
+	id, conflict := f.id, f.conflict
 	q.mu.Unlock()
+	if conflict {
+		return small{}, false
+	}
 	obj, err := q.fs.store.Pending(id)
 	if err != nil {
 		return small{}, false // work will tell

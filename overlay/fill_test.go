@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/whiteout"
 )
 
 var remoteStack = stackings[slices.IndexFunc(stackings, isRemote)]
@@ -245,4 +249,122 @@ func TestFillOfManySmallFiles(t *testing.T) {
 	if b, err := os.ReadFile(w.at("upper/big")); err != nil || !bytes.Equal(b, bytes.Repeat([]byte("big"), 1<<20)) {
 		t.Errorf("big: %d bytes, %v", len(b), err)
 	}
+}
+
+// TestConflictThatIsMoot: who cuts a file to nothing and writes it anew has ended its
+// conflict: it has nothing of the source's.
+func TestConflictThatIsMoot(t *testing.T) {
+	w := newWorld(t, worlds(t), remoteStack)
+	far := &faraway{}
+	far.put("f", bytes.Repeat([]byte("f"), 100_000))
+	w.tweak = func(c *Config) { c.Lowers = []Lower{{Layer: far}} }
+	must(t, w.open())
+	d := &driver{fs: w.fs}
+	if errno := d.chmod("f", 0o600); errno != 0 {
+		t.Fatal(errno)
+	}
+	d.end()
+	far.put("f", []byte("another"))
+	w.close()
+	w.tweak = func(c *Config) {
+		c.Lowers = []Lower{{Layer: far}}
+		c.Fill = FillConfig{Finish: true, Fetch: true}
+	}
+	must(t, w.open())
+	defer w.remove()
+	until := func(what string, is func(p *Progress) bool) {
+		t.Helper()
+		var p Progress
+		for range 1000 {
+			if p, _ = w.fs.Progress(t.Context()); is(&p) {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Fatalf("no %s: %+v", what, p)
+	}
+	until("conflict", func(p *Progress) bool { return p.Conflicts == 1 && p.Files == 1 })
+	d = &driver{fs: w.fs}
+	defer d.end()
+	if errno := d.write("f", "x", 50_000); errno != 0 {
+		t.Fatal(errno)
+	}
+	until("conflict that stays", func(p *Progress) bool { return p.Conflicts == 1 && p.Files == 1 })
+	if errno := d.truncate("f", 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	until("end of the conflict", func(p *Progress) bool { return p.Conflicts == 0 && p.Files == 0 })
+	if errno := d.write("f", "anew", 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	if b, err := os.ReadFile(w.at("upper/f")); err != nil || string(b) != "anew" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// TestFillWithoutRoot fills as a mount without root does: with notes in user.overlay.*,
+// and modes that keep the daemon itself from opening what it has not open.
+func TestFillWithoutRoot(t *testing.T) {
+	if dir := os.Getenv(fillHere); dir != "" {
+		fillAsUser(t, dir)
+		return
+	}
+	base := worlds(t)
+	must(t, os.Chmod(filepath.Dir(base), 0o755))
+	w := newWorld(t, base, remoteStack)
+	defer w.remove()
+	for _, dir := range []string{"upper", "work"} {
+		must(t, os.RemoveAll(w.at(dir)))
+		must(t, os.Mkdir(w.at(dir), 0o755))
+		must(t, os.Chown(w.at(dir), 1000, 1001))
+	}
+	exe, err := os.ReadFile("/proc/self/exe")
+	must(t, err)
+	must(t, os.WriteFile(w.at("test"), exe, 0o755))
+	cmd := exec.Command(w.at("test"), "-test.run=^TestFillWithoutRoot$")
+	cmd.Env = append(os.Environ(), fillHere+"="+w.dir)
+	cmd.Dir = w.dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1001}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// fillHere tells a child of the test where a world is.
+const fillHere = "MIGRATEFS_TEST_FILL"
+
+func fillAsUser(t *testing.T, dir string) {
+	far := &faraway{}
+	far.put("f", bytes.Repeat([]byte("f"), 100_000))
+	far.put("g", bytes.Repeat([]byte("g"), 100_000))
+	w := &world{t: t, dir: dir, kind: remoteStack}
+	w.tweak = func(c *Config) { c.Lowers, c.Format = []Lower{{Layer: far}}, whiteout.User }
+	must(t, w.open())
+	d := &driver{fs: w.fs}
+	fh, errno := d.keep("f")
+	for i, f := range []func() unix.Errno{
+		func() unix.Errno { return errno },
+		func() unix.Errno { return d.write("f", "written", 0) },
+		func() unix.Errno { return d.chmod("f", 0o400) },
+		func() unix.Errno { return d.chmod("g", 0o640) },
+		func() unix.Errno { return d.link("g", "second") },
+	} {
+		if errno := f(); errno != 0 {
+			t.Fatalf("step %d: %v", i, errno)
+		}
+	}
+	must(t, w.fs.Fill(t.Context()))
+	if b, errno := d.readHandle(fh); errno != 0 || len(b) != 100_000 || string(b[:8]) != "writtenf" {
+		t.Errorf("%d bytes, %v", len(b), errno)
+	}
+	if b, err := os.ReadFile(w.at("upper/second")); err != nil || len(b) != 100_000 || b[99_999] != 'g' {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+	d.end()
+	w.close()
+	must(t, w.open())
+	if left := w.leftovers(); left != "" {
+		t.Errorf("left over:\n\t%s", left)
+	}
+	w.close()
 }

@@ -39,6 +39,7 @@ func (fs *FS) Fill(ctx context.Context) error {
 func (q *fill) work(ctx context.Context, f *filling, fetch bool) error {
 	q.mu.Lock()
 	id := f.id
+	fetch = fetch && !f.conflict
 	q.mu.Unlock()
 	obj, err := q.fs.store.Pending(id)
 	if err != nil {

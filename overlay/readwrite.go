@@ -286,7 +286,10 @@ func (fs *FS) withData(n *node, f func(obj objectWriter, fd int) error) error {
 		return err
 	}
 	if len(n.open) == 0 {
-		defer n.closeObject()
+		defer func() {
+			n.closeObject()
+			fs.fill.closed(n.pending)
+		}()
 	}
 	return f(n.obj, fd)
 }
