@@ -396,7 +396,7 @@ func TestLanesRefused(t *testing.T) {
 				return nil, refusal
 			}
 		})
-		for range 20 {
+		for range 5 {
 			files := f.wanted(t, l, "d")
 			f.checkMany(layers.Background(soon(t)), t, l, files)
 			f.checkMany(soon(t), t, l, files)
