@@ -234,7 +234,7 @@ func (m *readMany) readBlocks(c *conn, group []int, p *places, asked time.Time, 
 			parts, err = m.l.readBlock(c, mine, &a, n)
 		}
 		if err == nil {
-			m.take(i, parts, isSettled(&a, asked))
+			m.take(i, parts, wasSettled(w.Attr, &a, asked))
 			continue
 		}
 		if isStatus(err, fxNoSuchFile) {
@@ -373,7 +373,7 @@ func (l *Layer) readAlone(ctx context.Context, w *layers.Wanted) (c layers.Conte
 		return layers.Content{Err: err}
 	}
 	defer f.Close()
-	c.Settled = isSettled(w.Attr, time.Now())
+	c.Settled = f.(*File).Settled()
 	c.Data = make([]byte, w.Attr.Size)
 	if n, err := f.ReadAt(ctx, c.Data, 0); err != nil && (err != io.EOF || n < len(c.Data)) {
 		return layers.Content{Err: err}

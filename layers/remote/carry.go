@@ -51,7 +51,7 @@ func (l *Layer) openWhole(ctx context.Context, p layers.Path, want *layers.Attr)
 		l.distrust(c, err)
 		return nil, err
 	}
-	f := l.newFile(p, a, before)
+	f := l.newFile(p, a, wasSettled(want, &a, before))
 	f.whole = joined(parts, n)
 	return f, nil
 }

@@ -589,3 +589,27 @@ func TestLaneIdle(t *testing.T) {
 		t.Errorf("%d logins", n)
 	}
 }
+
+// What the server learns only behind the read says nothing about the bytes.
+func TestWasSettled(t *testing.T) {
+	now := time.Unix(5000, 0)
+	attr := func(sec int64, known layers.Known) *layers.Attr {
+		return &layers.Attr{Known: known | layers.KnownTimes, Mtime: layers.Time{Sec: sec}, Ctime: layers.Time{Sec: sec}}
+	}
+	exact, sure := layers.KnownCtime, layers.KnownCtime|layers.KnownSettled
+	for what, c := range map[string]struct {
+		want, a *layers.Attr
+		is      bool
+	}{
+		"old":                      {attr(4998, 0), attr(4998, 0), true},
+		"new":                      {attr(4999, 0), attr(4999, 0), false},
+		"settled before":           {attr(5000, sure), attr(5000, sure), true},
+		"settled behind the read":  {attr(5000, exact), attr(5000, sure), false},
+		"old and exact":            {attr(4997, exact), attr(4997, sure), true},
+		"by another server's word": {attr(5000, layers.KnownSettled), attr(5000, sure), false},
+	} {
+		if got := wasSettled(c.want, c.a, now); got != c.is {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+}

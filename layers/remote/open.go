@@ -100,7 +100,7 @@ func (l *Layer) open(ctx context.Context, p layers.Path, want *layers.Attr) (*Fi
 			gated = errors.Is(err, errStalled)
 			return err
 		}
-		f = l.newFile(p, a, time.Now())
+		f = l.newFile(p, a, isSettled(&a, time.Now()))
 		f.conn, f.handle = c, handle
 		return nil
 	})
@@ -115,10 +115,10 @@ func (l *Layer) open(ctx context.Context, p layers.Path, want *layers.Attr) (*Fi
 	return f, nil
 }
 
-// newFile returns the File for p, which was a's version at a moment before any
-// of it is read.
-func (l *Layer) newFile(p layers.Path, a layers.Attr, before time.Time) *File {
-	return &File{l: l, path: p, attr: a, settled: isSettled(&a, before), opening: make(chan struct{}, 1)}
+// newFile returns the File for p, which is a's version; settled is so before any of it
+// is read.
+func (l *Layer) newFile(p layers.Path, a layers.Attr, settled bool) *File {
+	return &File{l: l, path: p, attr: a, settled: settled, opening: make(chan struct{}, 1)}
 }
 
 // isSettled reports whether a change after the moment at shows in a's version.
@@ -132,6 +132,17 @@ func isSettled(a *layers.Attr, at time.Time) bool {
 		last = max(last, a.Ctime.Sec) + 1
 	}
 	return a.Has(layers.KnownTimes) && last+settleTime <= at.Unix()
+}
+
+// wasSettled is isSettled for what was read between the moment at, when it was asked for,
+// and a: what the server knew when it gave want, it did before.
+func wasSettled(want, a *layers.Attr, at time.Time) bool {
+	if want.Has(layers.KnownCtime | layers.KnownSettled) {
+		return true
+	}
+	b := *a
+	b.Known &^= layers.KnownSettled
+	return isSettled(&b, at)
 }
 
 // openHandle opens p, which must be what want describes, and returns the
