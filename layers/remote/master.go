@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
 )
 
 // Where only a person can log in (a one-time password, a key with a passphrase),
@@ -81,13 +83,15 @@ func private(st *unix.Stat_t, uid int) bool {
 // makeDir makes the directory of the socket.
 func (s *ssh) makeDir(socket string) error {
 	dir := filepath.Dir(socket)
-	if err := os.MkdirAll(s.c.ControlDir, 0o755); err != nil {
-		return err
+	for _, above := range []string{filepath.Dir(s.c.ControlDir), s.c.ControlDir} {
+		if err := sys.Mkdir(unix.AT_FDCWD, above, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
 	}
 	uid, gid := s.ids()
-	if err := os.Mkdir(dir, 0o700); err == nil {
+	if err := sys.Mkdir(unix.AT_FDCWD, dir, 0o700); err == nil {
 		// Whose name it is in belongs to us, so it is still what was made.
-		if err := os.Lchown(dir, uid, gid); err != nil {
+		if err := sys.Chown(unix.AT_FDCWD, dir, uid, gid); err != nil {
 			return err
 		}
 	} else if !errors.Is(err, os.ErrExist) {
@@ -121,7 +125,7 @@ func Login(ctx context.Context, cfg Config) error {
 	// One that is there may hang. Who uses it may go on with it, nobody new does.
 	if _, id := s.master(); id != "" {
 		_ = s.ask(ctx, socket, "stop")
-		_ = os.Remove(socket)
+		_ = sys.Unlink(unix.AT_FDCWD, socket)
 	}
 	cmd := s.asked("-oControlMaster=yes", "-oControlPath="+socket, "-oControlPersist="+masterIdle, "-f", "-N")
 	var said bounded
