@@ -210,20 +210,20 @@ func TestReadingWhatGoes(t *testing.T) {
 	must(t, err)
 	defer o.Close()
 	b := make([]byte, 1<<20)
-	for range 150 {
+	for range 60 {
 		must(t, o.Fill(ctx, src, 0, size))
-		began := make(chan struct{})
+		gone := make(chan struct{})
 		go func() {
-			<-began
+			defer close(gone)
 			o.shed(size)
 		}()
-		close(began)
 		for off := int64(0); off < size; off += int64(len(b)) {
 			if _, err := o.ReadAt(ctx, src, b, off); err != nil {
 				t.Fatal(err)
 			}
 			want(t, "read", b, src.content[off:off+int64(len(b))])
 		}
+		<-gone
 	}
 }
 
@@ -237,8 +237,9 @@ func TestReadersWhileEvicting(t *testing.T) {
 		src[i] = &source{content: noise(size, int64(i))}
 	}
 	var wg sync.WaitGroup
-	stop := make(chan struct{})
+	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
+		defer close(stopped)
 		rng := rand.New(rand.NewSource(99))
 		for {
 			select {
@@ -286,6 +287,7 @@ func TestReadersWhileEvicting(t *testing.T) {
 	}
 	wg.Wait()
 	close(stop)
+	<-stopped
 	must(t, s.Close())
 }
 
