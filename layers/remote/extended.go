@@ -96,10 +96,15 @@ func (r *reply) ok() error {
 // counts as well: a program that sets the modification time back is found out. So is
 // a rename, a chmod or a new link, which could not be told from it.
 //
-// Want may be a note of size and modification time from before a mount, when the
-// server was of the other kind: then seconds are compared.
+// Want may be a note of size, modification time and mode from before a mount, when the
+// server was of the other kind, or the group's rights were shown otherwise: then
+// seconds are compared, and no group's rights.
 func same(a, want *layers.Attr) bool {
 	mine, w := *a, *want
+	if !w.Has(layers.KnownOwner) && !w.Has(layers.KnownCtime) {
+		const group = 0o070 | unix.S_ISGID
+		mine.Mode, w.Mode = mine.Mode|group, w.Mode|group
+	}
 	switch {
 	case !mine.Has(layers.KnownCtime):
 		w.Mtime.Nsec = 0

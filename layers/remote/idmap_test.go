@@ -210,11 +210,18 @@ func TestNoGroup(t *testing.T) {
 		if err != nil || a.Mode != want {
 			t.Errorf("%o, %v, want %o", a.Mode, err, want)
 		}
-		f, err := l.Open(soon(t), "f", &a)
-		must(t, err)
-		b := make([]byte, 4)
-		if _, err := f.ReadAt(soon(t), b, 0); err != nil || string(b) != "text" {
-			t.Errorf("%q, %v", b, err)
+		note := layers.Attr{Known: layers.KnownSize | layers.KnownTimes, Mode: unix.S_IFREG | 0o775, Size: a.Size, Mtime: a.Mtime}
+		for _, want := range []*layers.Attr{&a, &note} { // also of a mount without the option
+			f, err := l.Open(soon(t), "f", want)
+			must(t, err)
+			b := make([]byte, 4)
+			if _, err := f.ReadAt(soon(t), b, 0); err != nil || string(b) != "text" {
+				t.Errorf("%q, %v", b, err)
+			}
+		}
+		note.Mode = unix.S_IFREG | 0o771
+		if _, err := l.Open(soon(t), "f", &note); !errors.Is(err, layers.ErrStale) {
+			t.Errorf("another mode: %v", err)
 		}
 	}
 }

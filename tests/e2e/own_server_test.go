@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -117,6 +118,20 @@ func TestOwnServer(t *testing.T) {
 	}
 }
 
+// mountLine is what the kernel says of the mount on dir.
+func mountLine(t *testing.T, dir string) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, " "+dir+" ") {
+			return line
+		}
+	}
+	t.Fatalf("nothing is mounted on %s", dir)
+	return ""
+}
+
 // TestSpecialFiles: FIFOs, sockets and devices of a source are shown and are this
 // host's when they are opened; there nothing is ever touched. Devices are none unless
 // the mount says so.
@@ -142,6 +157,9 @@ func TestSpecialFiles(t *testing.T) {
 				}
 			}
 
+			if line := mountLine(t, m.Point); !strings.Contains(line, "nosuid,nodev") {
+				t.Errorf("mounted without nosuid,nodev: %s", line)
+			}
 			said := make(chan string)
 			go func() {
 				b, err := os.ReadFile(m.Path("fifo"))
@@ -170,7 +188,10 @@ func TestSpecialFiles(t *testing.T) {
 			}
 			m.Unmount()
 
-			m = s.mount(t, options+",dev")
+			m = s.mount(t, options+",dev,suid")
+			if line := mountLine(t, m.Point); strings.Contains(line, "nosuid") || strings.Contains(line, "nodev") {
+				t.Errorf("with dev,suid: %s", line)
+			}
 			f, err := os.Open(m.Path("zero"))
 			if own {
 				must(t, err)
@@ -211,5 +232,32 @@ func TestHardLinksOfASource(t *testing.T) {
 	testbed.Until(t, "the name to be gone", func() bool { return errors.Is(unix.Stat(m.Path("one"), &one), unix.ENOENT) })
 	if got, err := os.ReadFile(m.Path("d/two")); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("the name that is left: %d bytes, %v", len(got), err)
+	}
+}
+
+// TestOwnersByName: owners of a source are those of the same name here, whichever
+// server tells the names, and that is what a copy has.
+func TestOwnersByName(t *testing.T) {
+	s := newSource(t)
+	s.put(t, "f", 1000)
+	must(t, os.Chown(filepath.Join(s.dir, "f"), 987_654, 1))
+	for name, options := range map[string]string{
+		"own server": s.withOwn(t), "auto, and there is none": ",sftp_server=auto", "sftp-server": "",
+	} {
+		t.Run(name, func(t *testing.T) {
+			must(t, os.RemoveAll(s.upper()))
+			must(t, os.RemoveAll(s.work()))
+			must(t, os.Mkdir(s.upper(), 0o755))
+			m := s.mount(t, options+",idmap=name,gid=1234")
+			defer m.Unmount()
+			must(t, os.Chmod(m.Path("f"), 0o640))
+			for _, path := range []string{m.Path("f"), filepath.Join(s.upper(), "f")} {
+				var st unix.Stat_t
+				must(t, unix.Stat(path, &st))
+				if st.Uid != 65534 || st.Gid != 1 || st.Mode != unix.S_IFREG|0o640 {
+					t.Errorf("%s: %d:%d, mode %o", path, st.Uid, st.Gid, st.Mode)
+				}
+			}
+		})
 	}
 }
