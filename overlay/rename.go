@@ -224,16 +224,11 @@ func (fs *FS) renameOverlay(ctx context.Context, m *move) error {
 	if err := fs.bringEnds(ctx, m); err != nil {
 		return err
 	}
-	from, err := fs.upperDir(m.from.parent)
+	from, to, release, err := fs.upperEnds(m)
 	if err != nil {
 		return err
 	}
-	defer fs.dirs.release(from)
-	to, err := fs.upperDir(m.to.parent)
-	if err != nil {
-		return err
-	}
-	defer fs.dirs.release(to)
+	defer release()
 	if err := fs.mixIn(m, from, to); err != nil {
 		return err
 	}
@@ -254,6 +249,18 @@ func (fs *FS) renameOverlay(ctx context.Context, m *move) error {
 		fs.bury(bury)
 	}
 	return err
+}
+
+// upperEnds opens the directories of both ends in the upper.
+func (fs *FS) upperEnds(m *move) (from, to *dirFD, release func(), err error) {
+	if from, err = fs.upperDir(m.from.parent); err != nil {
+		return nil, nil, nil, err
+	}
+	if to, err = fs.upperDir(m.to.parent); err != nil {
+		fs.dirs.release(from)
+		return nil, nil, nil, err
+	}
+	return from, to, func() { fs.dirs.release(from); fs.dirs.release(to) }, nil
 }
 
 // mixIn marks the directories that copies move to.

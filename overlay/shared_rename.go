@@ -113,16 +113,11 @@ func (fs *FS) follow(m *move, o copyup.Origin) error {
 	if !fs.succeededAt(m.from, o) || !fs.notice(m.to.parent) {
 		return nil
 	}
-	from, err := fs.upperDir(m.from.parent)
+	from, to, release, err := fs.upperEnds(m)
 	if err != nil {
 		return err
 	}
-	defer fs.dirs.release(from)
-	to, err := fs.upperDir(m.to.parent)
-	if err != nil {
-		return err
-	}
-	defer fs.dirs.release(to)
+	defer release()
 	err = sys.Rename(from.fd, m.from.name, to.fd, m.to.name, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) {
 		return nil
