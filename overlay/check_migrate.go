@@ -435,7 +435,7 @@ func (c *check) hasSuccessor(ctx context.Context, l *checked, path layers.Path, 
 	if err != nil {
 		return false
 	}
-	if c.replaced(l, t.Path, &t.Attr) {
+	if c.replaced(l, t.Path, &t.Attr) || has(c.upper, indexPath.Join(string(copyup.OriginOf(c.originID(l), &t.Attr)))) {
 		return true
 	}
 	if o, err := originIn(c.upper, t.Path); o != "" || err != nil {

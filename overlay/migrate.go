@@ -405,8 +405,12 @@ func (fs *FS) settleTrash(ctx context.Context, l *layer, trash int) error {
 
 // hasSuccessor reports whether the upper has, at path, the file that came of the
 // lower inode o. Where it keeps no origins, any file is taken for that: nothing is
-// in the trash whose successor was not durable.
+// in the trash whose successor was not durable. A hard-linked file that has come up is in
+// the index, whatever became of this name since.
 func (fs *FS) hasSuccessor(path layers.Path, o copyup.Origin) bool {
+	if has, err := inUpper(fs.links, string(o)); err == nil && has {
+		return true
+	}
 	dir, name, err := sys.OpenParent(fs.upper.root, string(path))
 	if err != nil {
 		return false

@@ -150,3 +150,41 @@ func TestLinkOfWhatIsPublished(t *testing.T) {
 		t.Errorf("%v, low is %v, and new is %v", errno, v["low"], v["new"])
 	}
 }
+
+// TestTrashOfHardLink: a daemon dies when it has moved a name of a hard-linked file to the
+// trash, and another removes that name before anybody has looked there.
+func TestTrashOfHardLink(t *testing.T) {
+	a, b := stepWorld(t, worlds(t), "l1")
+	defer a.remove()
+	defer b.close()
+	var mu sync.Mutex
+	dead := false
+	sys.SetHook(func(c sys.Change) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if dead {
+			return errDead
+		}
+		dead = c == "rename"
+		return nil
+	})
+	act(a, &action{do: func(d *driver) unix.Errno { return d.write("hard1", "WR", 0) }})
+	a.close()
+	sys.SetHook(nil)
+	if b.has("l1/hard1") || !b.has("upper/hard1") || b.leftovers() == "" {
+		t.Fatal("it is not what it should be a test of")
+	}
+	if errno := act(b, &action{do: func(d *driver) unix.Errno { return d.unlink("hard1") }}); errno != 0 {
+		t.Error(errno)
+	}
+	b.close()
+	must(t, a.open())
+	if left := a.leftovers(); left != "" {
+		t.Errorf("left over:\n\t%s", left)
+	}
+	v, err := a.look()
+	must(t, err)
+	if f := v["hard2"]; f.content != "lower hard1" || len(v["hard1"].content) > 0 {
+		t.Errorf("hard2 is %v", f)
+	}
+}
