@@ -188,3 +188,46 @@ func TestTrashOfHardLink(t *testing.T) {
 		t.Errorf("hard2 is %v", f)
 	}
 }
+
+// TestDirectoryCameUpMeanwhile: while who changes a lower file waits for its claim, its
+// directory and the file come up, and the lower copy waits to be removed.
+func TestDirectoryCameUpMeanwhile(t *testing.T) {
+	for name, x := range map[string]struct {
+		do    func(d *driver) unix.Errno
+		shows map[string]string
+	}{
+		"unlink": {func(d *driver) unix.Errno { return d.unlink("dir/a") }, map[string]string{"dir/a": ""}},
+		"rename": {func(d *driver) unix.Errno { return d.rename("dir/a", "new", 0) }, map[string]string{"dir/a": "", "new": "WRwer dir/a"}},
+		"no replace": {func(d *driver) unix.Errno { return d.rename("dir/a", "new", unix.RENAME_NOREPLACE) },
+			map[string]string{"dir/a": "", "new": "WRwer dir/a"}},
+		"rename over it": {func(d *driver) unix.Errno { return d.rename("other", "dir/a", 0) }, map[string]string{"dir/a": "lower other", "other": ""}},
+		"link":           {func(d *driver) unix.Errno { return d.link("dir/a", "new") }, map[string]string{"dir/a": "WRwer dir/a", "new": "WRwer dir/a"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := stepWorld(t, worlds(t), "l1")
+			defer a.remove()
+			defer b.close()
+			a.close()
+			a.tweak = waits
+			must(t, a.open())
+			s := newStops()
+			defer sys.SetHook(nil)
+			var errno unix.Errno
+			claiming, goOn, done := s.start("symlink", func() { errno = act(b, &action{do: x.do}) })
+			wait(t, claiming, "the second")
+			if errno := act(a, &action{do: func(d *driver) unix.Errno { return d.write("dir/a", "WR", 0) }}); errno != 0 {
+				t.Error(errno)
+			}
+			close(goOn)
+			wait(t, done, "the second")
+			sys.SetHook(nil)
+			a.fs.finishRemovals()
+			v := sameSight(t, a, b)
+			for name, want := range x.shows {
+				if f, ok := v[name]; errno != 0 || ok != (want != "") || f.content != want {
+					t.Errorf("%v, and %s is %v, not %q", errno, name, f, want)
+				}
+			}
+		})
+	}
+}

@@ -57,6 +57,9 @@ func (fs *FS) claimNames(ctx context.Context, names ...claimedName) (claimed, er
 		}
 		have[o] = c
 	}
+	for _, d := range names {
+		fs.notice(d.parent) // it may have come up while we waited, with what is in it
+	}
 	return have, nil
 }
 
