@@ -613,3 +613,117 @@ func TestWasSettled(t *testing.T) {
 		}
 	}
 }
+
+// Everything at once, while connections are lost all the time: what is answered is
+// right, and nothing is left open.
+func TestLanesUnderFire(t *testing.T) {
+	for _, slots := range []bool{true, false} {
+		t.Run(fmt.Sprintf("slots=%v", slots), func(t *testing.T) { underFire(t, slots) })
+	}
+}
+
+func underFire(t *testing.T, slots bool) {
+	f := newSlots()
+	f.slots = slots
+	l := f.open(t, func(c *Config) { c.far = -1 })
+	files := f.wanted(t, l, "d")
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(5 * time.Millisecond):
+			}
+			l.mu.Lock()
+			victims := []*conn{l.cur}
+			l.lanes.each(func(ln *lane) { victims = append(victims, ln.conn) })
+			l.mu.Unlock()
+			if c := victims[i%len(victims)]; c != nil {
+				c.fail(lost(io.EOF), nil)
+			}
+		}
+	}()
+	big := f.files["/src/f"].data
+	work := []func(ctx context.Context, i int) error{
+		func(ctx context.Context, i int) error {
+			some := files[i%100 : i%100+50]
+			got, err := l.ReadMany(ctx, some)
+			for k, c := range got {
+				if c.Err != nil || !bytes.Equal(c.Data, f.files["/src/"+string(some[k].Path)].data) {
+					return fmt.Errorf("%q: %d bytes, %w", some[k].Path, len(c.Data), c.Err)
+				}
+			}
+			return err
+		},
+		func(ctx context.Context, _ int) error {
+			lists, err := l.ReadDirs(ctx, []layers.Path{"d", "", "e"})
+			for k, n := range []int{150, 4, 150} {
+				if err == nil && (lists[k].Err != nil || len(lists[k].Entries) != n) {
+					return fmt.Errorf("%d names, %w", len(lists[k].Entries), lists[k].Err)
+				}
+			}
+			return err
+		},
+		func(ctx context.Context, i int) error {
+			w := files[i%len(files)]
+			file, err := l.Open(ctx, w.Path, w.Attr)
+			if err != nil {
+				return err
+			}
+			defer file.Close()
+			b := make([]byte, w.Attr.Size)
+			if _, err := file.ReadAt(ctx, b, 0); err != nil || !bytes.Equal(b, f.files["/src/"+string(w.Path)].data) {
+				return fmt.Errorf("%q is wrong: %w", w.Path, err)
+			}
+			return nil
+		},
+		func(ctx context.Context, i int) error {
+			file, err := l.Open(ctx, "f", nil)
+			if err != nil {
+				return err
+			}
+			defer file.Close()
+			off := i * 997
+			b := make([]byte, 300_000)
+			if _, err := file.ReadAt(ctx, b, int64(off)); err != nil || !bytes.Equal(b, big[off:off+len(b)]) {
+				return fmt.Errorf("wrong at %d: %w", off, err)
+			}
+			return nil
+		},
+		func(ctx context.Context, i int) error {
+			list, err := l.ReadDir(ctx, "e")
+			if err == nil && len(list) != 150 {
+				return fmt.Errorf("%d names", len(list))
+			}
+			return err
+		},
+	}
+	var wg sync.WaitGroup
+	for k := range 10 {
+		wg.Go(func() {
+			ctx := soon(t)
+			if k >= 5 {
+				ctx = layers.Background(ctx)
+			}
+			for i := range 20 {
+				if err := work[k%5](ctx, i*7+k); err != nil {
+					t.Errorf("%d: %v", k, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	close(stop)
+	<-stopped
+	if _, err := l.Stat(soon(t), "f"); err != nil {
+		t.Error(err)
+	}
+	f.checkMany(soon(t), t, l, files)
+	f.set(func() {
+		if len(f.handles) > 1 { // the CLOSE of one may be on its way
+			t.Errorf("%d handles are left open", len(f.handles))
+		}
+	})
+}
