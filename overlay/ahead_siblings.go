@@ -272,19 +272,6 @@ func (f *family) choose(most int, mostBytes, kept int64) (which []int, bytes int
 	return which, bytes
 }
 
-// forgo takes back what choose returned.
-func (f *family) forgo(which []int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, i := range which {
-		close(f.files[i].come)
-		f.files[i].come = nil
-		f.out = max(f.out-f.files[i].attr.Size, 0)
-	}
-	f.sent = max(f.sent-len(which), f.used)
-	f.nothing = false
-}
-
 // walked reports whether what was asked for is being opened, here or in the directory
 // before.
 func (f *family) walked() bool {
@@ -295,12 +282,12 @@ func (f *family) walked() bool {
 
 // bringSmall makes obj, the file of h that is being opened, whole if it is small, and
 // has small files beside it fetched. It reports whether obj is whole: then nothing
-// needs to be asked of the source.
-func (fs *FS) bringSmall(ctx context.Context, h *handle, obj *extent.Object, src *source) bool {
+// needs to be asked of the source. The error is why it could not be asked.
+func (fs *FS) bringSmall(ctx context.Context, h *handle, obj *extent.Object, src *source) (whole bool, err error) {
 	a := &fs.ahead
 	bulk, ok := src.layer.(layers.BulkReader)
 	if !ok || a.off || src.want.Size > smallMost || !src.Settled() {
-		return obj.Missing() == 0
+		return obj.Missing() == 0, nil
 	}
 	l := a.link(src.layer)
 	f, name := a.familyOf(src)
@@ -315,9 +302,9 @@ func (fs *FS) bringSmall(ctx context.Context, h *handle, obj *extent.Object, src
 	}
 	switch {
 	case obj.Missing() == 0:
-		return true
+		return true, nil
 	case h.writable() || src.want.Size > max(smallLeast, l.within(smallDelay, smallMost)):
-		return false // it may not be read, or not all of it
+		return false, nil // it may not be read, or not all of it
 	}
 	return fs.bringOne(ctx, bulk, l, obj, src, f)
 }
@@ -336,7 +323,7 @@ func (s *sibling) wait(ctx context.Context, patience time.Duration) {
 
 // bringOne fetches a small file whole, where opening it takes an exchange and reading it
 // another, and in the same exchange the first of those beside it.
-func (fs *FS) bringOne(ctx context.Context, bulk layers.BulkReader, l *link, obj *extent.Object, src *source, f *family) bool {
+func (fs *FS) bringOne(ctx context.Context, bulk layers.BulkReader, l *link, obj *extent.Object, src *source, f *family) (whole bool, err error) {
 	ask := []layers.Wanted{{Path: src.path, Attr: &src.want}}
 	b := burst{f: f}
 	if f != nil {
@@ -345,15 +332,18 @@ func (fs *FS) bringOne(ctx context.Context, bulk layers.BulkReader, l *link, obj
 	}
 	got, err := readMany(ctx, bulk, l, ask)
 	if err != nil {
-		b.done(len(b.which))
-		return false // opening it tells why
+		b.forgo()
+		return false, err
 	}
 	// Those beside it are kept by somebody else.
 	if !fs.ahead.begin(0, func() error { return fs.keepSiblings(&b, got[1:]) }) {
 		b.done(len(b.which))
 	}
 	c := &got[0]
-	return c.Err == nil && c.Settled && int64(len(c.Data)) == src.want.Size && obj.Put(0, c.Data) == nil && obj.Missing() == 0
+	if c.Err != nil || !c.Settled || int64(len(c.Data)) != src.want.Size {
+		return false, c.Err
+	}
+	return obj.Put(0, c.Data) == nil && obj.Missing() == 0, nil
 }
 
 // readMany is bulk.ReadMany over l.
@@ -382,8 +372,9 @@ func (fs *FS) bringSiblings(f *family, l *link) {
 	if len(which) == 0 {
 		return
 	}
-	if !fs.ahead.begin(bytes, func() error { return fs.fetchSiblings(&burst{f: f, which: which}, l) }) {
-		f.forgo(which)
+	b := &burst{f: f, which: which}
+	if !fs.ahead.begin(bytes, func() error { return fs.fetchSiblings(b, l) }) {
+		b.forgo()
 	}
 }
 
@@ -401,6 +392,27 @@ func (b *burst) done(n int) {
 	for ; b.over < n; b.over++ {
 		close(b.f.files[b.which[b.over]].come)
 	}
+}
+
+// forgo takes b back: its files may be asked for again.
+func (b *burst) forgo() {
+	if len(b.which) == 0 {
+		return
+	}
+	f := b.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, i := range b.which {
+		s := &f.files[i]
+		close(s.come)
+		s.come = nil
+		if !s.used {
+			f.sent--
+			f.out -= s.attr.Size
+		}
+	}
+	f.sent, f.out = max(f.sent, f.used), max(f.out, 0)
+	f.nothing = false
 }
 
 func (b *burst) source(i int) extent.Source {
@@ -428,7 +440,7 @@ func (fs *FS) fetchSiblings(b *burst, l *link) error {
 		got, err = readMany(fs.ahead.ctx, b.f.layer.(layers.BulkReader), l, ask)
 	}
 	if err != nil {
-		b.done(len(b.which))
+		b.forgo()
 		return err
 	}
 	return fs.keepSiblings(b, got)

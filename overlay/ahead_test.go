@@ -29,6 +29,7 @@ type faraway struct {
 
 	mu     sync.Mutex
 	files  map[layers.Path]*farFile
+	away   bool          // it cannot be reached
 	gate   chan struct{} // if not nil, what nobody waits for waits for its end
 	opens  int
 	reads  int           // that somebody waited for
@@ -121,7 +122,11 @@ func (l *faraway) Close() error                                  { return nil }
 
 func (l *faraway) Open(_ context.Context, p layers.Path, want *layers.Attr) (layers.File, error) {
 	time.Sleep(l.delay)
-	l.count(func() { l.opens++ })
+	away := false
+	l.count(func() { l.opens++; away = l.away })
+	if away {
+		return nil, layers.ErrOffline
+	}
 	f := l.file(p)
 	if f == nil {
 		return nil, unix.ENOENT
@@ -164,8 +169,11 @@ func (l *faraway) ReadMany(ctx context.Context, files []layers.Wanted) ([]layers
 // wait is the time that an exchange takes.
 func (l *faraway) wait(ctx context.Context) error {
 	l.mu.Lock()
-	gate := l.gate
+	gate, away := l.gate, l.away
 	l.mu.Unlock()
+	if away {
+		return layers.ErrOffline
+	}
 	if gate != nil && layers.IsBackground(ctx) {
 		select {
 		case <-gate:
@@ -775,4 +783,32 @@ func TestPrefetchBesideChanges(t *testing.T) {
 		t.Errorf("%d bytes beyond the end", len(got))
 	}
 	w.release(fh)
+}
+
+// A small file of a source that is away is asked for once when it is opened, and read
+// when the source is back, with others.
+func TestSmallFilesOfASourceThatWasAway(t *testing.T) {
+	far := &faraway{}
+	all := smallFiles(far, "d", 50)
+	w := newAheadWorld(t, far)
+	names := w.ls("d")
+	far.count(func() { far.away = true })
+	fh := w.openFile("d/" + names[0])
+	if far.bulk != 1 || far.opens != 0 {
+		t.Errorf("opening has asked %d times, and then %d times", far.bulk, far.opens)
+	}
+	if _, st := w.fs.Read(nil, &fuse.ReadIn{Fh: fh, Size: 4096}, make([]byte, 4096)); st == 0 {
+		t.Error("what is away can be read")
+	}
+	w.release(fh)
+	far.count(func() { far.away = false })
+	for _, name := range names {
+		if got, errno := w.readFile("d/" + name); errno != 0 || !bytes.Equal(got, all["d/"+name]) {
+			t.Fatalf("%s: %d bytes, %v", name, len(got), errno)
+		}
+	}
+	w.fs.ahead.work.Wait()
+	if waits := far.bulk + far.opens; waits > 20 {
+		t.Errorf("%d files took %d exchanges", len(names), waits)
+	}
 }

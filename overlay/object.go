@@ -198,17 +198,27 @@ func (fs *FS) openObject(ctx context.Context, h *handle) error {
 	if !pending {
 		defer src.bringXattrs(ctx, h)()
 	}
-	if pending || obj != nil && fs.bringSmall(ctx, h, obj, src) {
+	if pending {
 		return nil
+	}
+	if obj != nil {
+		if whole, err := fs.bringSmall(ctx, h, obj, src); whole || isAway(err) {
+			return nil
+		}
 	}
 	// The source is opened now, not at the first read: its handle then survives
 	// a rename there. One that cannot be reached will be asked again by a read.
 	_, err := src.open(ctx)
-	if err == nil || obj != nil && (errors.Is(err, layers.ErrOffline) || errors.Is(err, layers.ErrDenied)) {
+	if err == nil || obj != nil && isAway(err) {
 		return nil
 	}
 	fs.dropHandle(h)
 	return err
+}
+
+// isAway reports whether err says that a source cannot be asked now.
+func isAway(err error) bool {
+	return errors.Is(err, layers.ErrOffline) || errors.Is(err, layers.ErrDenied)
 }
 
 func (n *node) isPending() bool {
