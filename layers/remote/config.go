@@ -94,7 +94,8 @@ type dialer func(ctx context.Context) (transport, error)
 // pace is when connections are tried again.
 type pace struct {
 	first, most time.Duration // between attempts, doubling
-	refusal     time.Duration // at least, after a server turned us away
+	refusal     time.Duration // at least, after a server turned us away; doubling
+	mostRefusal time.Duration // where that ends
 	again       time.Duration // at most, after a connection that worked was lost
 	healthy     time.Duration // a connection that lasted so long starts the doubling anew
 	lane        time.Duration // between attempts to have one more connection, doubling
@@ -102,7 +103,7 @@ type pace struct {
 }
 
 var defaultPace = pace{
-	first: time.Second, most: time.Minute, refusal: 15 * time.Second, again: 2 * time.Second, healthy: 30 * time.Second,
+	first: time.Second, most: time.Minute, refusal: 15 * time.Second, mostRefusal: 5 * time.Minute, again: 2 * time.Second, healthy: 30 * time.Second,
 	lane: time.Minute, look: time.Second,
 }
 
@@ -140,6 +141,9 @@ func (c *Config) fill() error {
 	}
 	if c.pace.again <= 0 {
 		c.pace.again = c.pace.most
+	}
+	if c.pace.mostRefusal <= 0 {
+		c.pace.mostRefusal = c.pace.refusal
 	}
 	if c.pace.look <= 0 {
 		c.pace.look = defaultPace.look

@@ -59,8 +59,9 @@ func (l *Layer) keepConnected(ctx context.Context, s *ssh, first chan<- error) {
 // closed. Delay is what to wait before the next attempt; it doubles.
 func (l *Layer) reconnect(delay *time.Duration) *conn {
 	pace := l.cfg.pace
+	refusal := pace.refusal
 	for wait := max(jitter(*delay)/2, l.sinceRefusal()); ; wait = jitter(*delay) {
-		if !l.sleep(wait) {
+		if !l.pause(wait) {
 			return nil
 		}
 		*delay = min(*delay*2, pace.most)
@@ -79,17 +80,15 @@ func (l *Layer) reconnect(delay *time.Duration) *conn {
 				break
 			}
 			if v == verdictDenied {
-				open, master := l.wakened()
-				if !open {
+				refusal = pace.refusal // a person has looked after it
+				if !l.wakened() {
 					return nil
 				}
-				if master {
-					continue // it is somebody else's login that is used
-				}
 			}
-			if !l.sleep(pace.refusal + jitter(pace.refusal)/2 - time.Since(at)) {
+			if !l.pause(refusal + jitter(refusal)/2 - time.Since(at)) {
 				return nil
 			}
+			refusal = min(2*refusal, pace.mostRefusal)
 		}
 	}
 }
@@ -98,37 +97,45 @@ func (l *Layer) reconnect(delay *time.Duration) *conn {
 // one server do not come back in step.
 func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d+1) }
 
-func (l *Layer) sleep(d time.Duration) bool {
+// pause waits for d, or until a person has logged in. It is false if the layer is
+// closed instead.
+func (l *Layer) pause(d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
-	select {
-	case <-l.ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
+	return l.await(t.C)
 }
 
-// wakened waits until a person has logged in, which it reports, or for Reconnect.
-// Open is false if the layer is closed instead.
-func (l *Layer) wakened() (open, master bool) {
+// wakened is pause without an end, but for Reconnect.
+func (l *Layer) wakened() bool { return l.await(nil) }
+
+func (l *Layer) await(end <-chan time.Time) bool {
 	tick := time.NewTicker(l.cfg.pace.look)
 	defer tick.Stop()
 	for {
+		if l.masterCame() {
+			l.mu.Lock()
+			l.resumeLocked()
+			l.mu.Unlock()
+			return true // without regard to refusals: it is that login that is used
+		}
 		select {
 		case <-l.ctx.Done():
-			return false, false
+			return false
+		case <-end:
+			return true
 		case <-l.unpark:
-			return true, false
-		case <-tick.C:
-			if id := l.cfg.master(); id != "" && id != l.tried {
-				l.mu.Lock()
-				l.resumeLocked()
-				l.mu.Unlock()
-				return true, true
+			if end == nil {
+				return true
 			}
+		case <-tick.C:
 		}
 	}
+}
+
+// masterCame reports whether a person has logged in since the last attempt.
+func (l *Layer) masterCame() bool {
+	id := l.cfg.master()
+	return id != "" && id != l.tried
 }
 
 // Reconnect lets a layer whose login was refused try again; it does nothing
@@ -203,7 +210,9 @@ func (l *Layer) connect(ctx context.Context, what kind) (*conn, error) {
 		l.count.connects.Add(1)
 		return c, err
 	case ctx.Err() != nil && context.Cause(ctx) == os.ErrDeadlineExceeded:
-		err = fmt.Errorf("%w: no SFTP after %v: does the login wait for something?", layers.ErrOffline, 2*l.cfg.ConnectTimeout)
+		// Each attempt may ring somebody's telephone.
+		err = &connectError{verdict: verdictRefused,
+			what: fmt.Sprintf("%s has not let us in after %v", l.cfg.Target.Host, 2*l.cfg.ConnectTimeout), remedy: "does the login wait for something?"}
 	case ctx.Err() != nil:
 		err = ctx.Err()
 	}

@@ -172,6 +172,64 @@ func TestParked(t *testing.T) {
 	}
 }
 
+// What a person's login makes possible is tried at once, and once: in vain if it is
+// none of ours.
+func TestPersonsLogin(t *testing.T) {
+	f := newFake()
+	var master atomic.Value
+	master.Store("")
+	var dials atomic.Int32
+	l := f.open(t, func(c *Config) {
+		c.pace.look, c.pace.refusal = time.Millisecond, time.Hour
+		c.master = func() string { return master.Load().(string) }
+		dial := c.dial
+		c.dial = func(ctx context.Context) (transport, error) {
+			dials.Add(1)
+			return dial(ctx)
+		}
+	})
+	f.set(func() { f.refuse = &connectError{verdict: verdictDenied, what: "fake refused the login"} })
+	hangUp(l)
+	parked := func(want int32) {
+		t.Helper()
+		for dials.Load() != want || l.Offline() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		for range 10 {
+			if _, err := l.Stat(soon(t), "f"); !errors.Is(err, layers.ErrDenied) {
+				t.Fatalf("%v, want ErrDenied", err)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		if n := dials.Load(); n != want {
+			t.Errorf("%d logins, want %d", n, want)
+		}
+	}
+	parked(2)
+	master.Store("dead")
+	parked(3)
+	f.set(func() { f.refuse = nil })
+	parked(3)
+	master.Store("alive")
+	for l.Offline() != nil {
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := l.Stat(soon(t), "f"); err != nil {
+		t.Error(err)
+	}
+	// It also ends the pause after a server that turns us away.
+	f.set(func() { f.refuse = &connectError{verdict: verdictRefused, what: "fake is full"} })
+	hangUp(l)
+	for dials.Load() != 5 {
+		time.Sleep(time.Millisecond)
+	}
+	f.set(func() { f.refuse = nil })
+	master.Store("another")
+	if _, err := l.Stat(soon(t), "f"); err != nil || dials.Load() != 6 {
+		t.Errorf("%v after %d logins", err, dials.Load())
+	}
+}
+
 // Soft: away for the timeout is ErrOffline, and once it is known to be away,
 // nobody waits that long again. ErrOffline says why.
 func TestSoft(t *testing.T) {
