@@ -100,6 +100,11 @@ func must(t *testing.T, err error) {
 // not return.
 func (b *bed) inTime(what string, f func()) {
 	b.t.Helper()
+	b.inTimeOf(hangs, what, f)
+}
+
+func (b *bed) inTimeOf(limit time.Duration, what string, f func()) {
+	b.t.Helper()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -107,7 +112,7 @@ func (b *bed) inTime(what string, f func()) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(hangs):
+	case <-time.After(limit):
 		b.m.Process().Signal(syscall.SIGQUIT)
 		b.m.Process().WaitFor(5 * time.Second)
 		b.t.Fatalf("%s hangs\n%s", what, b.m.Log())
