@@ -35,11 +35,15 @@ func noteOptions(point string, opts []string) (end func()) {
 	}
 	// The number is this mount's now, and the next one's before this daemon ends.
 	_ = os.Remove(name)
-	if os.WriteFile(name, text, 0o600) != nil {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
 		return func() {}
 	}
-	own, err := os.Lstat(name)
+	_, _ = f.Write(text)
 	return func() {
+		// As long as it is open no other file has its inode number.
+		defer f.Close()
+		own, err := f.Stat()
 		if now, nerr := os.Lstat(name); err == nil && nerr == nil && os.SameFile(own, now) {
 			_ = os.Remove(name)
 		}

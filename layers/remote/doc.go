@@ -36,7 +36,7 @@
 // # Round trips
 //
 //	                          handles predicted   not
-//	Stat, Readlink, Statfs    1                   1   (2 for a path whose parent is not there either)
+//	Stat, Readlink, Statfs    1                   1   (2 for a path whose parent is no directory)
 //	StatMany                  1                   1   per 8 MiB of answers
 //	ReadDir                   1                   2   more than some 1,200 names: plus 1 per 32 READDIRs of 100
 //	ReadDirs                  1                   2   per 128 directories of 198 names, which overlap;

@@ -158,7 +158,7 @@ func (l *Layer) xattrs(ctx context.Context, c *conn, p layers.Path) (layers.Xatt
 		}
 		_, err = l.where(replies[1:], dir)
 		if errors.Is(err, errVague) {
-			return nil, l.whyAbsent(ctx, c, p)
+			return nil, l.whyAbsent(ctx, c, dir)
 		}
 		if err != nil {
 			return nil, err

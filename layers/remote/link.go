@@ -31,7 +31,7 @@ func (l *Layer) readlink(ctx context.Context, c *conn, p layers.Path) (string, e
 	}
 	_, err = l.where(replies[2:], dir)
 	if errors.Is(err, errVague) {
-		return "", l.whyAbsent(ctx, c, p)
+		return "", l.whyAbsent(ctx, c, dir)
 	}
 	if err != nil {
 		return "", err

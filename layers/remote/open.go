@@ -176,7 +176,7 @@ func (l *Layer) openHandle(ctx context.Context, c *conn, p layers.Path, want *la
 		if openErr == nil {
 			c.post(askHandle(fxpClose, handle))
 		}
-		return "", a, err
+		return "", a, l.stands(ctx, c, err)
 	}
 	return handle, a, nil
 }

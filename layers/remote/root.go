@@ -146,9 +146,9 @@ var errVague = errors.New("some parent is not there")
 
 // where reads the answers to askWhere. Without an error dir is a directory, no
 // component of its path is a symlink and the root is the one that was mounted:
-// what the same burst has said about names in dir holds. ENOTDIR means that a
-// component of dir, or dir itself, is no directory; errVague that some is not
-// there.
+// what the same burst has said about names in dir holds. errVague means that a
+// component of dir, or dir itself, is not there or no directory; that may be the
+// root's, so it is for whyAbsent to say.
 func (l *Layer) where(replies []reply, dir layers.Path) (layers.Attr, error) {
 	if err := l.sameRoot(&replies[2]); err != nil {
 		return layers.Attr{}, err
@@ -172,23 +172,16 @@ func (l *Layer) where(replies []reply, dir layers.Path) (layers.Attr, error) {
 		return vague(err)
 	}
 	real, err := replies[1].name()
-	if err != nil && !a.IsDir() && dir != layers.Root {
-		return a, unix.ENOTDIR
-	}
-	if err != nil {
+	switch {
+	case dir != layers.Root && (err == nil && real != l.path(dir) || !a.IsDir()):
+		// What is no directory may be the root.
+		return a, errVague
+	case err != nil:
 		return vague(err)
-	}
-	if real != l.path(dir) {
-		if dir == layers.Root {
-			return a, fmt.Errorf("%w: its path leads to %q now", layers.ErrReplaced, real)
-		}
-		return a, unix.ENOTDIR
-	}
-	if !a.IsDir() {
-		if dir == layers.Root {
-			return a, fmt.Errorf("%w: the root is no directory any more", layers.ErrReplaced)
-		}
-		return a, unix.ENOTDIR
+	case real != l.path(dir):
+		return a, fmt.Errorf("%w: its path leads to %q now", layers.ErrReplaced, real)
+	case !a.IsDir():
+		return a, fmt.Errorf("%w: the root is no directory any more", layers.ErrReplaced)
 	}
 	if strange {
 		return a, errNames
@@ -196,35 +189,50 @@ func (l *Layer) where(replies []reply, dir layers.Path) (layers.Attr, error) {
 	return a, nil
 }
 
-// whyAbsent finds out which component of p is missing or is no directory. It
-// costs one more exchange and is needed only where a caller asks for a path
-// whose parent it has not seen.
-func (l *Layer) whyAbsent(ctx context.Context, c *conn, p layers.Path) error {
+// whyAbsent finds out which component of the directory dir is missing or is no
+// directory; the root is neither. It costs one more exchange and is needed only
+// where a caller asks for a path whose parent it has not seen.
+func (l *Layer) whyAbsent(ctx context.Context, c *conn, dir layers.Path) error {
 	var reqs []request
 	var at layers.Path
-	for _, name := range p.Components() {
+	for _, name := range dir.Components() {
 		at = at.Join(name)
 		reqs = append(reqs, askPath(fxpLstat, l.path(at)))
 	}
-	reqs = append(reqs, l.askRoot(c))
-	replies, err := c.do(ctx, reqs...)
+	n := len(reqs)
+	replies, err := c.do(ctx, append(reqs, l.askWhere(layers.Root, c)...)...)
 	if err != nil {
 		return err
 	}
-	last := len(replies) - 1
-	if err := l.sameRoot(&replies[last]); err != nil {
+	if _, err := l.where(replies[n:], layers.Root); err != nil {
 		return err
 	}
-	for i := range replies[:last] {
+	for i := range replies[:n] {
 		a, err := replies[i].attrs()
 		switch {
 		case isStatus(err, fxNoSuchFile):
 			return unix.ENOENT
 		case err != nil:
 			return err
-		case i < last-1 && !a.IsDir():
+		case !a.IsDir():
 			return unix.ENOTDIR
 		}
 	}
 	return fmt.Errorf("%w: it came while it was looked for", layers.ErrStale)
+}
+
+// stands returns ErrReplaced if err, which says that a file is not what or where it
+// was, comes of the root's being another one. It costs one more exchange.
+func (l *Layer) stands(ctx context.Context, c *conn, err error) error {
+	if !errors.Is(err, layers.ErrStale) {
+		return err
+	}
+	replies, rerr := c.do(ctx, l.askWhere(layers.Root, c)...)
+	if rerr == nil {
+		_, rerr = l.where(replies, layers.Root)
+	}
+	if rerr != nil && !errors.Is(rerr, errNames) {
+		return rerr
+	}
+	return err
 }

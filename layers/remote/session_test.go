@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -16,11 +17,14 @@ import (
 	"github.com/migratefs/migratefs/layers"
 )
 
-// hangUp ends the current connection from the network's side.
+// hangUp ends the current connection, if there is one, from the network's side.
 func hangUp(l *Layer) {
 	l.mu.Lock()
 	c := l.cur
 	l.mu.Unlock()
+	if c == nil {
+		return
+	}
 	c.fail(lost(io.EOF), nil)
 }
 
@@ -374,6 +378,54 @@ func TestCloseEndsWaits(t *testing.T) {
 		l.Close()
 		if err := <-done; !errors.Is(err, unix.EBADF) {
 			t.Errorf("away=%v: %v", away, err)
+		}
+	}
+}
+
+// A root that is a file now, or a symlink to where the tree went, on the same
+// filesystem: what seems to be missing in it is not.
+func TestRootIsAnother(t *testing.T) {
+	file := &fakeFile{mode: unix.S_IFREG | 0o644, mtime: 1000, data: []byte("x")}
+	for what, real := range map[string]string{"a file": "/src", "a link": "/elsewhere"} {
+		f := newSlots()
+		l := f.open(t)
+		a, err := l.Stat(soon(t), "d/099")
+		must(t, err)
+		f.set(func() {
+			for name := range f.files {
+				if real == "/src" {
+					delete(f.files, name)
+				}
+			}
+			if real == "/src" {
+				f.files["/src"] = file
+			}
+			f.lie = func(q *query) ([]byte, bool) {
+				if q.typ != fxpRealpath || real == "/src" {
+					return nil, false
+				}
+				to := real + strings.TrimPrefix(q.name, "/src")
+				return packet(fxpName, q.id, cat(u32(1), str(str(nil, to), to), u32(0))), true
+			}
+		})
+		for call, err := range map[string]error{
+			"Stat":        second(l.Stat(soon(t), "d/099")),
+			"Stat none":   second(l.Stat(soon(t), "d/none")),
+			"Stat top":    second(l.Stat(soon(t), "none")),
+			"ReadDir":     second(l.ReadDir(soon(t), "d")),
+			"Readlink":    second(l.Readlink(soon(t), "d/099")),
+			"Open":        second(l.Open(soon(t), "d/099", nil)),
+			"Open wanted": second(l.Open(soon(t), "d/099", &a)),
+		} {
+			if !errors.Is(err, layers.ErrReplaced) {
+				t.Errorf("%s: %s: %v, want ErrReplaced", what, call, err)
+			}
+		}
+		if _, errs, err := l.StatMany(soon(t), []layers.Path{"d/099"}); err == nil && !errors.Is(errs[0], layers.ErrReplaced) {
+			t.Errorf("%s: StatMany: %v", what, errs[0])
+		}
+		if lists, err := l.ReadDirs(soon(t), []layers.Path{"d"}); err == nil && !errors.Is(lists[0].Err, layers.ErrReplaced) {
+			t.Errorf("%s: ReadDirs: %v", what, lists[0].Err)
 		}
 	}
 }

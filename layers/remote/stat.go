@@ -37,7 +37,7 @@ func (l *Layer) lstat(ctx context.Context, c *conn, p layers.Path) (layers.Attr,
 	}
 	_, err = l.where(replies[1:], dir)
 	if errors.Is(err, errVague) {
-		return layers.Attr{}, l.whyAbsent(ctx, c, p)
+		return layers.Attr{}, l.whyAbsent(ctx, c, dir)
 	}
 	if err != nil {
 		return layers.Attr{}, err
