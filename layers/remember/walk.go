@@ -229,6 +229,9 @@ func (l *Layer) touchLocked(p layers.Path, by how) {
 	}
 	w.last, w.at = now, p
 	if _, n := l.nameLocked(p); n != nil && p != layers.Root {
+		if n.walk == w.id && by == named {
+			return // it is there still, and some of it is not valid any more
+		}
 		if n.walk == w.id && by == listed && !wasAhead {
 			l.walkID++ // it walks once more: it has been nowhere yet
 			w.id, w.born, w.used, w.fetched = l.walkID, now, 0, 0
