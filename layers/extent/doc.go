@@ -55,8 +55,9 @@
 //	fetched data     1 write data                bytes under a missing range: without meaning
 //	                 2 append pieces             K present; P missing, or present if covered
 //	WriteAt, Punch   1 append "cleared"          sums of the pieces it reaches into are not checked
-//	into a piece     2 fdatasync map, the first  as before; after a later P no sum of this boot is
-//	                   time in a boot            checked, as the disk may have 3 and not 1
+//	into a piece     2 fdatasync map, the first  as before; after a later P no sum of this boot's
+//	                   time in a boot, and for   pieces is checked, as the disk may have 3 and not
+//	                   pieces of former boots    1; sums of former boots' are
 //	WriteAt          3 write data                K a write that had not returned: bytes under a
 //	                                             missing range do not show, others do
 //	                 4 append "written"          K the new bytes; P the old or the new ones

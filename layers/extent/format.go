@@ -72,8 +72,11 @@ const (
 	kindPiece                   // [a, a+n) came from the source; b is its sum
 	kindCleared                 // no sum speaks of [a, a+b) any more
 	kindDropped                 // what is clean of [a, a+b) is missing again
+	kindKept                    // as kindPiece, but nobody has vouched for it in this boot
 	kindEnd
 )
+
+func (k kind) isPiece() bool { return k == kindPiece || k == kindKept }
 
 // A record is one entry of the log. Its crc covers its index, the map's salt and
 // its predecessor's crc, so that it can stand nowhere else.
@@ -99,7 +102,7 @@ func (c *chain) put(b []byte, r record) []byte {
 	var e [recordLen]byte
 	// The bytes 1 to 3 are n-1, which others have not.
 	n := r.n
-	if r.kind == kindPiece {
+	if r.kind.isPiece() {
 		n--
 	}
 	binary.LittleEndian.PutUint32(e[:], uint32(r.kind)|n<<8)
@@ -134,7 +137,7 @@ func decodeRecord(e []byte, salt, index uint32) (r record, prev uint32, ok bool)
 	}
 	prev = binary.LittleEndian.Uint32(e[4:])
 	ok = r.crc == recordSum(e[:28], salt, index) && r.kind != 0 && r.kind < kindEnd
-	if r.kind == kindPiece {
+	if r.kind.isPiece() {
 		r.n++
 	} else {
 		ok = ok && r.n == 0

@@ -363,7 +363,7 @@ func FuzzRecords(f *testing.F) {
 		out = c.put(out, record{kind: kindSession, a: lo, b: hi})
 		out = c.put(out, record{kind: kindEpoch, a: 1, b: 1})
 		for ; len(b) >= 3; b = b[3:] {
-			out = c.put(out, record{kind: kind(b[0] % 13), a: int64(int8(b[1])), b: int64(int8(b[2])), n: pieceLen(b[0]%13, b[2]), durable: uint32(b[0] / 13)})
+			out = c.put(out, record{kind: kind(b[0] % 14), a: int64(int8(b[1])), b: int64(int8(b[2])), n: pieceLen(b[0]%14, b[2]), durable: uint32(b[0] / 14)})
 		}
 		for _, boot := range []string{bootA, bootB} {
 			st, err := replay(out, bootNamed(boot), noneDurable)
@@ -388,7 +388,7 @@ func FuzzEpochs(f *testing.F) {
 }
 
 func pieceLen(k, n byte) uint32 {
-	if kind(k) != kindPiece {
+	if !kind(k).isPiece() {
 		return 0
 	}
 	return uint32(n) + 1

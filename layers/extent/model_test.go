@@ -199,7 +199,7 @@ func (m *machine) step() {
 	case 13:
 		m.logf("kill")
 		kill(m.s, m.o)
-		m.rot()
+		m.rot(false)
 		m.reopen()
 		m.verifyExact()
 	case 14:
@@ -213,10 +213,15 @@ func (m *machine) step() {
 	}
 }
 
-// rot damages the data file where a sum will tell.
-func (m *machine) rot() {
+// rot damages the data file where a sum will tell, also after a loss of power.
+func (m *machine) rot(power bool) {
 	var all []piece
-	m.o.pieces.each(0, maxSize, func(p *piece) bool { all = append(all, *p); return true })
+	m.o.pieces.each(0, maxSize, func(p *piece) bool {
+		if !power || p.old || m.o.clearedAt < 0 {
+			all = append(all, *p)
+		}
+		return true
+	})
 	if len(all) == 0 || m.rng.Intn(2) == 0 {
 		return
 	}
@@ -266,9 +271,7 @@ func (m *machine) powerLoss() {
 		mapDurable = max(mapDurable, m.mapSize)
 	}
 	kill(m.s, m.o)
-	if m.o.clearedAt < 0 {
-		m.rot()
-	}
+	m.rot(true)
 
 	data := m.survivingData(m.file(dataSuffix))
 	log := m.file(mapSuffix)

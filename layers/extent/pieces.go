@@ -51,6 +51,10 @@ type piece struct {
 	sum  uint64
 	n    uint32
 
+	// old: it is of a former boot, or a copy of another store's. It keeps its sum
+	// whatever is written to others.
+	old bool
+
 	// doubted: nobody has compared the bytes with the sum since the store was
 	// opened. They do not count as present.
 	doubted bool
@@ -58,7 +62,13 @@ type piece struct {
 
 func (p *piece) to() int64 { return p.from + int64(p.n) }
 
-func (p *piece) record() record { return record{kind: kindPiece, a: p.from, b: int64(p.sum), n: p.n} }
+func (p *piece) record() record {
+	r := record{kind: kindPiece, a: p.from, b: int64(p.sum), n: p.n}
+	if p.old {
+		r.kind = kindKept
+	}
+	return r
+}
 
 // A pieceSet is pieces that do not overlap. The zero value is empty.
 type pieceSet struct {
@@ -288,10 +298,18 @@ func (o *Object) forget(from, to int64) {
 // that they do not speak of. What comes next may be half done when the daemon is
 // killed: the record comes first. The host may lose power: then the data may be on
 // disk and the record not. So the first such record of a boot is made durable, and
-// in another boot it says that no sum of that boot or before counts. o.wmu is held.
+// in another boot it says that no sum of that boot counts. What was fetched in that
+// boot was right then; old pieces may be anything, and keep their sums. So for those
+// each record is made durable, and to have fewer of them, it is for all pieces around
+// that lie together. o.wmu is held.
 func (o *Object) unseal(from, to int64) error {
 	if to = min(to, o.limit); !o.pieces.any(from, to) {
 		return nil
+	}
+	old := false
+	o.pieces.each(from, to, func(p *piece) bool { old = old || p.old; return !old })
+	if old {
+		from, to = from/groupSize*groupSize, min(o.limit, (to-1)/groupSize*groupSize+groupSize)
 	}
 	o.proveHeld(from, to)
 	if !o.pieces.any(from, to) {
@@ -304,7 +322,7 @@ func (o *Object) unseal(from, to int64) error {
 	if at < 0 {
 		at = int64(o.chain.index) - 1
 	}
-	if int64(o.durable) <= at && o.failed == nil {
+	if (old || int64(o.durable) <= at) && o.failed == nil {
 		if err := o.syncMap(); err != nil {
 			return err
 		}

@@ -168,7 +168,7 @@ func (st *state) apply(recs []record) error {
 			if ok = !pending && st.within(r.a, r.b); ok && !void(i) {
 				st.add(&r)
 			}
-		case kindPiece:
+		case kindPiece, kindKept:
 			if ok = !pending && st.within(r.a, int64(r.n)) && r.a/groupSize == (r.a+int64(r.n)-1)/groupSize; ok && !void(i) {
 				st.addPiece(&r)
 			}
@@ -224,7 +224,7 @@ func (st *state) add(r *record) {
 // addPiece adds a piece. Where it meets what was written, and it should not, that
 // wins; where it meets another, which it should not either, only one can be proved.
 func (st *state) addPiece(r *record) {
-	p := piece{from: r.a, n: r.n, sum: uint64(r.b), doubted: true}
+	p := piece{from: r.a, n: r.n, sum: uint64(r.b), doubted: true, old: r.kind == kindKept}
 	if st.dirty.overlaps(p.from, p.to()) {
 		return
 	}
@@ -246,11 +246,17 @@ func (st *state) drop(from, to int64) {
 }
 
 // anotherBoot is for where the records of one boot end and another begins: what
-// was written into a piece may be on disk, and the record of it not.
+// was written into a piece of that boot may be on disk, and the record of it not.
 func (st *state) anotherBoot() {
-	if st.cleared >= 0 {
-		st.pieces, st.cleared = pieceSet{}, -1
-	}
+	var sealed pieceSet
+	st.pieces.each(0, maxSize, func(p *piece) bool {
+		if p.old || st.cleared < 0 {
+			p.old = true
+			sealed.put(*p)
+		}
+		return true
+	})
+	st.pieces, st.cleared = sealed, -1
 }
 
 // voids returns whether the range record i does not count: the first session

@@ -189,7 +189,7 @@ func (o *Object) refresh() bool {
 	defer o.mu.Unlock()
 	for _, r := range l.recs {
 		switch {
-		case r.kind == kindPiece && r.a >= 0 && int64(r.n) <= o.limit-r.a && r.a/groupSize == (r.a+int64(r.n)-1)/groupSize:
+		case r.kind.isPiece() && r.a >= 0 && int64(r.n) <= o.limit-r.a && r.a/groupSize == (r.a+int64(r.n)-1)/groupSize:
 			o.pieces.remove(r.a, r.a+int64(r.n))
 			o.pieces.put(piece{from: r.a, n: r.n, sum: uint64(r.b), doubted: true})
 		case r.kind == kindDropped && r.a >= 0 && r.b > 0 && r.b <= maxSize-r.a:
@@ -249,6 +249,7 @@ func run(all []piece) int {
 func (o *Object) addPieces(all []piece) error {
 	recs := make([]record, len(all))
 	for i := range all {
+		all[i].old, all[i].doubted = true, true
 		recs[i] = all[i].record()
 	}
 	if err := o.append(recs...); err != nil {
@@ -257,7 +258,6 @@ func (o *Object) addPieces(all []piece) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, c := range all {
-		c.doubted = true
 		o.pieces.put(c)
 	}
 	return nil
