@@ -198,6 +198,7 @@ func (m *machine) step() {
 		}
 	case 13:
 		m.logf("kill")
+		m.synced()
 		kill(m.s, m.o)
 		m.rot(false)
 		m.reopen()
@@ -211,6 +212,16 @@ func (m *machine) step() {
 		}
 		m.o.compactAt = m.o.chain.index + 1
 	}
+}
+
+// synced notes how much of the map is on disk. A process that comes later may not know
+// that it is.
+func (m *machine) synced() {
+	n := int64(len(mustHeader(&m.o.src))) + int64(m.o.durable)*recordLen
+	if m.o.chain.salt == m.salt {
+		n = max(n, m.mapSize)
+	}
+	m.mapSize = n
 }
 
 // rot damages the data file where a sum will tell, also after a loss of power.
@@ -266,10 +277,8 @@ func differ(a, b []byte) int {
 
 // powerLoss kills the process and leaves on disk some of what was not durable.
 func (m *machine) powerLoss() {
-	mapDurable := int64(len(mustHeader(&m.o.src))) + int64(m.o.durable)*recordLen
-	if m.o.chain.salt == m.salt {
-		mapDurable = max(mapDurable, m.mapSize)
-	}
+	m.synced()
+	mapDurable := m.mapSize
 	kill(m.s, m.o)
 	m.rot(true)
 
