@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/local"
@@ -82,6 +84,10 @@ func (c *check) fileMarks(fs *FS, dir int, name string, p layers.Path, a *layers
 	}
 	if id, ok := c.xattr(dir, name, whiteout.Object); ok {
 		c.pendingFile(p, a.Ino, string(id))
+		if v, _ := c.xattr(dir, name, whiteout.Conflict); strings.HasPrefix(string(v), string(conflictOpen)+" "+string(id)) {
+			c.tell(Finding{Kind: FoundPending, Where: c.upper.name, Path: copyup.Quoted(p), Note: true,
+				Means: "it is in conflict with its source: 'migratefs resolve', while it is mounted, decides"})
+		}
 		return
 	}
 	if v, ok := c.xattr(dir, name, whiteout.Redirect); ok {

@@ -16,6 +16,7 @@ import (
 	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/local"
+	"github.com/migratefs/migratefs/layers/whiteout"
 	"github.com/migratefs/migratefs/tests/testbed"
 )
 
@@ -534,4 +535,28 @@ func (w *world) harm(rnd *rand.Rand, n int) (what string) {
 		}
 	}
 	return what
+}
+
+// TestCheckNotesConflicts: a note, since nothing is damaged.
+func TestCheckNotesConflicts(t *testing.T) {
+	w := newWorld(t, worlds(t), remoteStack)
+	defer w.remove()
+	must(t, w.open())
+	d := &driver{fs: w.fs}
+	conflict(d)
+	d.end()
+	w.close()
+	var notes []Finding
+	_, err := Check(t.Context(), CheckConfig{
+		Mode: Overlay, Upper: w.at("upper"), Work: w.at("work"), Format: whiteout.Trusted,
+		Found: func(f Finding) {
+			if f.Note {
+				notes = append(notes, f)
+			}
+		},
+	})
+	must(t, err)
+	if !slices.ContainsFunc(notes, func(f Finding) bool { return f.Path == "low" && strings.Contains(f.Means, "conflict") }) {
+		t.Errorf("%+v", notes)
+	}
 }

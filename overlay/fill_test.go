@@ -3,6 +3,7 @@ package overlay
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -367,4 +368,64 @@ func fillAsUser(t *testing.T, dir string) {
 		t.Errorf("left over:\n\t%s", left)
 	}
 	w.close()
+}
+
+// TestFillLeavesWhatItMustNotTouch: what is immutable, and what has capabilities that a
+// crash could lose, stays pending, whole and usable, until it is neither.
+func TestFillLeavesWhatItMustNotTouch(t *testing.T) {
+	const immutable = 0x10
+	for _, c := range []struct {
+		name       string
+		make, mend func(d *driver) unix.Errno
+		why        error
+	}{
+		{
+			name: "immutable", why: errSealed,
+			make: func(d *driver) unix.Errno { return d.chattr("low", immutable) },
+			mend: func(d *driver) unix.Errno { return d.chattr("low", 0) },
+		},
+		{
+			name: "capabilities and two names", why: errCapable,
+			make: func(d *driver) unix.Errno {
+				if errno := d.link("low", "second"); errno != 0 {
+					return errno
+				}
+				return d.setxattr("low", "security.capability", aCapability)
+			},
+			mend: func(d *driver) unix.Errno { return d.unlink("second") },
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, worlds(t), remoteStack)
+			defer w.remove()
+			must(t, w.open())
+			d := &driver{fs: w.fs}
+			pend(d)
+			if errno := c.make(d); errno != 0 {
+				t.Fatal(errno)
+			}
+			if err := w.fs.Fill(t.Context()); !errors.Is(err, c.why) {
+				t.Errorf("filled: %v", err)
+			}
+			before, err := w.look()
+			must(t, err)
+			if before["low"].content != "Power low" {
+				t.Errorf("it reads %q", before["low"].content)
+			}
+			if errno := c.mend(d); errno != 0 {
+				t.Fatal(errno)
+			}
+			must(t, w.fs.Fill(t.Context()))
+			after, err := w.look()
+			must(t, err)
+			delete(before, "second")
+			if diff := before.diff(after); diff != "" {
+				t.Error(diff)
+			}
+			if b, err := os.ReadFile(w.at("upper/low")); err != nil || string(b) != "Power low" {
+				t.Errorf("in the upper: %q, %v", b, err)
+			}
+			d.end()
+		})
+	}
 }
