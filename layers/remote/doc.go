@@ -22,6 +22,16 @@
 //     same type, mode, owner, size and mtime appear. Submounts are part of the
 //     tree; that one of them is gone is not noticed, as its root has no record.
 //
+// # Our own server
+//
+// Where the source runs migratefs sftp-server (layers/remote/server), attributes are
+// whole: inodes, nanoseconds, the time of the last change. That counts in versions, so
+// that touch -r and a second change within a second are noticed; so is every rename,
+// chmod and new link, which cannot be told from them, and is ErrStale for who has the
+// file open. A root that is another directory is ErrReplaced. There are extended
+// attributes, and holes are read around. A server without any of this, or with some of
+// it, is used as it is; but a layer keeps to the kind that it began with.
+//
 // # Connections
 //
 // The main connection is for whoever waits, and has all handles that stay open.
