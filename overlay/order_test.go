@@ -31,9 +31,10 @@ var orders = []struct {
 		"unlink fsync unlink"},
 	{stackings[3], "migrate of two: unlink", func(d *driver) unix.Errno { return d.unlink("both") },
 		"unlink fsync unlink fsync unlink"},
-	// What moved over a name is durable there before older copies of the name go.
+	// What moved over a name says so first, and is durable there before older copies of
+	// the name go.
 	{stackings[2], "migrate: rename over", func(d *driver) unix.Errno { return d.rename("up", "low", 0) },
-		"rename fsync unlink"},
+		"setxattr rename fsync unlink"},
 	// What is under the name that moves goes before it moves.
 	{stackings[2], "migrate: rename of", func(d *driver) unix.Errno { return d.rename("both", "new", 0) },
 		"fsync unlink fsync rename"},
@@ -45,7 +46,7 @@ var orders = []struct {
 	// The object is a pending one, durably, before there is a stub; the stub is
 	// durable, and known to be one, before it has a name in the tree.
 	{stackings[4], "remote: write", func(d *driver) unix.Errno { return d.write("other", "W", 0) },
-		"unlink unlink create truncate create write " + // the cache of what is read
+		"create truncate create write " + // the cache of what is read
 			"fdatasync rename rename fsync chown tmpfile chown chmod setxattr setxattr utimes fsync close " +
 			"link link utimes utimes write write"},
 	// The name goes first, then the object, then the stub's own name.
