@@ -45,10 +45,11 @@ const (
 	largeDir  = 256 << 10
 	perMissed = 32 << 10
 
-	mostLinks = 256 // targets of symlinks asked for at once
+	mostLinks   = 256 // targets of symlinks asked for ahead
+	linksAtOnce = 64
 
 	aheadTimeout = time.Minute // of an exchange ahead
-	atOnce       = 16          // requests, of a layer that cannot be asked for many things
+	dirsAtOnce   = 16          // of a layer that cannot be asked for many
 )
 
 // order is the order in which a walker goes through the directories in a directory.
@@ -567,12 +568,12 @@ func listMany(ctx context.Context, in layers.Layer, paths []layers.Path) ([]laye
 		return b.ReadDirs(ctx, paths)
 	}
 	lists := make([]layers.Listing, len(paths))
-	each(len(paths), func(i int) { lists[i].Entries, lists[i].Err = in.ReadDir(ctx, paths[i]) })
+	each(len(paths), dirsAtOnce, func(i int) { lists[i].Entries, lists[i].Err = in.ReadDir(ctx, paths[i]) })
 	return lists, nil
 }
 
-// each runs f for 0 to n-1, several at a time.
-func each(n int, f func(i int)) {
+// each runs f for 0 to n-1, so many at a time.
+func each(n, atOnce int, f func(i int)) {
 	var wg sync.WaitGroup
 	turns := make(chan struct{}, atOnce)
 	for i := range n {
@@ -636,7 +637,7 @@ func (l *Layer) linksAheadLocked(d *dir, base string) {
 	l.busy.Go(func() {
 		ctx, cancel := context.WithTimeout(layers.Background(l.ctx), aheadTimeout)
 		defer cancel()
-		each(len(names), func(i int) {
+		each(len(names), linksAtOnce, func(i int) {
 			p, f := d.path.Join(names[i]), flights[i]
 			f.target, f.err = l.Layer.Readlink(ctx, p)
 			l.land(question{aboutTarget, p}, f)
