@@ -36,12 +36,12 @@
 //
 // The main connection is for whoever waits, and has all handles that stay open.
 // Besides it there are lanes, made when they are needed: a swift one for small files
-// and listings, and bulk ones for what is done under layers.Background, which
-// so does not stand before demand, but for 2 MiB while there is none. Nothing depends on a lane: what fails on one is asked
-// on the main connection, which has the last word, and one that is held up does not
-// hold up the others. On lanes of a server that hands
-// out handles as OpenSSH's does, a file or directory is opened and read in the same
-// exchange (see serial.go).
+// and listings, and bulk ones for what is done under layers.Background, which so does
+// not stand before demand, but for 2 MiB while there is no bulk lane. Nothing depends
+// on a lane: what fails on one is asked on the main connection, which has the last
+// word, and one that is held up does not hold up the others. On lanes of a server that
+// hands out handles as OpenSSH's does, a file or directory is opened and read in the
+// same exchange (see serial.go).
 //
 // # Round trips
 //
@@ -58,8 +58,8 @@
 //	  and each ReadAt         1                   1   the first one looks at the handle as well
 //	ReadMany                  1                   2   per 256 files or 4 MiB, which overlap
 //
-// Until the lane is there, and with Connections below 3, it is as if they could not be
-// predicted.
+// Until the lane is there it is as if handles could not be predicted; with Connections
+// below 3 there is none for demand.
 //
 // # What a disconnect leaves
 //
