@@ -26,15 +26,22 @@ const (
 // It returns nil if the file is too large, if there is no such channel, or if
 // anything went wrong: then it is to be opened in the ordinary way, which finds
 // out what is the matter. The error only says why.
+//
+// While the main connection is held up a large file is opened so as well, and nothing
+// of it read.
 func (l *Layer) openWhole(ctx context.Context, p layers.Path, want *layers.Attr) (*File, error) {
-	if !want.Has(layers.KnownSize) || want.Size > carryMost {
+	small := want.Has(layers.KnownSize) && want.Size <= carryMost
+	if !small && !l.isHeldUp() {
 		return nil, nil
 	}
 	c := l.predicting(ctx)
 	if c == nil {
 		return nil, nil
 	}
-	full, n := l.path(p), int(want.Size)
+	full, n := l.path(p), 0
+	if small {
+		n = int(want.Size)
+	}
 	before := time.Now()
 	reqs := append(askBlock(c, full, 0, n), askPath(fxpLstat, full), askPath(fxpRealpath, full), l.askRoot(c))
 	replies, err := c.do(ctx, reqs...)
@@ -52,7 +59,10 @@ func (l *Layer) openWhole(ctx context.Context, p layers.Path, want *layers.Attr)
 		return nil, err
 	}
 	f := l.newFile(p, a, wasSettled(want, &a, before))
-	f.whole = joined(parts, n)
+	if small {
+		f.whole = joined(parts, n)
+		l.carried.add(f)
+	}
 	return f, nil
 }
 

@@ -143,6 +143,13 @@ func (l *Layer) demand(ctx context.Context, old *conn) (*conn, error) {
 	return l.session(ctx, old)
 }
 
+// isHeldUp reports whether the main connection's server keeps others waiting.
+func (l *Layer) isHeldUp() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.cur != nil && l.cur.silent() >= slow
+}
+
 // bulk returns the bulk lane's connection with the most room, other than old, or nil.
 // If there is none yet it comes, for next time; so does one more if all are busy and
 // the link is such that one alone cannot fill it.

@@ -566,7 +566,19 @@ func TestHeldUp(t *testing.T) {
 	}
 	f.checkMany(soon(t), t, l, files)
 	f.checkMany(layers.Background(soon(t)), t, l, files)
+	a, err := l.Stat(soon(t), "g")
+	must(t, err)
+	large, err := l.Open(soon(t), "g", &a)
+	must(t, err)
+	b = make([]byte, 500_000)
+	if _, err := large.ReadAt(soon(t), b, 0); err != nil || !bytes.Equal(b, f.files["/src/g"].data) {
+		t.Error(err)
+	}
 	close(release)
+	if n, err := large.ReadAt(soon(t), b[:1000], 7); n != 1000 || err != nil || !bytes.Equal(b[:1000], f.files["/src/g"].data[7:1007]) {
+		t.Error(err)
+	}
+	must(t, large.Close())
 	must(t, <-done)
 	if !main.alive() {
 		t.Error("the connection that was held up was lost")

@@ -91,7 +91,10 @@ func (l *Layer) open(ctx context.Context, p layers.Path, want *layers.Attr) (*Fi
 			expect = &a
 		}
 		var err error
-		if f, err = l.openWhole(ctx, p, expect); f != nil || ctx.Err() != nil {
+		if f, err = l.openWhole(ctx, p, expect); f != nil {
+			return nil
+		}
+		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		gated = gated || errors.Is(err, errStalled)
@@ -109,8 +112,6 @@ func (l *Layer) open(ctx context.Context, p layers.Path, want *layers.Attr) (*Fi
 	}
 	if f.conn != nil {
 		l.handles.add(f, f.conn.caps.handles)
-	} else {
-		l.carried.add(f)
 	}
 	return f, nil
 }

@@ -54,8 +54,9 @@ func (f *File) readAt(ctx context.Context, b []byte, off int64) (int, error) {
 }
 
 // read reads all of b, which lies within the file's version: out of what came
-// along when it was opened; for the background over the bulk lanes as far as
-// they get; else through the handle on the main connection.
+// along when it was opened; for the background, and where another file holds up the
+// main connection, over the bulk lanes as far as they get; else through the handle
+// on the main connection.
 func (f *File) read(ctx context.Context, b []byte, off int64) error {
 	if whole := f.l.carried.get(f); whole != nil {
 		if err := ctx.Err(); err != nil {
@@ -72,7 +73,7 @@ func (f *File) read(ctx context.Context, b []byte, off int64) error {
 
 // readDense is read for what did not come along.
 func (f *File) readDense(ctx context.Context, b []byte, off int64) error {
-	if layers.IsBackground(ctx) {
+	if layers.IsBackground(ctx) || f.isKeptWaiting() {
 		n, err := f.readAside(ctx, b, off)
 		if err != nil || n == len(b) {
 			return err
@@ -88,6 +89,19 @@ func (f *File) readDense(ctx context.Context, b []byte, off int64) error {
 		f.l.handles.add(f, c.caps.handles)
 		return f.fill(ctx, c, handle, b, off)
 	}))
+}
+
+// isKeptWaiting reports whether a file that the server cannot read keeps this one waiting.
+// If it may be this one, it is not to hold up the lanes as well.
+func (f *File) isKeptWaiting() bool {
+	if !f.l.isHeldUp() {
+		return false
+	}
+	f.mu.Lock()
+	busy := f.users > 0
+	f.mu.Unlock()
+	c := f.l.bulk(nil)
+	return !busy && c != nil && c.silent() < slow
 }
 
 // fill reads all of b, which lies within the file's version.
