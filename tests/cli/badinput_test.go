@@ -229,6 +229,10 @@ var badInputs = []badInput{
 	{"undo with layers without a trash", nil, "undo -o lowerdir=DIR/lower gone", exitFailure, []string{"no trash", "trash_days"}},
 	{"undo with an unknown option", nil, "undo -o lowredir=DIR/lower gone", exitUsage, []string{"lowredir"}},
 	{"undo below a loop", func(t *testing.T, s *site) { must(t, os.Symlink("loop", s.at("loop"))) }, "undo DIR/loop/gone", exitFailure, []string{"DIR/loop/gone"}},
+	{"reauth of nothing", nil, "reauth", exitUsage, []string{"mountpoint"}},
+	{"reauth of a mount and of options", nil, "reauth -o lowerdir=h:/ DIR/mnt", exitUsage, []string{"mountpoint"}},
+	{"reauth of what is no mount", nil, "reauth DIR/lower", exitFailure, []string{"DIR/lower", "not in a mount"}},
+	{"reauth where no source is", nil, "reauth -o lowerdir=DIR/lower", exitFailure, []string{"another host"}},
 	{"no such command", nil, "frobnicate", exitUsage, nil},
 
 	{"images do not exist", nil, "-o criu=DIR/noimages DIR/mnt", exitMount, []string{"DIR/noimages"}},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -79,6 +80,10 @@ func TestTorture(t *testing.T) {
 		}
 	}
 	testbed.Same(t, "the source", before, "the source after use", testbed.Snapshot(t, w.b.dir, all))
+	out, err := exec.Command(testbed.BuildRace(t), "check", w.b.upper()).CombinedOutput()
+	if err != nil {
+		t.Errorf("check: %v\n%s", err, out)
+	}
 }
 
 // world is what all crews share.
@@ -106,9 +111,13 @@ func (w *world) over() bool {
 // whole.
 func (w *world) torment(r *rand.Rand) {
 	b := w.b
-	for !w.over() {
+	for n := 1; !w.over(); n++ {
 		pause := time.Duration(50+r.IntN(1200)) * time.Millisecond
-		switch r.IntN(10) {
+		what := r.IntN(9)
+		if n%4 == 0 {
+			what = 9
+		}
+		switch what {
 		case 0, 1:
 			b.link.Cut()
 		case 2:
