@@ -22,18 +22,36 @@ func readBelow(fd int, buf []byte, off, within int64) (fuse.ReadResult, error) {
 
 // readFile answers a read of the local file fd. It is short at the end of the file
 // only: the kernel takes a short answer for the end, so what is cut off by an error
-// has to be the error.
+// has to be the error. What came in pieces is read again in one, if it can be: between
+// two of them somebody may have written, and a read shows that whole or not at all.
 func readFile(fd int, buf []byte, off int64) (fuse.ReadResult, error) {
+	whole := true // buf[:n] is of one pread(2)
 	for n := 0; ; {
-		var got int
-		err := sys.Retry(func() (err error) { got, err = unix.Pread(fd, buf[n:], off+int64(n)); return err })
+		got, err := pread(fd, buf[n:], off+int64(n))
 		if err != nil {
 			return nil, err
 		}
-		if n += got; got == 0 || n == len(buf) {
-			return readInto(buf[:n]), nil
+		if got == 0 || n == 0 && got == len(buf) {
+			return readInto(buf[:n+got]), nil
+		}
+		if n > 0 && whole {
+			again, err := pread(fd, buf, off)
+			if err != nil {
+				return nil, err
+			}
+			whole, n = again > n, again // else this filesystem gives no more at once
+		} else {
+			n += got
+		}
+		if n == len(buf) {
+			return readInto(buf), nil
 		}
 	}
+}
+
+func pread(fd int, b []byte, off int64) (n int, err error) {
+	err = sys.Retry(func() (err error) { n, err = unix.Pread(fd, b, off); return err })
+	return n, err
 }
 
 // readInto answers a read with bytes in the request's own buffer.

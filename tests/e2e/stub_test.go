@@ -13,7 +13,7 @@ import (
 func TestKernelRefusesStubs(t *testing.T) {
 	s := newSource(t)
 	s.put(t, "pending", 100<<10)
-	m := s.mount(t, "")
+	m := s.mount(t, ",fill=off")
 	must(t, os.Chmod(m.Path("pending"), 0o600))
 	must(t, os.WriteFile(m.Path("whole"), []byte("whole"), 0o644))
 	m.Unmount()
