@@ -208,6 +208,7 @@ func (l *Layer) landLocked(q question, f *flight, new newListing) {
 	if !f.stale {
 		l.rememberLocked(q, f, new)
 	}
+	l.late = l.late && !(f.ahead && f.err == nil)
 	close(f.done)
 }
 

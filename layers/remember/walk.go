@@ -46,7 +46,7 @@ const (
 	perMissed = 32 << 10
 
 	mostLinks   = 256 // targets of symlinks asked for ahead
-	linksAtOnce = 64
+	linksAtOnce = 32
 
 	aheadTimeout = time.Minute // of an exchange ahead
 	dirsAtOnce   = 16          // of a layer that cannot be asked for many
@@ -526,7 +526,6 @@ func (l *Layer) listAheadLocked(w *walk, paths []layers.Path, weight int) {
 		}
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.late = l.late && err != nil
 		for i, p := range paths {
 			l.landAheadLocked(p, flights[i], news[i], w)
 		}
