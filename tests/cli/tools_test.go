@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -166,7 +167,7 @@ func TestCheckOverlay(t *testing.T) {
 	testbed.NeedFUSE(t)
 	s := newSite(t)
 	s.startSSHD(t)
-	m := testbed.Mount(t, "lowerdir=source:"+s.at("lower")+",upperdir="+s.at("upper"), s.at("mnt"), testbed.MountConfig{Env: s.env})
+	m := testbed.Mount(t, "fill=off,prefetch=off,lowerdir=source:"+s.at("lower")+",upperdir="+s.at("upper"), s.at("mnt"), testbed.MountConfig{Env: s.env})
 	f, err := os.OpenFile(m.Path("file"), os.O_WRONLY, 0)
 	must(t, err)
 	_, err = f.WriteAt([]byte("OF"), 0)
@@ -191,7 +192,7 @@ func TestCheckOverlay(t *testing.T) {
 }
 
 // throw makes a file of a lower and puts it into the trash there, as a mount with
-// trash_days does.
+// trash_days does. What is thrown later is so by the filesystem's clock.
 func throw(t *testing.T, lower, path, content string) {
 	t.Helper()
 	name := filepath.Join(lower, path)
@@ -202,6 +203,7 @@ func throw(t *testing.T, lower, path, content string) {
 	in := filepath.Join(lower, ".migratefs/trash", fmt.Sprintf("%x-%x-%x.%x-%x.%x~0123", x.Ino, x.Size, x.Mtime.Sec, x.Mtime.Nsec, x.Btime.Sec, x.Btime.Nsec))
 	must(t, os.Symlink(path, in+".path"))
 	must(t, os.Rename(name, in))
+	time.Sleep(20 * time.Millisecond)
 }
 
 func reads(t *testing.T, name, want string) {
