@@ -17,7 +17,7 @@ Written by `+"`make bench%s`"+` (%s, %d runs): %s.
 All reach one sshd (internal-sftp) on the same machine through one proxy that makes a round trip take longer, and begin
 with nothing: a new mount, nothing cached here, the source's files warm. What each row does is in `+"`tests/bench/remote.go`"+`.
 
-![time by that of sshfs, round trip %v](performance-remote.svg)
+![time by ours, round trip %v](performance-remote.svg)
 
 Seconds and MiB are medians; "ours, of it" is the median of our time by this one's in the same run, less is better. Waits
 are the round trips that somebody waited for, by what the longer link took more.
