@@ -216,6 +216,9 @@ func (w *world) open() error {
 		w.tweak(&cfg)
 	}
 	w.fs, err = New(context.Background(), cfg)
+	if err == nil {
+		w.fs.fill.begin()
+	}
 	if err == nil && w.fs.many() {
 		w.fs.turns.Stale = time.Millisecond // others are dead, or stand still until we are done
 	}

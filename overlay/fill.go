@@ -70,6 +70,7 @@ type fill struct {
 	pieces chan struct{} // a token for each piece under way
 	woken  chan struct{}
 	stop   context.CancelFunc // nil: nothing runs
+	begun  chan struct{}      // closed when the mount is there
 	ended  chan struct{}
 
 	fetched  atomic.Int64 // bytes, by the filler since the mount
@@ -143,7 +144,7 @@ func (fs *FS) startFill() error {
 		return nil
 	}
 	ctx, stop := context.WithCancel(layers.Background(context.Background()))
-	q.stop, q.ended = stop, make(chan struct{})
+	q.stop, q.begun, q.ended = stop, make(chan struct{}), make(chan struct{})
 	go q.run(ctx)
 	return nil
 }
@@ -302,9 +303,21 @@ func (q *fill) pick(now time.Time) (f *filling, again time.Time) {
 	return nil, again
 }
 
+// begin lets it do something: the kernel has said what it can do.
+func (q *fill) begin() {
+	if q.begun != nil {
+		close(q.begun)
+	}
+}
+
 // run fills until ctx ends.
 func (q *fill) run(ctx context.Context) {
 	defer close(q.ended)
+	select {
+	case <-q.begun:
+	case <-ctx.Done():
+		return
+	}
 	var under sync.WaitGroup
 	defer under.Wait()
 	slots := make(chan struct{}, fillFiles)

@@ -45,6 +45,7 @@ const suidgid = unix.S_ISUID | unix.S_ISGID
 
 // Init implements fuse.RawFileSystem: the kernel has said what it can do.
 func (fs *FS) Init(server *fuse.Server) {
+	defer fs.fill.begin()
 	fs.notify = server
 	fs.xattrs = server.KernelSettings().Flags64()&fuse.CAP_SETXATTR_EXT != 0
 	if fs.cfg.NoPassthrough || fs.cfg.AsCaller || !fs.super || server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
