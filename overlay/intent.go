@@ -325,6 +325,9 @@ func finishIntent(upper int, rootOf func(layer string) int) error {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+	if errors.Is(err, unix.EWOULDBLOCK) { // two at once could each undo what the other does
+		return fmt.Errorf("the rename of %q to %q was interrupted and another mount is ending it: try again: %w", string(in.from), string(in.to), unix.EBUSY)
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Nlink == 0 {
 		return err
