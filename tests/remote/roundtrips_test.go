@@ -130,8 +130,9 @@ func (m *tripped) run(args ...string) trips {
 	m.t.Helper()
 	m.quiet()
 	s, k := m.source.Stats(), m.memory.Stats()
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Dir = m.point
+	// Not cmd.Dir: until the child is there nothing of this process may have to run,
+	// and the mount is served by it.
+	cmd := exec.Command("env", append([]string{"-C", m.point}, args...)...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "GIT_OPTIONAL_LOCKS=0")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

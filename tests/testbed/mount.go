@@ -30,8 +30,8 @@ type Mounted struct {
 	tb   testing.TB
 	host *Host
 	proc *Process
-	log  *Output
-	over bool // unmounted or killed by the test
+	log  string // a file: what the daemon printed is there before it does anything else
+	over bool   // unmounted or killed by the test
 }
 
 // Mount mounts with the given -o options and returns when the mount answers.
@@ -69,8 +69,14 @@ func TryMount(tb testing.TB, options, point string, more ...MountConfig) (m *Mou
 	if cfg.Env == nil {
 		cmd.Env = append(os.Environ(), cmd.Env...)
 	}
-	m = &Mounted{Point: point, Dir: cfg.Host.Path(point), tb: tb, host: cfg.Host, log: &Output{}}
-	cmd.Stdout, cmd.Stderr = m.log, m.log
+	m = &Mounted{Point: point, Dir: cfg.Host.Path(point), tb: tb, host: cfg.Host}
+	log, err := os.CreateTemp(TempDir(tb), "log")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer log.Close()
+	m.log = log.Name()
+	cmd.Stdout, cmd.Stderr = log, log
 	if m.proc, err = Start(cmd); err != nil {
 		tb.Fatal(err)
 	}
@@ -130,7 +136,11 @@ func (m *Mounted) Log() string {
 	if m == nil {
 		return ""
 	}
-	return m.log.String()
+	b, err := os.ReadFile(m.log)
+	if err != nil {
+		m.tb.Error(err)
+	}
+	return string(b)
 }
 
 // Unmount unmounts, as umount(8) does, and waits for the end of the daemon. It
