@@ -19,7 +19,7 @@ func TestIdentity(t *testing.T) {
 	tab.init()
 	tab.setRoot(&node{id: 1})
 	at := func(dev, ino uint64, birth int64) identity {
-		return identity{fileKey{dev: dev, ino: ino}, layers.Time{Sec: birth}}
+		return identity{fileKey: fileKey{dev: dev, ino: ino}, birth: layers.Time{Sec: birth}}
 	}
 	file := func(k ...identity) *found {
 		return &found{attr: layers.Attr{Mode: unix.S_IFREG}, keys: k}
@@ -43,6 +43,39 @@ func TestIdentity(t *testing.T) {
 	}
 	if got := tab.node(nil, file(lower)); got != n {
 		t.Error("the lower is forgotten with the upper's inode number")
+	}
+}
+
+// TestIdentityAcrossLayers has an upper on the filesystem of the lower, which gives
+// the inode of a directory that was drained to the next one that comes up.
+func TestIdentityAcrossLayers(t *testing.T) {
+	const lowers, uppers = false, true
+	for _, typ := range []uint32{unix.S_IFDIR, unix.S_IFREG} {
+		for _, births := range []bool{true, false} {
+			var tab table
+			tab.init()
+			tab.setRoot(&node{id: 1})
+			at := func(ino uint64, birth int64, upper bool) identity {
+				k := identity{fileKey: fileKey{dev: 1, ino: ino}, upper: upper}
+				if births {
+					k.birth = layers.Time{Sec: birth}
+				}
+				return k
+			}
+			found := func(keys ...identity) *found { return &found{attr: layers.Attr{Mode: typ}, keys: keys} }
+			one := tab.node(nil, found(at(10, 100, lowers)))
+			tab.also(one, at(20, 200, uppers))
+			two := tab.node(nil, found(at(10, 300, uppers), at(11, 100, lowers)))
+			if two == one || two.ino == one.ino {
+				t.Errorf("type %o, births %v: who has the inode number next is taken for who had it", typ, births)
+			}
+			if tab.node(nil, found(at(20, 200, uppers))) != one || tab.node(nil, found(at(10, 300, uppers))) != two {
+				t.Errorf("type %o, births %v: looked up again, it is another", typ, births)
+			}
+			if births && tab.node(nil, found(at(20, 400, uppers))) == one {
+				t.Errorf("type %o: born later, it is taken for who was there before", typ)
+			}
+		}
 	}
 }
 

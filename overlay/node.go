@@ -35,6 +35,7 @@ type fileKey struct {
 type identity struct {
 	fileKey
 	birth layers.Time // zero where unknown
+	upper bool        // lies in the upper, which may be on the filesystem of a lower
 }
 
 const noDev = 1 << 63 // set in fileKey.dev where the layer has no inodes

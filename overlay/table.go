@@ -22,10 +22,10 @@ type table struct {
 	stable map[uint64]uint64
 }
 
-// known is the node that has a key, and since which birth of the key's inode.
+// known is the node that has a key, and which inode with that number it is.
 type known struct {
-	n     *node
-	birth layers.Time // zero where unknown
+	n *node
+	identity
 }
 
 func (t *table) init() {
@@ -76,7 +76,7 @@ func versionTime(a *layers.Attr) int64 {
 }
 
 func identityOf(l *layer, p layers.Path, a *layers.Attr) identity {
-	return identity{fileKey: keyOf(l, p, a), birth: a.Btime}
+	return identity{keyOf(l, p, a), a.Btime, l.index == 0}
 }
 
 // inoOf is the inode number shown for a key while nobody else shows it: the
@@ -197,15 +197,16 @@ func (t *table) node(fs *FS, f *found) *node {
 }
 
 // is reports whether f, found by its identity k, can be the node that is known
-// by that key: an inode number that came back with another type or birth time is
-// another file. The birth is that of the inode with the key, not of the node: a
-// look that is older than a copy-up has found the lower's.
+// by that key: an inode number that came back with another type or birth time, or in
+// the upper after it was one of a lower, is another file. The birth is that of the
+// inode with the key, not of the node: a look that is older than a copy-up has found
+// the lower's.
 func (m known) is(k identity, f *found) bool {
-	if m.n == nil || m.n.typ != f.attr.Type() {
+	if m.n == nil || m.n.typ != f.attr.Type() || m.upper != k.upper {
 		return false
 	}
 	both := k.birth != (layers.Time{}) && m.birth != (layers.Time{})
-	return f.attr.IsDir() || !both || k.birth == m.birth
+	return !both || k.birth == m.birth
 }
 
 func (t *table) create(fs *FS, f *found) *node {
@@ -226,7 +227,7 @@ func (t *table) bind(n *node, k identity) {
 	if k.birth == (layers.Time{}) && old.n == n {
 		return
 	}
-	t.byKey[k.fileKey] = known{n, k.birth}
+	t.byKey[k.fileKey] = known{n, k}
 	if old.n != n {
 		n.keys = append(n.keys, k.fileKey)
 	}
