@@ -22,10 +22,16 @@ type table struct {
 	stable map[uint64]uint64
 }
 
-// known is the node that has a key, and which inode with that number it is.
+// known is the node that has a key, and which inode with that number it is. There is
+// one for each file that the kernel knows: it is kept small.
 type known struct {
-	n *node
-	identity
+	n     *node
+	birth int64 // ns; 0 where unknown
+	upper bool
+}
+
+func (k *identity) known(n *node) known {
+	return known{n, k.birth.Sec*1e9 + int64(k.birth.Nsec), k.upper}
 }
 
 func (t *table) init() {
@@ -202,11 +208,11 @@ func (t *table) node(fs *FS, f *found) *node {
 // inode with the key, not of the node: a look that is older than a copy-up has found
 // the lower's.
 func (m known) is(k identity, f *found) bool {
-	if m.n == nil || m.n.typ != f.attr.Type() || m.upper != k.upper {
+	if m.n == nil || m.n.typ != f.attr.Type() {
 		return false
 	}
-	both := k.birth != (layers.Time{}) && m.birth != (layers.Time{})
-	return !both || k.birth == m.birth
+	now := k.known(m.n)
+	return m.upper == now.upper && (m.birth == 0 || now.birth == 0 || m.birth == now.birth)
 }
 
 func (t *table) create(fs *FS, f *found) *node {
@@ -227,7 +233,7 @@ func (t *table) bind(n *node, k identity) {
 	if k.birth == (layers.Time{}) && old.n == n {
 		return
 	}
-	t.byKey[k.fileKey] = known{n, k}
+	t.byKey[k.fileKey] = k.known(n)
 	if old.n != n {
 		n.keys = append(n.keys, k.fileKey)
 	}
