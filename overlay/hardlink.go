@@ -29,11 +29,11 @@ import (
 // its file handle, it is that in the kernel's WORK/index.
 func (fs *FS) indexAt(r *lowerRef) (dirfd int, name string) {
 	if r.layer.hasHandles() {
-		if r.handle == nil {
-			r.handle = fs.originOf(r)
+		if r.handle == "" {
+			r.handle = string(fs.originOf(r))
 		}
-		if r.handle != nil {
-			return fs.index, indexHandle(r.handle)
+		if r.handle != "" {
+			return fs.index, indexHandle([]byte(r.handle))
 		}
 	}
 	return fs.links, indexName(r)

@@ -46,7 +46,7 @@ type lowerRef struct {
 	path  layers.Path // in that layer; in migrate mode the node's own path counts
 	attr  *layers.Attr
 	// handle is the overlayfs file handle of a hard-linked file, once it was needed.
-	handle []byte
+	handle string
 }
 
 func (r *lowerRef) id() fileID { return idOf(r.attr) }
@@ -75,34 +75,31 @@ type node struct {
 	redirect string
 
 	// mu protects all below. It is held while the file is published, renamed or
-	// unlinked, never while data is copied or a source is asked for data.
+	// unlinked, never while data is copied or a source is asked for data. The small
+	// fields stand together: there is a node for each file that the kernel knows.
 	mu      sync.RWMutex
 	upper   bool
+	indexed bool          // has a name in WORK/index, to be subtracted from nlink
+	origin  bool          // an upper copy that says what it is a copy of
+	mapped  bool          // may be mapped in passthrough, shared and writable, since the kernel knows n
+	io      ioMode        // of all of open; see passthrough.go
+	fresh   atomic.Bool   // a copy-up gave it its name in the upper, which may not be durable yet
+	impure  atomic.Int32  // of an upper directory: unasked, pure, impure
+	backing int32         // what the kernel calls the upper file, while io is ioPassthrough
+	shown   atomic.Uint32 // suid and sgid as the kernel was last told
+	told    atomic.Bool   // the kernel has had the attributes since the last open: reading makes it doubt the access time
+	pending extent.ID     // a stub in the upper; the data is in this object
 	upID    fileID
-	indexed bool // has a name in WORK/index, to be subtracted from nlink
 	lowers  []lowerRef
-	origin  bool         // an upper copy that says what it is a copy of
-	impure  atomic.Int32 // of an upper directory: unasked, pure, impure
-	fresh   atomic.Bool  // a copy-up gave it its name in the upper, which may not be durable yet
-	pending extent.ID    // a stub in the upper; the data is in this object
 	data    *dataBelow   // of a metacopy, in the upper or a lower: where its data is
 	dead    *layers.Attr // after the last name went
 	kept    int          // then, or before the first came, an O_PATH descriptor of the file, or -1: the kernel may open it still
 	open    map[uint64]*handle
-	io      ioMode         // of all of open; see passthrough.go
-	backing int32          // what the kernel calls the upper file, while io is ioPassthrough
-	shown   atomic.Uint32  // suid and sgid as the kernel was last told
-	mapped  bool           // may be mapped in passthrough, shared and writable, since the kernel knows n
 	pages   *pages         // what the kernel may have read of it, where others change files too
 	obj     *extent.Object // while open, of a remote or pending file
 	src     *source        // where obj's missing extents come from
 	retired []readable     // what obj and src were, for reads under way
-
-	// told says that the kernel has had the attributes since the last open: reading
-	// makes it doubt the access time.
-	told atomic.Bool
-
-	noticed atomic.Int64 // when a reader last asked whether another host has brought n up: Unix time, ns
+	noticed atomic.Int64   // when a reader last asked whether another host has brought n up: Unix time, ns
 
 	locks atomic.Pointer[fileLocks] // nil until somebody locks; set with mu held
 }
