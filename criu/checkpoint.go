@@ -3,7 +3,10 @@ package criu
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"net/netip"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,8 +20,10 @@ type Checkpoint struct {
 	Arch    string // as runtime.GOARCH names it
 
 	Tasks  []Task
-	Files  []File  // sorted by path, each path once per Place
+	Files  []File  // sorted by path, each file once per Place
 	Mounts []Mount // of the mount namespaces that were dumped; none if tasks ran in the host's
+	Trees  []Tree  // the directory trees that OnDisk files lie in; the first is the root
+	Locks  []Lock  // on open files
 
 	// Which namespaces the tasks had to themselves, so that CRIU makes them anew.
 	PidNS, MountNS, NetNS, UserNS bool
@@ -27,10 +32,28 @@ type Checkpoint struct {
 	// tasks; CRIU wants --shell-job at restore as at dump.
 	ShellJob bool
 
+	// Memory is how much of the tasks' memory the images hold, in bytes: all of
+	// it is read before a task runs, unless `criu lazy-pages` serves it.
+	Memory int64
+
+	// LSM is "apparmor" or "selinux" if a task is confined by that.
+	LSM string
+
+	// Container is what the engine that made the checkpoint says of the
+	// container; nil if the images are not of its archive.
+	Container *Container
+
+	// Obstacles are what the images alone show to be in the way of a restore.
+	// CheckHost adds what this host lacks.
+	Obstacles []Obstacle
+
 	// Warnings are for people: what Load did not understand or will not carry.
 	Warnings []string
 
-	dirs []string // directories in which CRIU makes sockets and deleted files anew
+	dirs      []string     // directories, in the root tree, in which CRIU makes sockets and deleted files anew
+	addresses []netip.Addr // that sockets are bound to
+	tools     []string     // programs that CRIU starts for these images
+	fsys      fs.FS
 }
 
 // Task is one process of the checkpoint.
@@ -49,19 +72,34 @@ const (
 	// OnHost: in proc, sysfs, tmpfs and the like, or a device, socket or FIFO.
 	// CRIU takes it from the host that restores, or makes it anew.
 	OnHost
-	// InImages: deleted while in use; the images hold its content.
+	// InImages: deleted while in use, or on a tmpfs of the tasks' own; the
+	// images hold its content.
 	InImages
 )
 
 // File is one file that the tasks refer to.
 type File struct {
-	Path      string // absolute, clean; in a dumped mount namespace from its root
+	Path      string // as the tasks see it: absolute, clean; in a dumped mount namespace from its root
 	Place     Place
-	Mode      uint32 // type and permissions; 0: not recorded
-	Size      int64  // bytes
-	SizeKnown bool   // never for what was opened only to append
-	BuildID   []byte // of an ELF file, as in its note; nil: none or not recorded
+	Mode      uint32    // type and permissions; 0: not recorded
+	Size      int64     // bytes
+	SizeKnown bool      // never for what was opened only to append
+	ModTime   time.Time // images have it of deleted files only; else zero
+	BuildID   []byte    // of an ELF file, as in its note; nil: none or not recorded
 	Refs      []Ref
+
+	// Where it lies when bind mounts are taken away. Tree is the Key of a Tree,
+	// "" if the file is not on storage: all that are OnDisk have one, and FIFOs
+	// whose name is there. TreePath is absolute and counts from the
+	// Tree's directory; HostPath is the path on the host that was dumped, "" as
+	// long as nobody knows that of the Tree (see MapTree).
+	Tree, TreePath, HostPath string
+
+	Deleted bool   // it had no name any more; or, with a Place OnDisk, another than Path
+	Remap   string // path of the other name that the dump gave it (link_remap.N); "" if none
+	TTY     string // "pty", "console", "serial"...; "" if it is no terminal
+
+	stranded bool // a device node on storage
 }
 
 // RefKind is a way in which a task refers to a file.
@@ -75,7 +113,16 @@ const (
 	RootDir
 	Watch // inotify or fanotify
 	Other // no task is known to (a deleted file's other name, say)
+	Bound // a Unix socket of this name, which CRIU binds anew
 )
+
+// String is the kind as people name it.
+func (k RefKind) String() string {
+	if names := [...]string{"descriptor", "mapping", "executable", "cwd", "root", "watch", "other", "socket"}; int(k) < len(names) {
+		return names[k]
+	}
+	return fmt.Sprintf("kind %d", uint8(k))
+}
 
 // Ref is one reference of a task to a file.
 type Ref struct {
@@ -87,17 +134,59 @@ type Ref struct {
 	Flags uint32 // O_*
 	Pos   int64  // file offset
 
-	// Mapping: bytes of the file, and MAP_SHARED or not.
+	// Mapping: bytes of the file, PROT_*, and MAP_SHARED or not.
 	Off, Len int64
+	Prot     uint32
 	Shared   bool
+	// Held are the parts of it, in bytes of the file, that the images hold since
+	// the task had changed them: nobody needs those from the file.
+	Held []Range
+	// Next are the pages, as offsets in the file, on which threads go on when
+	// they run again, but for those in Held.
+	Next []int64
 }
+
+// Range is a part of a file, in bytes.
+type Range struct{ Off, Len int64 }
 
 // Mount is one mount of a dumped mount namespace.
 type Mount struct {
-	ID       uint32
-	Point    string // mountpoint, from the namespace's root
-	Virtual  bool   // nothing of it lies on storage
-	External bool   // CRIU gets it from the caller at restore
+	ID, Parent uint32
+	NS         uint32 // id of its namespace
+	Point      string // mountpoint, from the namespace's root
+	Root       string // the directory of its filesystem that is mounted
+	Dev        uint32 // of its filesystem, as CRIU numbers it
+	Type       string // "ext4", "tmpfs"...; "" if CRIU does not know it
+	Source     string
+	Virtual    bool   // nothing of it lies on storage
+	External   bool   // CRIU gets it from the caller at restore
+	Key        string // what the caller names it by; "" if not External
+}
+
+// Tree is a directory tree that lay on the storage of the host that was dumped.
+// A checkpoint of a process in the host's own mounts has one, "/"; one with
+// mounts of its own has its root, "/" as well, and one more for each external
+// mount or disk mounted below.
+type Tree struct {
+	Key     string // what MapTree takes: "/", an external mount's key or a mountpoint
+	Point   string // where the tasks see it
+	HostDir string // its directory on the host that was dumped; "" if not known
+	Files   int    // how many of Checkpoint.Files lie in it
+
+	external, root bool
+	source         string // what CRIU would mount there, for messages
+}
+
+// LockKind is a kind of file lock.
+type LockKind string
+
+// Lock is a lock that a task holds on an open file.
+type Lock struct {
+	Kind     LockKind // "posix", "flock", "ofd", "lease"
+	PID      uint32
+	FD       int32
+	Path     string // "" if the descriptor is not known
+	Off, Len int64  // Len 0: to the end
 }
 
 // ErrNoImages: the directory holds no checkpoint.
@@ -167,6 +256,11 @@ func underHostDir(name string) bool {
 		}
 	}
 	return false
+}
+
+// isDevice reports whether mode is that of a device node.
+func isDevice(mode uint32) bool {
+	return mode&unix.S_IFMT == unix.S_IFCHR || mode&unix.S_IFMT == unix.S_IFBLK
 }
 
 // movable reports whether files of this type come from the source at all.

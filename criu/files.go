@@ -1,26 +1,21 @@
 package criu
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
+	"maps"
 	"math"
 	"path"
 	"slices"
 	"strings"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/fh"
 	fsimg "github.com/checkpoint-restore/go-criu/v8/crit/images/fs"
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/fsnotify"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/regfile"
-	remap "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
-	skunix "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-unix"
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/vma"
-	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
+	"golang.org/x/sys/unix"
 )
 
 // file is a File in the making: one file id of the images.
@@ -29,18 +24,29 @@ type file struct {
 	flags uint32
 	pos   int64
 	mount int64 // -1: not recorded
-	gone  bool  // deleted when it was dumped
+	ghost bool  // the images hold it
+
+	linked *file // it had another name: the images refer to it by this one
+	isLink bool  // it is that other name
 }
 
 // fileTable reads what has a path from files.img, or from the images that
 // stood in its place before CRIU 3.0: one for each type of descriptor.
 func (l *loader) fileTable() error {
+	if err := l.ttyInfos(); err != nil {
+		return err
+	}
 	err := each(l.fsys, "files.img", magicFiles, l.fileEntry)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		l.names()
 		return err
 	}
 	for _, old := range []error{
 		each(l.fsys, "reg-files.img", magicRegFiles, l.regFile),
+		each(l.fsys, "ext-files.img", magicExtFiles, l.external),
+		each(l.fsys, "fifo.img", magicFifo, l.fifo),
+		each(l.fsys, "tty.img", magicTTY, l.tty),
+		each(l.fsys, "inetsk.img", magicInetSk, l.inetSocket),
 		each(l.fsys, "unixsk.img", magicUnixSk, l.unixSocket),
 		each(l.fsys, "inotify.img", magicInotify, l.inotify),
 		each(l.fsys, "inotify-wd.img", magicInotifyWd, l.inotifyWatch),
@@ -51,6 +57,7 @@ func (l *loader) fileTable() error {
 			return old
 		}
 	}
+	l.names()
 	if len(l.files) == 0 {
 		return fmt.Errorf("%w in %q: neither files.img nor reg-files.img is there; was the dump completed?", ErrNoImages, l.c.Dir)
 	}
@@ -64,6 +71,14 @@ func (l *loader) fileEntry(e *fdinfo.FileEntry) error {
 			return fmt.Errorf("file %d is a regular file without its description", e.GetId())
 		}
 		return l.regFile(e.GetReg())
+	case fdinfo.FdTypes_EXT:
+		return l.external(e.GetExt())
+	case fdinfo.FdTypes_FIFO:
+		return l.fifo(e.GetFifo())
+	case fdinfo.FdTypes_TTY:
+		return l.tty(e.GetTty())
+	case fdinfo.FdTypes_INETSK:
+		return l.inetSocket(e.GetIsk())
 	case fdinfo.FdTypes_UNIXSK:
 		return l.unixSocket(e.GetUsk())
 	case fdinfo.FdTypes_INOTIFY:
@@ -74,7 +89,8 @@ func (l *loader) fileEntry(e *fdinfo.FileEntry) error {
 	if _, known := fdinfo.FdTypes_name[int32(e.GetType())]; !known {
 		l.warn("file %d is of type %d, which is not known here", e.GetId(), e.GetType())
 	}
-	return nil
+	l.others[e.GetId()] = true // memory files are mapped, for one
+	return l.oneMore()
 }
 
 func (l *loader) regFile(r *regfile.RegFileEntry) error {
@@ -89,6 +105,13 @@ func (l *loader) regFile(r *regfile.RegFileEntry) error {
 	}
 	if err := l.oneMore(); err != nil {
 		return err
+	}
+	if r.GetExt() {
+		l.obstacle(Obstacle{
+			Level: Blocker, What: "descriptor", Path: r.GetName(),
+			Why:    "the dump left it to whoever restores (--external file[...])",
+			Remedy: "give CRIU another with --inherit-fd", Options: []string{"inherit-fd"},
+		})
 	}
 	l.files[r.GetId()] = &file{
 		File: File{
@@ -119,101 +142,6 @@ func buildID(words []uint32) []byte {
 	return b
 }
 
-// unixSocket keeps the directory in which a socket is bound: CRIU binds it anew
-// there.
-func (l *loader) unixSocket(u *skunix.UnixSkEntry) error {
-	name := strings.TrimRight(string(u.GetName()), "\x00")
-	if name == "" || u.GetName()[0] == 0 {
-		return nil // unbound, or an abstract name
-	}
-	if name[0] != '/' && u.GetNameDir() != "" {
-		name = path.Join(u.GetNameDir(), name)
-	}
-	name = path.Clean(name)
-	if err := checkPath(name); err != nil {
-		l.warn("a socket is bound to a name that cannot be used: %v", err)
-		return nil
-	}
-	if l.onStorage(&file{File: File{Path: name}, mount: int64(u.GetMntId())}) {
-		l.dirs = append(l.dirs, path.Dir(name))
-	}
-	return l.oneMore()
-}
-
-func (l *loader) inotify(e *fsnotify.InotifyFileEntry) error {
-	for _, wd := range e.GetWd() {
-		if err := l.watch(wd.GetFHandle()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (l *loader) inotifyWatch(e *fsnotify.InotifyWdEntry) error {
-	return l.watch(e.GetFHandle())
-}
-
-func (l *loader) fanotify(e *fsnotify.FanotifyFileEntry) error {
-	for _, m := range e.GetMark() {
-		if err := l.fanotifyMark(m); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (l *loader) fanotifyMark(m *fsnotify.FanotifyMarkEntry) error {
-	if ie := m.GetIe(); ie != nil {
-		return l.watch(ie.GetFHandle())
-	}
-	return nil
-}
-
-// watch adds a watched file. All that images have of it is a path, and that
-// only if the dump was asked for it: file handles mean nothing on another host.
-func (l *loader) watch(h *fh.FhEntry) error {
-	name := h.GetPath()
-	if name == "" {
-		l.warn("a watched file is known by handle only: dump again with --force-irmap")
-		return nil
-	}
-	if name[0] != '/' {
-		name = "/" + name
-	}
-	if err := checkPath(name); err != nil {
-		l.warn("a watch on a name that cannot be used: %v", err)
-		return nil
-	}
-	mount := int64(-1)
-	if h.MntId != nil {
-		mount = int64(h.GetMntId())
-	}
-	l.loose = append(l.loose, &file{File: File{Path: name, Refs: []Ref{{Kind: Watch}}}, mount: mount})
-	return l.oneMore()
-}
-
-// remaps marks what was deleted when it was dumped: ghosts, whose content the
-// images hold, and names that were links to a file which has another name yet.
-func (l *loader) remaps() error {
-	err := each(l.fsys, "remap-fpath.img", magicRemapFpath, func(r *remap.RemapFilePathEntry) error {
-		f := l.files[r.GetOrigId()]
-		if f == nil {
-			return fmt.Errorf("file %d is remapped but described nowhere", r.GetOrigId())
-		}
-		f.gone = true
-		if r.GetRemapType() == remap.RemapType_LINKED {
-			if to := l.files[r.GetRemapId()]; to != nil {
-				to.Refs = append(to.Refs, Ref{Kind: Other})
-			}
-		}
-		return nil
-	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
 // references reads who refers to which file, and how.
 func (l *loader) references() error {
 	sets, err := l.numbered("fdinfo-")
@@ -226,9 +154,9 @@ func (l *loader) references() error {
 			pid = set.id // before CRIU numbered tables, they were numbered by task
 		}
 		err := each(l.fsys, set.file, magicFdinfo, func(e *fdinfo.FdinfoEntry) error {
-			f := l.files[e.GetId()]
+			f := l.byID(e.GetId())
 			if f == nil {
-				return nil // not a file: a pipe, a socket...
+				return nil // not a file: a pipe, an event counter...
 			}
 			f.Refs = append(f.Refs, Ref{Kind: Descriptor, PID: pid, FD: e.GetFd(), Flags: f.flags, Pos: f.pos})
 			return l.oneMore()
@@ -245,7 +173,7 @@ func (l *loader) references() error {
 			return err
 		}
 	}
-	return nil
+	return l.sharedMemory()
 }
 
 func (l *loader) taskDirs(pid uint32) error {
@@ -258,16 +186,11 @@ func (l *loader) taskDirs(pid uint32) error {
 	}))
 }
 
-// ignoreMissing: zombies and tasks that share everything have no such image.
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
+func (l *loader) refer(id uint32, r Ref) error {
+	f := l.byID(id)
+	if f == nil && l.others[id] {
 		return nil
 	}
-	return err
-}
-
-func (l *loader) refer(id uint32, r Ref) error {
-	f := l.files[id]
 	if f == nil {
 		return fmt.Errorf("file %d is referred to but described nowhere", id)
 	}
@@ -275,99 +198,27 @@ func (l *loader) refer(id uint32, r Ref) error {
 	return l.oneMore()
 }
 
-// Fields of mm_entry (mm.proto) and status bits of vma_entry (criu's
-// include/image.h); in mappings of files shmid is a file id.
-const (
-	mmExeFileID = 12
-	mmVmas      = 14
-
-	vmaFilePrivate = 1 << 6
-	vmaFileShared  = 1 << 7
-)
-
-// taskMemory reads the executable and the mappings of one task. A task may have
-// any number of mappings in one entry, so they are decoded one by one.
-func (l *loader) taskMemory(pid uint32) error {
-	im, err := openImage(l.fsys, fmt.Sprintf("mm-%d.img", pid), magicMm)
-	if err != nil {
-		return ignoreMissing(err)
-	}
-	defer im.close()
-	start := im.off
-	b, err := im.entry(maxMmEntry)
-	if err == io.EOF {
-		err = im.fail(start, ErrTruncated)
-	}
-	if err != nil {
-		return err
-	}
-	for len(b) > 0 {
-		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return im.fail(start, errors.New("not an entry of its kind"))
-		}
-		m := protowire.ConsumeFieldValue(num, typ, b[n:])
-		if m < 0 {
-			return im.fail(start, errors.New("not an entry of its kind"))
-		}
-		if err := l.memoryField(pid, num, typ, b[n:n+m]); err != nil {
-			return im.fail(start, err)
-		}
-		b = b[n+m:]
-	}
-	return nil
-}
-
-func (l *loader) memoryField(pid uint32, num protowire.Number, typ protowire.Type, val []byte) error {
-	switch {
-	case num == mmExeFileID && typ == protowire.VarintType:
-		id, _ := protowire.ConsumeVarint(val)
-		return l.refer(uint32(id), Ref{Kind: Executable, PID: pid})
-	case num == mmVmas && typ == protowire.BytesType:
-		msg, _ := protowire.ConsumeBytes(val)
-		var v vma.VmaEntry
-		if err := proto.Unmarshal(msg, &v); err != nil {
-			return fmt.Errorf("a mapping that is none (%v)", err)
-		}
-		if v.GetStatus()&(vmaFilePrivate|vmaFileShared) == 0 {
-			return nil
-		}
-		if v.GetEnd() < v.GetStart() || v.GetEnd()-v.GetStart() > math.MaxInt64 || v.GetPgoff() > math.MaxInt64 {
-			return fmt.Errorf("a mapping of %#x to %#x", v.GetStart(), v.GetEnd())
-		}
-		return l.refer(uint32(v.GetShmid()), Ref{
-			Kind: Mapping, PID: pid, Off: int64(v.GetPgoff()), Len: int64(v.GetEnd() - v.GetStart()),
-			Shared: v.GetStatus()&vmaFileShared != 0,
-		})
-	}
-	return nil
-}
-
 // collect turns file ids into files: one for each path and place.
 func (l *loader) collect() error {
+	all := make([]*file, 0, len(l.files)+len(l.loose))
+	for _, id := range slices.Sorted(maps.Keys(l.files)) {
+		all = append(all, l.files[id])
+	}
+	all = append(all, l.loose...)
+	for _, f := range all {
+		if f.linked != nil { // what is done to it is done to that file
+			f.linked.Refs = append(f.linked.Refs, f.Refs...)
+		}
+	}
 	type key struct {
 		path  string
 		place Place
+		mount string // in which tree, and where: two namespaces may have one path
 	}
 	at := make(map[key]int)
-	ids := make([]uint32, 0, len(l.files))
-	for id := range l.files {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	all := make([]*file, 0, len(ids)+len(l.loose))
-	for _, id := range ids {
-		all = append(all, l.files[id])
-	}
-	for _, f := range append(all, l.loose...) {
-		if f.Mode == 0 {
-			f.Mode = flagsMode(f.Refs)
-		}
-		f.Place = l.place(f)
-		if f.gone && l.onStorage(f) {
-			l.dirs = append(l.dirs, path.Dir(f.Path))
-		}
-		k := key{f.Path, f.Place}
+	for _, f := range all {
+		l.settle(f)
+		k := key{f.Path, f.Place, f.Tree + f.TreePath}
 		i, seen := at[k]
 		if !seen {
 			at[k] = len(l.c.Files)
@@ -379,14 +230,49 @@ func (l *loader) collect() error {
 		}
 	}
 	slices.SortFunc(l.c.Files, func(a, b File) int {
-		if c := strings.Compare(a.Path, b.Path); c != 0 {
-			return c
-		}
-		return int(a.Place) - int(b.Place)
+		return cmp.Or(strings.Compare(a.Path, b.Path), int(a.Place)-int(b.Place), strings.Compare(a.Tree+a.TreePath, b.Tree+b.TreePath))
 	})
-	slices.Sort(l.dirs)
-	l.c.dirs = slices.Compact(l.dirs)
+	for i := range l.c.Files {
+		if t := l.trees[l.c.Files[i].Tree]; t != nil {
+			t.Files++
+		}
+	}
+	l.directories()
 	return nil
+}
+
+// settle decides where a file lies.
+func (l *loader) settle(f *file) {
+	if f.Mode == 0 {
+		f.Mode = flagsMode(f.Refs)
+	}
+	if f.isLink && len(f.Refs) == 0 {
+		f.Refs = []Ref{{Kind: Other}}
+	}
+	f.Place = l.place(f)
+	fifo := f.Mode&unix.S_IFMT == unix.S_IFIFO && !f.ghost && f.linked == nil && l.onStorage(f) // its name is the source's
+	if f.Place == OnDisk || fifo {
+		l.locate(f)
+	}
+	f.stranded = isDevice(f.Mode) && l.onStorage(f)
+	if f.ghost || f.linked != nil {
+		l.dirs = append(l.dirs, f)
+	}
+}
+
+// directories lists those that have to be there for something to be made in them.
+func (l *loader) directories() {
+	for _, f := range l.dirs {
+		dir := &file{File: File{Path: path.Dir(f.Path)}, mount: f.mount}
+		if !l.onStorage(dir) {
+			continue
+		}
+		if l.locate(dir); dir.Tree == "/" {
+			l.c.dirs = append(l.c.dirs, dir.TreePath)
+		}
+	}
+	slices.Sort(l.c.dirs)
+	l.c.dirs = slices.Compact(l.c.dirs)
 }
 
 // merge adds what one more description of the same file says.
@@ -408,6 +294,7 @@ func merge(to, from *File) error {
 	if to.BuildID == nil {
 		to.BuildID = from.BuildID
 	}
+	to.Deleted = to.Deleted || from.Deleted
 	to.Refs = append(to.Refs, from.Refs...)
 	return nil
 }

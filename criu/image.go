@@ -35,6 +35,14 @@ const (
 	magicInotifyWd  = 0x54562009
 	magicFanotify   = 0x55096122
 	magicFanoMark   = 0x56506035
+	magicExtFiles   = 0x59255641
+	magicFifo       = 0x58364939
+	magicTTY        = 0x59433025
+	magicTTYInfo    = 0x59453036
+	magicInetSk     = 0x56443851
+	magicGhost      = 0x52583605
+	magicFileLocks  = 0x54323616
+	magicVmas       = 0x54123737
 )
 
 // Bounds on one entry. CRIU writes one entry for a descriptor (a path of at

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"os"
 	"runtime"
 	"slices"
@@ -13,55 +12,83 @@ import (
 
 	core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/inventory"
-	"github.com/checkpoint-restore/go-criu/v8/crit/images/mnt"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	"golang.org/x/sys/unix"
 )
 
-// Load reads the checkpoint in the local directory dir. It fails with
-// ErrNoImages, *ImageError, *ArchError or the error of the file system.
-func Load(dir string) (*Checkpoint, error) {
-	st, err := os.Stat(dir)
+// Load reads the checkpoint at the local path: a directory that CRIU wrote, or
+// an archive as container engines make them. It fails with ErrNoImages,
+// *ImageError, *ArchError or the error of the file system.
+func Load(path string) (*Checkpoint, error) {
+	st, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("image directory %q: %w", dir, bare(err))
+		return nil, fmt.Errorf("image directory %q: %w", path, bare(err))
 	}
-	if !st.IsDir() {
-		return nil, fmt.Errorf("%q is not a directory: give the directory that `criu dump -D` wrote", dir)
+	var c *Checkpoint
+	switch {
+	case st.IsDir():
+		c, err = LoadFS(os.DirFS(path), path)
+	case st.Mode().IsRegular():
+		c, err = loadArchive(path)
+	default:
+		err = fmt.Errorf("%q is %w", path, errNotArchive)
 	}
-	c, err := LoadFS(os.DirFS(dir), dir)
 	if err != nil {
 		return nil, err
 	}
 	if c.Arch != runtime.GOARCH {
-		return nil, &ArchError{Dir: dir, Arch: c.Arch, Host: runtime.GOARCH}
+		return nil, &ArchError{Dir: path, Arch: c.Arch, Host: runtime.GOARCH}
 	}
 	return c, nil
 }
 
+func loadArchive(path string) (*Checkpoint, error) {
+	a, err := readArchive(path)
+	if errors.Is(err, errNotArchive) {
+		return nil, fmt.Errorf("%q is %w: give the directory that `criu dump -D` wrote, or what podman container checkpoint --export did", path, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("checkpoint %q: %w", path, bare(err))
+	}
+	return load(a, path, a)
+}
+
 // LoadFS reads the checkpoint at the root of fsys, which may be of any
 // architecture. Dir names it in messages.
-func LoadFS(fsys fs.FS, dir string) (*Checkpoint, error) {
+func LoadFS(fsys fs.FS, dir string) (*Checkpoint, error) { return load(fsys, dir, nil) }
+
+// load reads the images in fsys; from is the archive that they are in, or nil.
+func load(fsys fs.FS, dir string, from *archive) (*Checkpoint, error) {
 	l := &loader{
 		fsys:   fsys,
-		c:      &Checkpoint{Dir: dir},
+		c:      &Checkpoint{Dir: dir, fsys: fsys},
 		files:  make(map[uint32]*file),
+		alias:  make(map[uint32]*file),
+		others: make(map[uint32]bool),
 		fdsets: make(map[uint32]uint32),
+		starts: make(map[uint32][]uint64),
 		mounts: make(map[uint32]*Mount),
+		parts:  make(map[*Mount]part),
+		trees:  make(map[string]*Tree),
+		named:  make(map[uint32]name),
+		ttys:   make(map[uint32]string),
 	}
-	for _, step := range []func() error{
-		l.inventory, l.tasks, l.mountpoints, l.fileTable, l.remaps, l.references,
-	} {
+	steps := []func() error{
+		l.inventory, l.tasks, l.mountpoints, l.fileTable, l.remaps, l.references, l.locks, l.leftRunning, l.listing, l.collect,
+	}
+	if from != nil {
+		steps = append(steps, func() error { return l.container(from) })
+	}
+	for _, step := range steps {
 		if err := step(); err != nil {
-			var ie *ImageError
-			if errors.As(err, &ie) && dir != "" {
+			if !errors.Is(err, ErrNoImages) && dir != "" { // which names it
 				return nil, fmt.Errorf("checkpoint %q: %w", dir, err)
 			}
 			return nil, err
 		}
 	}
-	if err := l.collect(); err != nil {
-		return nil, fmt.Errorf("checkpoint %q: %w", dir, err)
-	}
+	l.c.setHostPaths()
+	l.fileObstacles()
 	return l.c, nil
 }
 
@@ -72,10 +99,23 @@ type loader struct {
 
 	host   *core.TaskKobjIdsEntry // namespaces of the host that dumped; may be nil
 	files  map[uint32]*file       // by file id
-	loose  []*file                // without an id: watched paths
-	dirs   []string               // that must exist for sockets to be bound in
+	alias  map[uint32]*file       // ids of what has its name from a file: FIFOs, terminals, sockets
+	others map[uint32]bool        // ids of what is no file
+	loose  []*file                // without an id: watched paths, sockets
+	dirs   []*file                // beside which something must be made: in their directories
 	fdsets map[uint32]uint32      // files_id -> first task that has it
+	starts map[uint32][]uint64    // addresses at which the threads of a task go on
 	mounts map[uint32]*Mount
+	parts  map[*Mount]part
+	trees  map[string]*Tree
+	named  map[uint32]name   // by file id
+	ttys   map[uint32]string // kind of terminal, by CRIU's number of it
+	lsm    string            // of the host that dumped
+
+	inParent bool // some memory is in the images of an earlier dump
+
+	root   *Mount // of the root task; nil if it saw the host's mounts
+	rootNS uint32
 	things int // files, references and names
 }
 
@@ -112,6 +152,9 @@ func (l *loader) inventory() error {
 	}
 	l.c.Version = inv.GetImgVersion()
 	l.host = inv.GetRootIds()
+	if t := inv.GetLsmtype(); t != inventory.Lsmtype_NO_LSM {
+		l.lsm = strings.ToLower(t.String())
+	}
 	return nil
 }
 
@@ -169,6 +212,13 @@ func (l *loader) task(t *Task, root bool) error {
 		return err
 	}
 	t.Comm = c.GetTc().GetComm()
+	l.confined(&c)
+	l.startsAt(t.PID, &c)
+	for _, tid := range t.Threads {
+		if err := l.thread(t.PID, tid); err != nil {
+			return err
+		}
+	}
 	ids := c.GetIds()
 	var own core.TaskKobjIdsEntry
 	if err := one(l.fsys, fmt.Sprintf("ids-%d.img", t.PID), magicIDs, &own); err == nil {
@@ -199,49 +249,11 @@ func (l *loader) namespaces(t *Task, ids *core.TaskKobjIdsEntry) {
 		l.c.PidNS = t.PID == 1
 		return
 	}
+	l.rootNS = ids.GetMntNsId()
 	l.c.PidNS = ids.GetPidNsId() != l.host.GetPidNsId()
 	l.c.MountNS = ids.GetMntNsId() != l.host.GetMntNsId()
 	l.c.NetNS = ids.GetNetNsId() != l.host.GetNetNsId()
 	l.c.UserNS = ids.GetUserNsId() != l.host.GetUserNsId()
-}
-
-// virtual are the filesystems that hold nothing which stays behind on a disk.
-// Ordinary disk filesystems have no type of their own in images.
-var virtual = map[mnt.Fstype]bool{
-	mnt.Fstype_PROC: true, mnt.Fstype_SYSFS: true, mnt.Fstype_DEVTMPFS: true,
-	mnt.Fstype_BINFMT_MISC: true, mnt.Fstype_TMPFS: true, mnt.Fstype_DEVPTS: true,
-	mnt.Fstype_PSTORE: true, mnt.Fstype_SECURITYFS: true, mnt.Fstype_FUSECTL: true,
-	mnt.Fstype_DEBUGFS: true, mnt.Fstype_CGROUP: true, mnt.Fstype_CGROUP2: true,
-	mnt.Fstype_MQUEUE: true, mnt.Fstype_AUTOFS: true, mnt.Fstype_TRACEFS: true,
-}
-
-func (l *loader) mountpoints() error {
-	names, err := l.numbered("mountpoints-")
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		err := each(l.fsys, name.file, magicMnts, func(m *mnt.MntEntry) error {
-			if err := checkPath(m.GetMountpoint()); err != nil {
-				return err
-			}
-			l.c.Mounts = append(l.c.Mounts, Mount{
-				ID:       m.GetMntId(),
-				Point:    m.GetMountpoint(),
-				Virtual:  virtual[mnt.Fstype(m.GetFstype())],
-				External: m.GetExtMount() || m.GetExtKey() != "",
-			})
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	for i := range l.c.Mounts {
-		m := &l.c.Mounts[i]
-		l.mounts[m.ID] = m
-	}
-	return nil
 }
 
 // numberedImage is an image of which there is one per task, namespace, ...
@@ -254,7 +266,7 @@ type numberedImage struct {
 func (l *loader) numbered(prefix string) ([]numberedImage, error) {
 	entries, err := fs.ReadDir(l.fsys, ".")
 	if err != nil {
-		return nil, fmt.Errorf("image directory %q: %w", l.c.Dir, bare(err))
+		return nil, fmt.Errorf("list of images: %w", bare(err))
 	}
 	var out []numberedImage
 	for _, e := range entries {
@@ -271,30 +283,6 @@ func (l *loader) numbered(prefix string) ([]numberedImage, error) {
 	}
 	slices.SortFunc(out, func(a, b numberedImage) int { return int(int64(a.id) - int64(b.id)) })
 	return out, nil
-}
-
-// place decides where a file lies.
-func (l *loader) place(f *file) Place {
-	switch {
-	case f.gone:
-		return InImages
-	case movable(f.Mode) && l.onStorage(f):
-		return OnDisk
-	}
-	return OnHost
-}
-
-// onStorage reports whether f's directory stays behind when the process moves.
-// Without images of mounts, the directory in the root is all there is to go by.
-func (l *loader) onStorage(f *file) bool {
-	if underHostDir(f.Path) {
-		return false
-	}
-	if f.mount < 0 || f.mount > math.MaxUint32 {
-		return true
-	}
-	m := l.mounts[uint32(f.mount)]
-	return m == nil || !m.Virtual
 }
 
 // flagsMode guesses the type that a mode, not recorded, would have.

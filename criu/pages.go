@@ -6,7 +6,6 @@ import (
 	"io"
 	"io/fs"
 	"math"
-	"os"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
 )
@@ -14,13 +13,14 @@ import (
 const (
 	magicPagemap = 0x56084025
 
-	pagePresent = 1 << 2 // PE_PRESENT: the page is in this directory's pages image
+	pageInParent = 1 << 0 // PE_PARENT: it is in the directory that "parent" leads to
+	pagePresent  = 1 << 2 // PE_PRESENT: it is in this directory's pages image
 )
 
 // CheckPages finds out whether the images of memory are whole: each must be as
 // long as its pagemap says. CRIU reads on at the end of one for ever.
 func (c *Checkpoint) CheckPages() error {
-	if err := checkPages(os.DirFS(c.Dir), int64(os.Getpagesize())); err != nil {
+	if err := checkPages(c.fsys, pageSize(c.Arch)); err != nil {
 		return fmt.Errorf("checkpoint %q: %w", c.Dir, err)
 	}
 	return nil

@@ -3,35 +3,42 @@ package criu
 import (
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/seed"
 )
 
 // Seed returns the files of the checkpoint that lie on storage which stays
-// behind, with what the images say of them.
+// behind, in the root tree, with what the images say of them. Those on external
+// mounts are elsewhere: see Trees.
 func (c *Checkpoint) Seed() seed.Seed {
 	var s seed.Seed
 	for i := range c.Files {
 		f := &c.Files[i]
-		if f.Place != OnDisk {
+		if f.Place != OnDisk || f.Tree != "/" {
 			continue
 		}
-		e := seed.Entry{
-			Path:      layerPath(f.Path),
-			Mode:      f.Mode,
-			ModeKnown: f.Mode != 0 && f.Mode != unix.S_IFDIR, // that is a guess, of flagsMode
-			Size:      f.Size,
-			SizeKnown: f.SizeKnown,
-			BuildID:   f.BuildID,
-		}
-		if !e.ModeKnown {
-			e.Mode = f.guessMode()
-		}
-		s.Entries = append(s.Entries, e)
+		s.Entries = append(s.Entries, f.Entry(layerPath(f.TreePath)))
 	}
 	for _, d := range c.dirs {
 		s.Dirs = append(s.Dirs, layerPath(d))
 	}
 	return s
+}
+
+// Entry is what the images say of f, as the seed of the file at p.
+func (f *File) Entry(p layers.Path) seed.Entry {
+	e := seed.Entry{
+		Path:      p,
+		Mode:      f.Mode,
+		ModeKnown: f.Mode != 0 && f.Mode != unix.S_IFDIR, // that is a guess, of flagsMode
+		Size:      f.Size,
+		SizeKnown: f.SizeKnown,
+		BuildID:   f.BuildID,
+	}
+	if !e.ModeKnown {
+		e.Mode = f.guessMode()
+	}
+	return e
 }
 
 // guessMode is the mode to show without a source for a file whose mode the

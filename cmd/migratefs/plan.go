@@ -23,33 +23,74 @@ import (
 type planFlags struct {
 	json    bool
 	workers int
+	images  imagesFlags // for a checkpoint
 }
 
 func newPlanCommand() *cobra.Command {
 	var f planFlags
 	c := &cobra.Command{
-		Use:   "plan [--json] OLD NEW",
-		Short: "Say what a migration would move, and whether it fits",
-		Long: `Walk the directory OLD and say what a migration to the directory NEW would move: files and bytes by age and
+		Use:   "plan [--json] OLD NEW | IMAGES [-- criu options]",
+		Short: "Say what a migration of a tree or a checkpoint would move, and whether it can work",
+		Long: `Given two directories, walk OLD and say what a migration to NEW would move: files and bytes by age and
 owner, hard links, sparse and special files; what of it NEW cannot hold, which is tried out there in a
 temporary directory; and whether all fits into NEW's free space and the quotas of users and groups.
 Nothing is written to OLD.
 
-Exit codes: 0 it fits, 3 it does not, 1 something could not be looked at.`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 2 {
-				return usageErrorf("migratefs plan: want two directories, OLD and NEW, got %q", args)
+Given a checkpoint (a directory that criu dump wrote, or an archive of podman container checkpoint --export
+or of the kubelet), say what its processes refer to and where each thing would come from: the source, an
+identical copy on this host, this host's own /dev, /run and the like, the images, or nowhere; how many bytes
+must arrive before the first instruction can run, and how many in all; and everything that would make the
+restore fail. With --from, the source is asked and compared with the images. Nothing is touched anywhere.
+
+Exit codes: 0 it fits, or can be restored; 3 not as it is; 1 something could not be looked at.`,
+		Args: f.check,
+		RunE: func(c *cobra.Command, args []string) error {
+			if rest, args, ok := f.checkpoint(c, args); ok {
+				ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+				defer stop()
+				return f.images.run(ctx, c.OutOrStdout(), rest, args, f.json)
 			}
-			if f.workers < 0 {
-				return usageErrorf("migratefs plan: --workers %d: want a number of directories to read at once", f.workers)
-			}
-			return nil
+			return f.run(c.OutOrStdout(), args[0], args[1])
 		},
-		RunE: func(c *cobra.Command, args []string) error { return f.run(c.OutOrStdout(), args[0], args[1]) },
 	}
 	c.Flags().BoolVar(&f.json, "json", false, "print the report as one JSON object")
-	c.Flags().IntVar(&f.workers, "workers", 0, "how many directories are read at once")
+	c.Flags().IntVar(&f.workers, "workers", 0, "OLD NEW: how many directories are read at once")
+	f.images.add(c)
 	return c
+}
+
+// checkpoint returns the checkpoint that the arguments name, if they do, and
+// CRIU's own.
+func (f *planFlags) checkpoint(c *cobra.Command, args []string) (images string, rest []string, ok bool) {
+	n := c.ArgsLenAtDash()
+	if n < 0 {
+		n = len(args)
+	}
+	if n != 1 {
+		return "", nil, false
+	}
+	return args[0], args[1:], true
+}
+
+func (f *planFlags) check(c *cobra.Command, args []string) error {
+	if f.workers < 0 {
+		return usageErrorf("migratefs plan: --workers %d: want a number of directories to read at once", f.workers)
+	}
+	if images, _, ok := f.checkpoint(c, args); ok {
+		if !looksLikeImages(images) {
+			return notImages(images)
+		}
+		return nil
+	}
+	if len(args) != 2 || c.ArgsLenAtDash() >= 0 && c.ArgsLenAtDash() != 2 {
+		return usageErrorf("migratefs plan: want two directories, OLD and NEW, or one checkpoint, got %q", args)
+	}
+	for _, name := range imageFlagNames {
+		if c.Flags().Changed(name) {
+			return usageErrorf("migratefs plan: --%s is for checkpoints: give IMAGES only", name)
+		}
+	}
+	return nil
 }
 
 func (f *planFlags) run(out io.Writer, old, next string) error {

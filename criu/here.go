@@ -1,0 +1,135 @@
+package criu
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// CheckHost says what this host lacks of what the tasks had where they were:
+// files in the directories that every host has of its own and in binds, which are
+// taken from this one as well; addresses, confinement, CRIU's helpers.
+func (c *Checkpoint) CheckHost(binds []string) []Obstacle {
+	var out []Obstacle
+	if !c.MountNS { // else CRIU mounts its own
+		for i := range c.Files {
+			f := &c.Files[i]
+			if !f.ofHost(binds) {
+				continue
+			}
+			if o := f.checkHere(); o != nil {
+				out = append(out, *o)
+			}
+		}
+	}
+	out = append(out, c.checkAddresses()...)
+	if c.LSM != "" {
+		b, _ := os.ReadFile("/sys/kernel/security/lsm")
+		if !slices.Contains(strings.Split(strings.TrimSpace(string(b)), ","), c.LSM) {
+			out = append(out, Obstacle{
+				Level: Blocker, What: "confinement",
+				Why: fmt.Sprintf("a process is confined by %s, which this kernel does not use", c.LSM), Remedy: "boot with it, or dump an unconfined process",
+			})
+		}
+	}
+	for _, tool := range slices.Compact(slices.Sorted(slices.Values(c.tools))) {
+		if !installed(tool) {
+			out = append(out, Obstacle{
+				Level: Blocker, What: "program", Path: tool,
+				Why: "CRIU starts it for what is in the images, and it is not installed here", Remedy: "install it",
+			})
+		}
+	}
+	return out
+}
+
+func installed(tool string) bool {
+	if _, err := exec.LookPath(tool); err == nil {
+		return true
+	}
+	for _, dir := range []string{"/usr/sbin", "/sbin"} {
+		if _, err := os.Stat(filepath.Join(dir, tool)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// ofHost reports whether f is taken as it is from the host that restores.
+func (f *File) ofHost(binds []string) bool {
+	if f.Deleted || f.Place == InImages || slices.ContainsFunc(f.Refs, func(r Ref) bool { return r.Kind == Bound }) {
+		return false
+	}
+	for _, dir := range binds {
+		if _, ok := strip(f.Path, dir); ok {
+			return true
+		}
+	}
+	// Terminals are made anew, and /proc is a fresh one.
+	_, pts := strip(f.Path, "/dev/pts")
+	_, proc := strip(f.Path, "/proc")
+	return f.Place == OnHost && underHostDir(f.Path) && !pts && !proc
+}
+
+// checkHere compares f with what this host has of that name.
+func (f *File) checkHere() *Obstacle {
+	o := &Obstacle{Level: Blocker, What: "file", Path: f.Path, PID: f.pid(), Remedy: "copy it here from the source, to the same path"}
+	if isDevice(f.Mode) {
+		o.What, o.Remedy = "device", "restore on a host that has it"
+	}
+	var st unix.Stat_t
+	err := unix.Lstat(f.Path, &st)
+	typ := f.Mode & unix.S_IFMT
+	switch {
+	case err == unix.ENOENT || err == unix.ENOTDIR:
+		o.Why = "it is taken from this host, which does not have it"
+		if typ == unix.S_IFDIR {
+			o.What, o.Remedy = "directory", "make it"
+		}
+	case err != nil:
+		o.Why = fmt.Sprintf("it is taken from this host, and cannot be looked at: %v", err)
+		o.Remedy = "run this as root"
+	case typ != 0 && st.Mode&unix.S_IFMT != typ:
+		o.Why = "it is taken from this host, where it is of another kind"
+	case typ == unix.S_IFREG && f.SizeKnown && st.Size != f.Size:
+		o.Why = fmt.Sprintf("it is taken from this host, where it has %d bytes and not %d", st.Size, f.Size)
+	default:
+		return nil
+	}
+	return o
+}
+
+// checkAddresses: CRIU binds sockets to the addresses they had.
+func (c *Checkpoint) checkAddresses() (out []Obstacle) {
+	if c.NetNS || len(c.addresses) == 0 {
+		return nil
+	}
+	here, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	has := make(map[netip.Addr]bool)
+	for _, a := range here {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			has[p.Addr().Unmap()] = true
+		}
+	}
+	for _, a := range c.addresses {
+		if has[a] || a.IsMulticast() {
+			continue
+		}
+		has[a] = true // said once
+		out = append(out, Obstacle{
+			Level: Blocker, What: "address",
+			Why: fmt.Sprintf("a socket is bound to %v, which is none of this host's", a), Remedy: "move the address here first",
+		})
+	}
+	return out
+}
