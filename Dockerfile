@@ -1,26 +1,27 @@
-# An image with migratefs and what a mount needs, and nothing else.
+# An image with migratefs and what a mount needs, and nothing else:
 #
-# A mount that other containers or the host shall see needs /dev/fuse, the right
-# to mount, and a directory that is shared with them:
+#   docker build -t migratefs .
 #
-#   podman run --rm --device /dev/fuse --cap-add SYS_ADMIN \
-#     --mount type=bind,src=/mnt/data,dst=/data,bind-propagation=rshared \
-#     migratefs -f -o lowerdir=user@host:/data /data
+# Which privileges a mount needs that others shall see, and lines to run it with, are
+# in docs/container-image.md.
+ARG BASE=debian:bookworm-slim
+
 FROM golang:1.26-bookworm AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-RUN make build
+ARG VERSION=devel
+ARG COMMIT=unknown
+ARG DATE=
+RUN make completions VERSION=$VERSION COMMIT=$COMMIT DATE=$DATE \
+ && make install DESTDIR=/out \
+ && rm -r /out/usr/share/man /out/usr/share/*/completions /out/usr/share/zsh /out/usr/share/fish /out/usr/lib/systemd
 
-FROM debian:bookworm-slim
+FROM $BASE
 RUN apt-get update \
  && apt-get install -y --no-install-recommends fuse3 openssh-client \
- && rm -rf /var/lib/apt/lists/*
-COPY --from=build /src/build/migratefs /usr/bin/migratefs
-RUN ln -s migratefs /usr/bin/lazyfs \
- && ln -s /usr/bin/migratefs /usr/sbin/mount.fuse.migratefs \
- && ln -s /usr/bin/migratefs /usr/sbin/umount.fuse.migratefs
-COPY LICENSE /usr/share/doc/migratefs/LICENSE
+ && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
+COPY --from=build /out /
 ENTRYPOINT ["/usr/bin/migratefs"]
 CMD ["--help"]

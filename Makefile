@@ -11,10 +11,28 @@ MAKEFLAGS     += --no-print-directory
 GOLANGCI_LINT := v2.15.0
 GOVULNCHECK   := v1.9.0
 
+# In a source tarball version.mk says what git would.
+-include version.mk
+
 BIN     := build/bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+DATE    ?= $(shell git log -1 --format=%cs 2>/dev/null)
+
+# The same commit gives the same bytes, wherever it lies and whoever builds it: with
+# the same Go, which 'migratefs version' names.
+LDFLAGS := -s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
+GOBUILD := CGO_ENABLED=0 GOAMD64=v1 GOARM64=v8.0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
+
+# Where make install puts things; SYSCONFIG is /etc/default on Debian.
+PREFIX    ?= /usr
+BINDIR    ?= $(PREFIX)/bin
+SBINDIR   ?= $(PREFIX)/sbin
+DATADIR   ?= $(PREFIX)/share
+UNITDIR   ?= $(PREFIX)/lib/systemd/system
+SYSCONFIG ?= /etc/sysconfig
+BINARY    ?= build/migratefs
+BUILT     ?= build/migratefs
 
 # What `make test-go` runs, and how long `make fuzz` takes for each package.
 PKG      ?= ./...
@@ -29,7 +47,26 @@ help: ## show this list
 
 .PHONY: build
 build: ## build/migratefs, static, as it is shipped
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o build/migratefs ./cmd/migratefs
+	$(GOBUILD) -o $(BUILT) ./cmd/migratefs
+
+.PHONY: completions
+completions: build ## what bash, zsh and fish complete, into build/completions
+	@mkdir -p build/completions
+	build/migratefs completion bash >build/completions/migratefs
+	build/migratefs completion zsh >build/completions/_migratefs
+	build/migratefs completion fish >build/completions/migratefs.fish
+
+.PHONY: install
+install: ## put what was built under $(DESTDIR)$(PREFIX): make build completions, then this
+	@packaging/install.sh '$(DESTDIR)' '$(BINARY)' '$(BINDIR)' '$(SBINDIR)' '$(DATADIR)' '$(UNITDIR)' '$(SYSCONFIG)'
+
+.PHONY: man
+man: ## write what the manual pages and docs/options.md take from the commands
+	go test ./cmd/migratefs -run '^TestPages$$' -update
+
+.PHONY: release
+release: ## tarballs, deb and rpm for amd64 and arm64, SBOM and checksums, into dist
+	@packaging/release.sh '$(VERSION)' '$(COMMIT)' '$(DATE)'
 
 .PHONY: demo
 demo: ## move a running process between two hosts made on this machine (root)
@@ -63,7 +100,7 @@ bench: build ## measure beside the peers, into docs/performance.md: ONLY=untar,g
 lint: $(BIN)/golangci-lint-$(GOLANGCI_LINT) ## gofmt, vet, staticcheck and the import rules; shellcheck, mandoc
 	$< run --allow-parallel-runners ./...
 	shellcheck $(SCRIPTS)
-	mandoc -T lint -W warning packaging/*.8
+	mandoc -T lint -W warning packaging/*.[58]
 
 .PHONY: vuln
 vuln: $(BIN)/govulncheck-$(GOVULNCHECK) ## known vulnerabilities, if their database can be reached

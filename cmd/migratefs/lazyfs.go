@@ -40,7 +40,7 @@ Also called lazyfs, by that name.`),
 	f := c.Flags()
 	f.BoolVarP(&m.foreground, "foreground", "f", false, "stay in the foreground")
 	f.BoolVarP(&m.debug, "debug", "d", false, "trace every request, in the foreground")
-	f.StringArrayVarP(&m.options, "options", "o", nil, "more mount options (see migratefs(8))")
+	f.StringArrayVarP(&m.options, "options", "o", nil, "more mount options (see migratefs(5))")
 	return c
 }
 

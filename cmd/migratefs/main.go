@@ -10,12 +10,6 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Set by the linker.
-var (
-	version = "devel"
-	commit  = "unknown"
-)
-
 // defaultPath is root's PATH where there is none.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -66,7 +60,7 @@ doing it, 2 the command line is wrong, 32 the mount failed.`),
 		RunE:              func(*cobra.Command, []string) error { return m.run() },
 		SilenceErrors:     true,
 		SilenceUsage:      true,
-		Version:           version + " (" + commit + ")",
+		Version:           build.short(),
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.SetVersionTemplate("migratefs {{.Version}}\n")
@@ -77,7 +71,7 @@ doing it, 2 the command line is wrong, 32 the mount failed.`),
 	root.SuggestionsMinimumDistance = 0
 	root.DisableSuggestions = true
 	f := root.Flags()
-	f.StringArrayVarP(&m.options, "options", "o", nil, "mount options, separated by commas (see migratefs(8))")
+	f.StringArrayVarP(&m.options, "options", "o", nil, "mount options, separated by commas (see migratefs(5))")
 	f.BoolVarP(&m.foreground, "foreground", "f", false, "stay in the foreground")
 	f.BoolVarP(&m.debug, "debug", "d", false, "trace every request, in the foreground")
 	f.BoolVar(&m.helper, "helper", false, "called by mount(8): SOURCE MOUNTPOINT")
@@ -90,16 +84,6 @@ doing it, 2 the command line is wrong, 32 the mount failed.`),
 	_ = f.MarkHidden("verbose")
 	root.AddCommand(newUmountCommand(), newVersionCommand())
 	root.AddCommand(moreCommands()...)
+	completeArguments(root)
 	return root
-}
-
-func newVersionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print version and commit",
-		Args:  cobra.NoArgs,
-		Run: func(c *cobra.Command, _ []string) {
-			c.Printf("migratefs %s (%s)\n", version, commit)
-		},
-	}
 }

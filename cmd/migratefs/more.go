@@ -8,6 +8,6 @@ func moreCommands() []*cobra.Command {
 	return []*cobra.Command{
 		newRestoreCommand(), newRestoreInitCommand(), newLazyfsCommand(),
 		newPlanCommand(), newDrainCommand(), newCheckCommand(), newUndoCommand(), newResolveCommand(), newSFTPServerCommand(),
-		newReauthCommand(),
+		newReauthCommand(), newOptionsCommand(), newDoctorCommand(),
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers/seed"
 	"github.com/migratefs/migratefs/overlay"
 )
@@ -386,6 +387,8 @@ func (o *options) checkCaller(elsewhere bool) error {
 		return usageErrorf("creds=caller acts with the ids that there are: leave squash_* and *mapping= out")
 	case !isRoot():
 		return usageErrorf("creds=caller needs root: leave it out")
+	case !sys.HasFaccessat2():
+		return mountErrorf("creds=caller needs faccessat2(2), which Linux has from 5.8 on: leave it out")
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ var every = map[string]string{
 // Every option of those is accepted with its meaning, says what is so anyway, or
 // is refused by name with what to do. Each is in one table, and in the manual.
 func TestEveryOptionIsKnown(t *testing.T) {
-	page, err := os.ReadFile("../../packaging/migratefs.8")
+	page, err := os.ReadFile("../../packaging/migratefs.5")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestEveryOptionIsKnown(t *testing.T) {
 				inPage = slices.Contains(words, "x-*")
 			}
 			if !inPage {
-				t.Errorf("%s: %s is not in migratefs(8)", program, name)
+				t.Errorf("%s: %s is not in migratefs(5)", program, name)
 			}
 		}
 	}

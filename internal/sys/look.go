@@ -3,6 +3,7 @@ package sys
 import (
 	"strconv"
 	"strings"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -10,8 +11,8 @@ import (
 
 // OpenBeneath opens path, of any number of components, below the directory
 // rootfd. No symlink or magic link is followed and nothing outside rootfd can be
-// reached (openat2(2), Linux 5.6). An empty path opens rootfd itself. O_CLOEXEC
-// is added.
+// reached (openat2(2), Linux 5.6; before, component by component). An empty path
+// opens rootfd itself. O_CLOEXEC is added.
 func OpenBeneath(rootfd int, path string, flags int, mode uint32) (fd int, err error) {
 	look()
 	if path == "" {
@@ -19,6 +20,9 @@ func OpenBeneath(rootfd int, path string, flags int, mode uint32) (fd int, err e
 	}
 	if len(path) > pathPiece {
 		return openPieces(rootfd, path, flags, mode)
+	}
+	if !hasOpenat2() {
+		return walkBeneath(rootfd, path, flags, mode)
 	}
 	how := unix.OpenHow{
 		Flags:   uint64(flags | unix.O_CLOEXEC),
@@ -131,7 +135,12 @@ func StatxNow(dirfd int, name string, stx *unix.Statx_t) error {
 
 // Access reports whether the thread may do with the file behind the O_PATH
 // descriptor fd what mask says (faccessat2(2), Linux 5.8), by its filesystem ids.
+// Before, ENOSYS says that it cannot be told without doing it; whether a regular file
+// may be read or written opening it tells.
 func Access(fd int, mask uint32) error {
+	if !HasFaccessat2() {
+		return accessByOpening(fd, mask)
+	}
 	empty := [1]byte{}
 	_, _, errno := unix.Syscall6(unix.SYS_FACCESSAT2, uintptr(fd), uintptr(unsafe.Pointer(&empty[0])), uintptr(mask),
 		unix.AT_EACCESS|unix.AT_EMPTY_PATH, 0, 0)
@@ -139,6 +148,34 @@ func Access(fd int, mask uint32) error {
 		return errno
 	}
 	return nil
+}
+
+// HasFaccessat2 reports whether the kernel has the call, and lets us make it.
+var HasFaccessat2 = sync.OnceValue(func() bool {
+	_, _, errno := unix.Syscall6(unix.SYS_FACCESSAT2, ^uintptr(0), 0, 0, 0, 0, 0)
+	return errno != unix.ENOSYS && errno != unix.EPERM
+})
+
+func accessByOpening(fd int, mask uint32) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || mask&unix.X_OK != 0 {
+		return unix.ENOSYS
+	}
+	flags := unix.O_RDONLY
+	switch {
+	case mask&(unix.R_OK|unix.W_OK) == unix.R_OK|unix.W_OK:
+		flags = unix.O_RDWR
+	case mask&unix.W_OK != 0:
+		flags = unix.O_WRONLY
+	}
+	opened, err := Reopen(fd, flags)
+	if err == nil {
+		unix.Close(opened)
+	}
+	return err
 }
 
 // Readlink returns the target of the symlink name in dirfd, or of the O_PATH

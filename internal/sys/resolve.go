@@ -19,6 +19,10 @@ func OpenFollowing(rootfd int, path string, flags int, mode uint32, confined boo
 		if path == "" {
 			path = "."
 		}
+		if !hasOpenat2() {
+			fd, err = walkFollowing(rootfd, path, flags, mode, confined)
+			return err
+		}
 		how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Mode: uint64(mode), Resolve: resolve}
 		for {
 			// EAGAIN: a rename raced with the check that the path stays below.
