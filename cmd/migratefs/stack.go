@@ -243,7 +243,7 @@ func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer,
 	if err != nil {
 		return nil, false, err
 	}
-	cfg.Logger = st.log
+	cfg.Logger, cfg.Hides = st.log, st.point
 	source, err := remote.New(ctx, cfg)
 	if err != nil {
 		return nil, false, err

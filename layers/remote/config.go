@@ -32,6 +32,11 @@ type Config struct {
 	// can choose.
 	SSHAs string
 
+	// Hides is a directory that is going to be mounted over, "" if none is. What ssh
+	// needs must not lie in it: ssh is started anew whenever a connection breaks,
+	// and would wait for itself.
+	Hides string
+
 	// ControlDir is where Login leaves connections that a person has made, in a
 	// directory for each user that ssh runs as. Nobody but that user and root may
 	// be able to rename what is in ControlDir. Without it there are none.

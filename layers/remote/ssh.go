@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -54,7 +55,26 @@ func newSSH(c *Config) (*ssh, error) {
 			return nil, err
 		}
 	}
-	return s, nil
+	return s, s.notHidden()
+}
+
+// notHidden returns an error if the mount would hide the program, or the keys and
+// the hosts that it knows.
+func (s *ssh) notHidden() error {
+	home, _ := os.UserHomeDir() // without one there is nothing in it
+	if s.as != nil {
+		home = s.as.home
+	}
+	for _, p := range []string{s.path, filepath.Join(home, ".ssh")} {
+		real, err := filepath.EvalSymlinks(p)
+		if err != nil || s.c.Hides == "" {
+			continue // it is not there to be hidden
+		}
+		if rel, err := filepath.Rel(s.c.Hides, real); err == nil && filepath.IsLocal(rel) {
+			return fmt.Errorf("mountpoint %q would hide %q, which ssh needs to reach %s again: mount somewhere else", s.c.Hides, p, s.c.Target.Host)
+		}
+	}
+	return nil
 }
 
 // command prepares ssh with args, for the host of the target.

@@ -102,6 +102,9 @@ var badInputs = []badInput{
 	{"mountpoint inside lower", nil, "-o lowerdir=DIR/lower,upperdir=DIR/upper DIR/lower/sub", exitMount, []string{"DIR/lower/sub", "inside"}},
 	{"mountpoint inside upper", nil, "-o lowerdir=DIR/lower,upperdir=DIR/upper DIR/upper/sub", exitMount, []string{"DIR/upper/sub", "inside"}},
 	{"layers inside the mountpoint", nil, "-o lowerdir=DIR/lower,upperdir=DIR/upper DIR", exitMount, []string{"inside"}},
+	{"the mount hides ssh", func(t *testing.T, s *site) {
+		must(t, os.WriteFile(s.at("mnt/ssh"), []byte("#!/bin/sh\nexec ssh \"$@\"\n"), 0o755))
+	}, "-o lowerdir=source:/,ssh_command=DIR/mnt/ssh DIR/mnt", exitMount, []string{"DIR/mnt/ssh", "hide", "somewhere else"}},
 	{"workdir on another filesystem", func(t *testing.T, s *site) {
 		must(t, os.Mkdir(s.at("other"), 0o755))
 		must(t, unix.Mount("other", s.at("other"), "tmpfs", 0, ""))
