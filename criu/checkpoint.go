@@ -161,6 +161,8 @@ type Mount struct {
 	Virtual    bool   // nothing of it lies on storage
 	External   bool   // CRIU gets it from the caller at restore
 	Key        string // what the caller names it by; "" if not External
+
+	auto bool // found by --external mnt[]
 }
 
 // Tree is a directory tree that lay on the storage of the host that was dumped.

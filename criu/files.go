@@ -206,8 +206,14 @@ func (l *loader) collect() error {
 	}
 	all = append(all, l.loose...)
 	for _, f := range all {
-		if f.linked != nil { // what is done to it is done to that file
-			f.linked.Refs = append(f.linked.Refs, f.Refs...)
+		if to := f.linked; to != nil { // what is done to it is done to that file
+			to.Refs = append(to.Refs, f.Refs...)
+			if !to.SizeKnown && to.BuildID == nil { // CRIU makes no full record of it
+				to.Size, to.SizeKnown, to.BuildID = f.Size, f.SizeKnown, f.BuildID
+			}
+			if to.Mode == 0 {
+				to.Mode = f.Mode
+			}
 		}
 	}
 	type key struct {

@@ -1,6 +1,7 @@
 package criu
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,31 +16,28 @@ import (
 // without their number.
 var images = []string{
 	"inventory", "pstree", "core", "ids", "files", "reg-files", "unixsk", "inotify",
-	"remap-fpath", "fdinfo", "fs", "mm", "mountpoints",
+	"remap-fpath", "fdinfo", "fs", "mm", "mountpoints", "pagemap", "ghost-file", "filelocks", "tty-info",
+	"fifo", "tty", "inetsk", "ext-files", "fanotify", "vmas",
 }
 
 // FuzzLoad replaces one image of a good checkpoint. Whatever it holds, Load must
 // return, with an error or with names that are safe to use.
 func FuzzLoad(f *testing.F) {
 	sets := map[string]fstest.MapFS{}
-	for _, dir := range []string{"plain", "old", "container"} {
+	seeds := []string{"plain", "old", "container", "kinds", "mounts"}
+	for n, dir := range seeds {
 		sets[dir] = golden(f, dir)
 		for name, file := range sets[dir] {
 			kind := strings.TrimRight(strings.TrimSuffix(name, ".img"), "0123456789")
 			for i, k := range images {
 				if strings.TrimRight(kind, "-") == k {
-					f.Add(byte(i), dir == "old", dir == "container", file.Data)
+					f.Add(byte(i), byte(n), file.Data)
 				}
 			}
 		}
 	}
-	f.Fuzz(func(t *testing.T, which byte, old, container bool, data []byte) {
-		dir := "plain"
-		if old {
-			dir = "old"
-		} else if container {
-			dir = "container"
-		}
+	f.Fuzz(func(t *testing.T, which, set byte, data []byte) {
+		dir := seeds[int(set)%len(seeds)]
 		m := fstest.MapFS{}
 		want := images[int(which)%len(images)]
 		for name, file := range sets[dir] {
@@ -48,6 +46,9 @@ func FuzzLoad(f *testing.F) {
 				file = &fstest.MapFile{Data: data, Mode: 0o600}
 			}
 			m[name] = file
+		}
+		if _, there := m[want+".img"]; !there && want != "files" { // one that only older ones have
+			m[want+".img"] = &fstest.MapFile{Data: data, Mode: 0o600}
 		}
 		c, err := LoadFS(m, "images")
 		if err != nil {
@@ -67,6 +68,11 @@ func checkSafe(t *testing.T, c *Checkpoint) {
 		if f.Path != filepath.Clean(f.Path) || !filepath.IsAbs(f.Path) || strings.Contains(f.Path, "\x00") {
 			t.Errorf("path %q", f.Path)
 		}
+		for _, p := range []string{f.TreePath, f.HostPath} {
+			if p != "" && (p != filepath.Clean(p) || !filepath.IsAbs(p) || strings.Contains(p, "\x00")) {
+				t.Errorf("%q lies at %q", f.Path, p)
+			}
+		}
 		if f.Size < 0 {
 			t.Errorf("%q has size %d", f.Path, f.Size)
 		}
@@ -77,7 +83,7 @@ func checkSafe(t *testing.T, c *Checkpoint) {
 			t.Errorf("seed path %q", e.Path)
 		}
 	}
-	l, err := seed.New(t.Context(), seed.Config{Seed: s, Hide: HostDirs()})
+	l, err := seed.New(t.Context(), seed.Config{Seed: s, Hide: HostDirs(), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return // a file that others lie in
 	}

@@ -333,9 +333,9 @@ func TestEveryTruncation(t *testing.T) {
 		off += 4 + int(binary.LittleEndian.Uint32(whole[off:]))
 		ends[off] = true
 	}
+	m := golden(t, "plain")
 	for n := range len(whole) {
-		m := golden(t, "plain")
-		m["files.img"].Data = whole[:n]
+		m["files.img"] = &fstest.MapFile{Data: whole[:n], Mode: 0o600}
 		_, err := LoadFS(m, "")
 		if err == nil && n != len(whole) {
 			t.Errorf("loaded with %d of %d bytes", n, len(whole))

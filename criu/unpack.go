@@ -6,10 +6,11 @@ import (
 	"io"
 	"os"
 	"path"
+	"strings"
 )
 
-// IsArchive reports whether path is a regular file that begins as a checkpoint
-// archive, or a directory otherwise: what Load takes.
+// IsArchive reports whether path is a regular file that may be a checkpoint
+// archive: a tar, compressed or not.
 func IsArchive(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {
@@ -59,7 +60,8 @@ func Unpack(name, dir string) error {
 	defer un.Close()
 	err = eachMember(un, func(h *tar.Header, r io.Reader) error {
 		in, base := path.Split(h.Name)
-		if in != archiveImages+"/" && in != "" {
+		ours := in == "" && strings.HasSuffix(base, ".img") // somebody's tar of a directory
+		if in != archiveImages+"/" && !ours {
 			return nil
 		}
 		return unpackOne(root, base, h.Size, r)

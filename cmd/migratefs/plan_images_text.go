@@ -78,7 +78,11 @@ func (p *imagesPlan) writeHead(line func(string, ...any)) {
 			line("\tand %d more processes", len(p.Processes)-i)
 			break
 		}
-		line("process %d\t%q\tchild of %d\t%d threads", t.PID, string(t.Command), t.PPID, t.Threads)
+		of := ""
+		if t.PPID != 0 {
+			of = fmt.Sprintf(", child of %d", t.PPID)
+		}
+		line("process %d\t%q\t%d threads%s", t.PID, string(t.Command), t.Threads, of)
 	}
 	for _, m := range p.Mounts {
 		dir := "not known: --map"
