@@ -117,7 +117,7 @@ func (fs *FS) attrOnce(ctx context.Context, n *node) (layers.Attr, error) {
 	if err != nil {
 		return layers.Attr{}, gone(err)
 	}
-	if !f.upper || f.upID != n.upperID() {
+	if !f.upper || !f.upID.is(n.upperID()) {
 		return fs.attrByInode(n)
 	}
 	return f.attr, nil
@@ -142,7 +142,7 @@ func (fs *FS) attrNamed(n *node, d dentry) (a layers.Attr, ok bool) {
 		return a, false
 	}
 	a = local.AttrOf(&stx)
-	return a, a.Nlink == 1 && idOf(&a) == id
+	return a, a.Nlink == 1 && idOf(&a).is(id)
 }
 
 // attrOfDead returns the attributes of a lower file that has lost its last name:
@@ -306,7 +306,7 @@ func sameFile(a, b *layers.Attr) bool {
 		return false
 	}
 	if a.Has(layers.KnownIno) && b.Has(layers.KnownIno) {
-		return idOf(a) == idOf(b)
+		return idOf(a).is(idOf(b))
 	}
 	return !a.IsRegular() || a.Size == b.Size && a.Mtime == b.Mtime
 }

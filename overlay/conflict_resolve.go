@@ -130,7 +130,7 @@ func (fs *FS) takeSource(ctx context.Context, n *node, id extent.ID, obj *extent
 		return err
 	}
 	defer unix.Close(stub)
-	if idOfFd(stub) != n.upID {
+	if !idOfFd(stub).is(n.upID) {
 		return unix.ESTALE
 	}
 	if aside != "" {

@@ -92,7 +92,7 @@ func (fs *FS) upNames(ctx context.Context, n *node) error {
 		return nil
 	}
 	for _, d := range names {
-		if err := fs.ensureNamed(ctx, d, n); err != nil {
+		if err := fs.ensureNamed(ctx, d, n); err != nil && !errors.Is(err, errChanged) {
 			return err
 		}
 	}

@@ -132,7 +132,7 @@ func (fs *FS) bornFile(ctx context.Context, b *birth, fd int, out *fuse.EntryOut
 		return n, nil
 	}
 	n, err := fs.born(ctx, b, out)
-	if err == nil && n.upperID() != idOf(&a) {
+	if err == nil && !n.upperID().is(idOf(&a)) {
 		fs.Forget(n.id, 1)
 		return nil, unix.ESTALE
 	}
@@ -167,11 +167,8 @@ func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 }
 
 func idOfFd(fd int) fileID {
-	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil {
-		return fileID{}
-	}
-	return fileID{st.Dev, st.Ino}
+	id, _ := idAt(fd, "")
+	return id
 }
 
 // createFile makes a regular file. Over a whiteout it is made nameless and then

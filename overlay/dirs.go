@@ -65,7 +65,7 @@ func (c *dirCache) put(k dirKey, fd int, id fileID) *dirFD {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if d := c.m[k]; d != nil {
-		if d.id == id { // somebody was faster
+		if d.id.is(id) { // somebody was faster
 			unix.Close(fd)
 			d.refs++
 			return d
@@ -135,7 +135,7 @@ func (c *dirCache) closeAll() {
 func (fs *FS) openDir(n *node, l *layer, path layers.Path, id fileID) (*dirFD, error) {
 	k := dirKey{n, l}
 	if d := fs.dirs.get(k); d != nil {
-		if d.id == id {
+		if d.id.is(id) {
 			return d, nil
 		}
 		fs.dirs.release(d)
@@ -144,12 +144,12 @@ func (fs *FS) openDir(n *node, l *layer, path layers.Path, id fileID) (*dirFD, e
 	if err != nil {
 		return nil, gone(err)
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	is, err := idAt(fd, "")
+	if err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
-	if (fileID{st.Dev, st.Ino}) != id {
+	if !is.is(id) {
 		unix.Close(fd)
 		return nil, errMoved
 	}
@@ -193,7 +193,7 @@ func (fs *FS) upperDir(n *node) (*dirFD, error) {
 // lowerDir returns a descriptor of the directory n in the local lower r.
 func (fs *FS) lowerDir(n *node, r *lowerRef) (*dirFD, error) {
 	if d := fs.dirs.get(dirKey{n, r.layer}); d != nil {
-		if d.id == r.id() {
+		if d.id.is(r.id()) {
 			return d, nil
 		}
 		fs.dirs.release(d)

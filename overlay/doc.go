@@ -6,7 +6,7 @@
 // A node is one file of the merged tree as the kernel knows it. It keeps its id
 // and its st_ino for life: through copy-up, rename and the removal of its lower
 // copy. It is found again by the inode it has in a layer (device and number, and
-// birth time against reuse) or, where a layer has no inodes, by path and version:
+// birth time against reuse: fileID.is; where there is none, the layer tells) or, where a layer has no inodes, by path and version:
 // another version on a source is another node, so that the kernel's page cache
 // never holds two versions of one file. st_ino is the file's own number on the
 // upper's device and a hash elsewhere; a table keeps two nodes from sharing one.
@@ -39,6 +39,9 @@
 //
 //   - A node that has an upper never goes back to a lower: what a look at the
 //     layers found may be older than a copy-up.
+//   - What a look found becomes a node, and a name of one, only if no name has gone from
+//     the directory since the look began, or the next look finds it again (FS.find). In
+//     the table the inode that was born later has the number (table.bind).
 //   - A handle's descriptor is only ever set, by the copy-up: an old read-only
 //     descriptor sees what is written through a new one.
 //   - How the kernel reaches a file's data (node.io) is decided at its first open

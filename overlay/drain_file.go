@@ -16,17 +16,16 @@ import (
 // the name in the upper, or loses that in the lower.
 func (d *drain) step(ctx context.Context, p *place, name string, a *layers.Attr) (copied int64, err error) {
 	fs := d.fs
-	f, err := fs.lookup(ctx, p.n, name)
+	n, f, err := fs.find(ctx, p.n, name)
 	if err != nil {
 		return 0, err
 	}
-	n := fs.table.adopt(fs, f, p.n, name)
 	defer fs.Forget(n.id, 1)
 	if n.isDir() {
 		return 0, d.hidden(p, name, idOf(a))
 	}
 	if !n.isUpper() {
-		if len(f.lowers) == 0 || f.lowers[0].layer != d.l || f.lowers[0].id() != idOf(a) {
+		if len(f.lowers) == 0 || f.lowers[0].layer != d.l || !f.lowers[0].id().is(idOf(a)) {
 			return 0, d.hidden(p, name, idOf(a))
 		}
 		return sizeOf(a), fs.up(ctx, n, whole)
@@ -202,7 +201,7 @@ func openVery(dirfd int, name string, a *layers.Attr) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if idOfFd(fd) != idOf(a) {
+	if !idOfFd(fd).is(idOf(a)) {
 		unix.Close(fd)
 		return -1, errMoved
 	}

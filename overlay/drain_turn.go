@@ -153,7 +153,7 @@ func (d *drain) rest(ctx context.Context, p *place, f *arrival) error {
 			return err
 		}
 		now := local.AttrOf(&stx)
-		if idOf(&now) != idOf(&f.a) {
+		if !idOf(&now).is(idOf(&f.a)) {
 			return errMoved // another file: the next look at p finds it
 		}
 		f.a = now

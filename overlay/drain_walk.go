@@ -91,12 +91,11 @@ func (fs *FS) reach(ctx context.Context, path layers.Path) (*node, error) {
 	n := fs.root
 	fs.table.ref(n)
 	for _, name := range path.Components() {
-		f, err := fs.lookup(ctx, n, name)
+		below, _, err := fs.find(ctx, n, name)
 		if err != nil {
 			fs.Forget(n.id, 1)
 			return nil, err
 		}
-		below := fs.table.adopt(fs, f, n, name)
 		fs.Forget(n.id, 1)
 		n = below
 	}
@@ -107,7 +106,7 @@ func (fs *FS) reach(ctx context.Context, path layers.Path) (*node, error) {
 // higher layer hides it else.
 func (d *drain) isPart(p *place) bool {
 	r := p.n.lowerIn(d.l)
-	return p.n.isDir() && r != nil && r.id() == p.id
+	return p.n.isDir() && r != nil && r.id().is(p.id)
 }
 
 // openToList opens a directory without changing its access time, which comes along.
@@ -210,9 +209,7 @@ func (d *drain) enter(ctx context.Context, p *place, name string) (*place, error
 		err = ErrForeign
 	}
 	if err == nil && d.fs != nil {
-		var f *found
-		if f, err = d.fs.lookup(ctx, p.n, name); err == nil {
-			sub.n = d.fs.table.adopt(d.fs, f, p.n, name)
+		if sub.n, _, err = d.fs.find(ctx, p.n, name); err == nil {
 			if !d.isPart(sub) {
 				d.fs.Forget(sub.n.id, 1)
 				err = d.hidden(p, name, sub.id)
@@ -234,7 +231,7 @@ func (d *drain) hidden(p *place, name string, id fileID) error {
 		return err
 	}
 	a := local.AttrOf(&stx)
-	if idOf(&a) != id {
+	if !idOf(&a).is(id) {
 		return errMoved
 	}
 	return ErrShadowed
@@ -321,7 +318,7 @@ func (d *drain) leave(ctx context.Context, p *place) error {
 	if err := sys.Statx(parent, p.name, &stx); err != nil {
 		return ignoreNotThere(err) // removed by another
 	}
-	if a := local.AttrOf(&stx); idOf(&a) != p.id {
+	if a := local.AttrOf(&stx); !idOf(&a).is(p.id) {
 		return nil // moved: it will be found where it is
 	}
 	if perr != nil {
@@ -329,6 +326,9 @@ func (d *drain) leave(ctx context.Context, p *place) error {
 	}
 	if err := sys.Rmdir(parent, p.name); err != nil {
 		return ignoreNotThere(err)
+	}
+	if at, named := p.n.dentry(); named {
+		at.parent.losses.Add(1)
 	}
 	d.fs.dirs.drop(p.n)
 	d.seen.Dirs.Add(1)

@@ -87,12 +87,11 @@ func (fs *FS) nodeAt(ctx context.Context, path layers.Path) (*node, error) {
 			fs.Forget(n.id, 1)
 			return nil, unix.ENOTDIR
 		}
-		f, err := fs.lookup(ctx, n, name)
+		child, _, err := fs.find(ctx, n, name)
 		if err != nil {
 			fs.Forget(n.id, 1)
 			return nil, err
 		}
-		child := fs.table.adopt(fs, f, n, name)
 		fs.Forget(n.id, 1)
 		n = child
 	}

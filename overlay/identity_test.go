@@ -206,7 +206,7 @@ func TestNumberGivenAway(t *testing.T) {
 	tab.mu.Lock()
 	delete(tab.byKey, key.fileKey)
 	tab.mu.Unlock()
-	listed := tab.shownIno(key.fileKey, false)
+	listed := tab.shownIno(key, false)
 	now := tab.node(nil, f)
 	if now == old || now.ino == old.ino {
 		t.Fatalf("two files show %d", now.ino)

@@ -37,6 +37,10 @@ const (
 	intentMax = 1 << 20
 )
 
+// intentPatience is how long a mount waits for another to end what a third has left;
+// but for a test it is constant.
+var intentPatience = 10 * time.Second
+
 // intent is a rename of a directory in several layers.
 type intent struct {
 	from, to layers.Path
@@ -319,11 +323,10 @@ func finishIntent(upper int, rootOf func(layer string) int) error {
 	}
 	defer unix.Close(fd)
 	// Mounts with hosts=many may find what one with hosts=single left, at once.
-	for range 100 {
-		if err = sys.Flock(fd, unix.LOCK_EX); !errors.Is(err, unix.EWOULDBLOCK) {
+	for until := time.Now().Add(intentPatience); ; time.Sleep(100 * time.Millisecond) {
+		if err = sys.Flock(fd, unix.LOCK_EX); !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(until) {
 			break
 		}
-		time.Sleep(100 * time.Millisecond)
 	}
 	if errors.Is(err, unix.EWOULDBLOCK) { // two at once could each undo what the other does
 		return fmt.Errorf("the rename of %q to %q was interrupted and another mount is ending it: try again: %w", string(in.from), string(in.to), unix.EBUSY)

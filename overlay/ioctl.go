@@ -158,7 +158,7 @@ func (fs *FS) openShownOnce(n *node) (int, error) {
 	if err != nil {
 		return -1, gone(err)
 	}
-	if idOfFd(fd) != r.id() {
+	if !idOfFd(fd).is(r.id()) {
 		unix.Close(fd)
 		return -1, errMoved
 	}

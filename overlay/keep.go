@@ -35,7 +35,7 @@ type pages struct {
 }
 
 func (p *pages) is(st *unix.Stat_t) bool {
-	return p != nil && p.fileID == (fileID{st.Dev, st.Ino}) && p.size == st.Size && p.mtime == st.Mtim && p.ctime == st.Ctim
+	return p != nil && p.fileID == (fileID{dev: st.Dev, ino: st.Ino}) && p.size == st.Size && p.mtime == st.Mtim && p.ctime == st.Ctim
 }
 
 // settled reports whether no change of the file can leave it in version p any more.
@@ -59,7 +59,7 @@ func (n *node) keepPages(h *handle) bool {
 		return false
 	}
 	if !n.pages.is(&st) {
-		n.pages = &pages{fileID: fileID{st.Dev, st.Ino}, size: st.Size, mtime: st.Mtim, ctime: st.Ctim, since: now}
+		n.pages = &pages{fileID: fileID{dev: st.Dev, ino: st.Ino}, size: st.Size, mtime: st.Mtim, ctime: st.Ctim, since: now}
 	}
 	if n.pages.clean.Load() {
 		return true

@@ -66,7 +66,7 @@ func (fs *FS) isLastName(r *lowerRef, dir int, name string) bool {
 	}
 	is := local.AttrOf(&stx)
 	id, err := idAt(marks, indexName(&lowerRef{layer: r.layer, attr: &is}))
-	return err == nil && id == idOf(&is)
+	return err == nil && id.is(idOf(&is))
 }
 
 // unlinkPart removes name from p, a part of the directory dir.

@@ -88,11 +88,10 @@ func (fs *FS) linkOnce(ctx context.Context, n, dir *node, name string, out *fuse
 
 // linked answers with the file under its new name.
 func (fs *FS) linked(ctx context.Context, n, dir *node, name string, out *fuse.EntryOut) error {
-	f, err := fs.lookup(ctx, dir, name)
+	m, f, err := fs.find(ctx, dir, name)
 	if err != nil {
 		return err
 	}
-	m := fs.table.adopt(fs, f, dir, name)
 	fs.fillEntry(out, m, &f.attr)
 	return nil
 }
@@ -198,7 +197,7 @@ func (fs *FS) unlinkBelow(n *node, d dentry) error {
 		return err
 	}
 	p := part{r.layer, at, local.AttrOf(&stx)}
-	if idOf(&p.attr) != r.id() {
+	if !idOf(&p.attr).is(r.id()) {
 		return nil
 	}
 	return fs.takeHidden(d, &p)

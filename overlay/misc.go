@@ -22,7 +22,7 @@ func (fs *FS) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out
 	if len(name) > layers.NameMax {
 		return fuse.Status(unix.ENAMETOOLONG)
 	}
-	f, err := fs.lookup(ctx, dir, name)
+	n, f, err := fs.find(ctx, dir, name)
 	if err != nil {
 		if errnoOf(err) == unix.ENOENT {
 			if fs.negTimeout == 0 {
@@ -33,7 +33,6 @@ func (fs *FS) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out
 		}
 		return fs.status("lookup", dir, name, err)
 	}
-	n := fs.table.adopt(fs, f, dir, name)
 	fs.fillEntry(out, n, &f.attr)
 	ctx.shorten(out)
 	return fuse.OK

@@ -12,13 +12,24 @@ import (
 	"github.com/migratefs/migratefs/layers/extent"
 )
 
-// fileID is what tells one inode of this host from every other alive.
+// fileID is what tells one inode of this host from every other: its number, which is
+// another's as soon as it is gone, and its birth. Two are compared by is.
 type fileID struct {
-	dev uint64
-	ino uint64
+	dev   uint64
+	ino   uint64
+	birth int64 // ns; 0 where unknown
 }
 
-func idOf(a *layers.Attr) fileID { return fileID{a.Dev, a.Ino} }
+func idOf(a *layers.Attr) fileID { return fileID{a.Dev, a.Ino, nsOf(a.Btime)} }
+
+func nsOf(t layers.Time) int64 { return t.Sec*1e9 + int64(t.Nsec) }
+
+// is reports whether both are of one inode, as far as their births are known.
+func (id fileID) is(other fileID) bool {
+	return id.dev == other.dev && id.ino == other.ino && !bornApart(id.birth, other.birth)
+}
+
+func bornApart(a, b int64) bool { return a != 0 && b != 0 && a != b }
 
 // fileKey finds the node of a file that was seen before. For a file with an
 // inode it is that; for one without (on another host) it is the layer, the path
@@ -85,6 +96,7 @@ type node struct {
 	io      ioMode        // of all of open; see passthrough.go
 	fresh   atomic.Bool   // a copy-up gave it its name in the upper, which may not be durable yet
 	impure  atomic.Int32  // of an upper directory: unasked, pure, impure
+	losses  atomic.Uint32 // of a directory: names that this mount took from it, in any layer; see FS.find
 	backing int32         // what the kernel calls the upper file, while io is ioPassthrough
 	shown   atomic.Uint32 // suid and sgid as the kernel was last told
 	told    atomic.Bool   // the kernel has had the attributes since the last open: reading makes it doubt the access time
@@ -105,6 +117,11 @@ type node struct {
 }
 
 func (n *node) isDir() bool { return n.typ == unix.S_IFDIR }
+
+// upKey is what the upper inode of n makes it known by. The caller holds n.mu.
+func (n *node) upKey() identity {
+	return identity{fileKey: fileKey{dev: n.upID.dev, ino: n.upID.ino}, upper: true}
+}
 
 // dentry returns one present name of n.
 func (n *node) dentry() (dentry, bool) {
@@ -168,17 +185,27 @@ func (n *node) pathIn(r *lowerRef) (layers.Path, bool) {
 // directory's node, as a lookup does: a file with several names may outlive what
 // the kernel knows of the directories they lie in.
 func (fs *FS) addName(n, parent *node, name string) {
+	fs.addNameIf(n, parent, name, func(*node) bool { return true })
+}
+
+// addNameIf is addName if still holds, which is asked with FS.tree held, unless n is
+// looked for by that name already.
+func (fs *FS) addNameIf(n, parent *node, name string, still func(n *node) bool) bool {
 	if parent == nil || parent == n {
-		return
+		return true
 	}
 	d := dentry{parent, name}
 	fs.tree.RLock()
 	first := len(n.names) > 0 && n.names[0] == d
 	fs.tree.RUnlock()
 	if first {
-		return
+		return true
 	}
 	fs.tree.Lock()
+	if !still(n) {
+		fs.tree.Unlock()
+		return false
+	}
 	var moved []dentry
 	switch i := slices.Index(n.names, d); {
 	case i >= 0:
@@ -195,6 +222,7 @@ func (fs *FS) addName(n, parent *node, name string) {
 	fs.callLocked(n, d)
 	fs.tree.Unlock()
 	fs.leave(moved)
+	return true
 }
 
 // cutLocked takes its name from the directory through which parent would be below
@@ -214,6 +242,7 @@ func (fs *FS) cutLocked(n, parent *node) (gone []dentry) {
 
 func (fs *FS) dropName(n, parent *node, name string) (left int) {
 	fs.tree.Lock()
+	parent.losses.Add(1)
 	var gone []dentry
 	for i, d := range n.names {
 		if d.parent == parent && d.name == name {
@@ -233,6 +262,7 @@ func (fs *FS) dropName(n, parent *node, name string) (left int) {
 // afterwards, without it, calls leave with what is returned.
 func (fs *FS) renameNameLocked(n *node, from, to dentry) []dentry {
 	fs.table.ref(to.parent)
+	from.parent.losses.Add(1)
 	var left []dentry
 	if n.isDir() {
 		left = fs.cutLocked(n, to.parent)

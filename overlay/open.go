@@ -318,12 +318,12 @@ func openIdentified(dirfd int, name string, id fileID) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	is, err := idAt(fd, "")
+	if err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
-	if (fileID{st.Dev, st.Ino}) != id {
+	if !is.is(id) {
 		unix.Close(fd)
 		return -1, unix.ESTALE
 	}

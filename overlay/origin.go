@@ -270,7 +270,7 @@ func (fs *FS) foundOrigin(f *found, n *node, name string) error {
 		f.origin, f.shown = true, &f.keys[1].fileKey
 		return nil
 	}
-	if !fs.upper.hasHandles() || fs.table.knows(f.keys[0].fileKey) {
+	if !fs.upper.hasHandles() || fs.table.knows(f.keys[0]) {
 		return nil
 	}
 	d, err := fs.upperDir(n)

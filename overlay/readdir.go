@@ -148,9 +148,17 @@ func (fs *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Dir
 			continue
 		}
 		var n *node
+		before := h.n.losses.Load()
 		f, err := fs.lookupEntry(ctx, h.n, l)
 		if err == nil {
-			n = fs.table.adopt(fs, f, h.n, e.Name)
+			var is bool
+			n, is = fs.table.adoptIf(fs, f, h.n, e.Name, func(*node) bool { return h.n.losses.Load() == before })
+			if !is {
+				fs.Forget(n.id, 1)
+				n = nil
+			}
+		}
+		if n != nil {
 			e.Ino = n.ino
 		}
 		entry := out.AddDirLookupEntry(e)
@@ -317,7 +325,7 @@ func (fs *FS) merge(list, es []layers.Entry, seen map[string]int, dir *node, l *
 		}
 		if l.isLocal() {
 			copied := l == fs.upper && fs.cfg.Mode == Overlay && (mixed || known && e.Type == unix.S_IFDIR)
-			e.Ino = fs.table.shownIno(fileKey{dev: l.dev, ino: e.Ino}, copied)
+			e.Ino = fs.table.shownIno(identity{fileKey: fileKey{dev: l.dev, ino: e.Ino}, upper: l == fs.upper}, copied)
 		}
 		if known {
 			list[i] = e

@@ -11,6 +11,7 @@ import (
 	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
 )
 
 // In migrate mode the lower copy goes when the name of the upper one is durable. To
@@ -232,7 +233,7 @@ func (fs *FS) lowerCopyLeft(n *node, err error) {
 // removeOne removes the lower copy of m if the upper one is still at its place: who
 // has taken it from there has taken the lower one first. The caller holds m.n.mu.
 func (fs *FS) removeOne(m *removal) error {
-	if m.n.dead != nil || !m.n.upper || m.n.upID != m.upID {
+	if m.n.dead != nil || !m.n.upper || !m.n.upID.is(m.upID) {
 		return nil
 	}
 	up, err := fs.upperDir(m.d.parent)
@@ -240,7 +241,7 @@ func (fs *FS) removeOne(m *removal) error {
 		return err
 	}
 	defer fs.dirs.release(up)
-	if is, err := idAt(up.fd, m.d.name); err != nil || is != m.upID {
+	if is, err := idAt(up.fd, m.d.name); err != nil || !is.is(m.upID) {
 		return ignoreNotThere(err)
 	}
 	path, ok := m.d.parent.path()
@@ -301,11 +302,11 @@ func (l *layer) syncsAsOne() bool {
 	return false
 }
 
-// idAt is the identity of name in dirfd.
+// idAt is the identity of name in dirfd, or of dirfd if name is empty.
 func idAt(dirfd int, name string) (fileID, error) {
 	var stx unix.Statx_t
 	if err := sys.Statx(dirfd, name, &stx); err != nil {
 		return fileID{}, err
 	}
-	return fileID{dev: unix.Mkdev(stx.Dev_major, stx.Dev_minor), ino: stx.Ino}, nil
+	return idOf(ptr(local.AttrOf(&stx))), nil
 }

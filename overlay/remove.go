@@ -18,12 +18,7 @@ import (
 // victim looks up the file at name in dir that is about to lose its name, and
 // its node, locked.
 func (fs *FS) victim(ctx context.Context, dir *node, name string) (*node, *found, error) {
-	f, err := fs.lookup(ctx, dir, name)
-	if err != nil {
-		return nil, nil, err
-	}
-	n := fs.table.adopt(fs, f, dir, name)
-	return n, f, nil
+	return fs.find(ctx, dir, name)
 }
 
 // Unlink implements fuse.RawFileSystem.
@@ -191,7 +186,7 @@ func (fs *FS) nameGone(n *node, d dentry, f *found, last int) (bury bool) {
 	a.Nlink, a.Known = 0, a.Known|layers.KnownNlink
 	n.dead = &a
 	n.keep(last)
-	if n.upper && last >= 0 && (!f.upper || hasObject(f.pending)) && idOfFd(last) != n.upID {
+	if n.upper && last >= 0 && (!f.upper || hasObject(f.pending)) && !idOfFd(last).is(n.upID) {
 		n.keep(-1) // it came up after it was opened
 	}
 	fs.table.die(n)

@@ -205,7 +205,7 @@ func (fs *FS) ensureNamed(ctx context.Context, d dentry, n *node) error {
 	if err := fs.setImpure(d.parent, dir.fd); err != nil {
 		return err
 	}
-	if err := fs.timeless(d.parent, dir.fd, func() error { return sys.LinkFd(fd, dir.fd, d.name) }); err != nil {
+	if err := fs.linkAsBelow(d, n, dir.fd, fd, claims); err != nil {
 		if claims != nil && errors.Is(err, unix.EEXIST) {
 			return errChanged
 		}
@@ -218,6 +218,47 @@ func (fs *FS) ensureNamed(ctx context.Context, d dentry, n *node) error {
 		return nil
 	}
 	return fs.dropLowerName(d, n, dir.fd)
+}
+
+// linkAsBelow gives the upper file fd of n the name d in its directory in the upper. In
+// migrate mode that is one that a lower has; if it has lost it since we saw it there,
+// by a rename or a removal, it must not come back: who does that holds n.mu, or, on many hosts,
+// has the claim that we have.
+func (fs *FS) linkAsBelow(d dentry, n *node, dir, fd int, claims claimed) error {
+	if fs.cfg.Mode == Migrate && claims == nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if stands, err := fs.standsAt(d, n); err != nil || !stands {
+			return cmp.Or(err, errChanged)
+		}
+	}
+	return fs.timeless(d.parent, dir, func() error { return sys.LinkFd(fd, dir, d.name) })
+}
+
+// standsAt reports whether a lower has the file n, which is in the upper by now, at d.
+// The caller holds n.mu.
+func (fs *FS) standsAt(d dentry, n *node) (bool, error) {
+	d.parent.mu.RLock()
+	lowers := d.parent.lowers
+	d.parent.mu.RUnlock()
+	for i := range lowers {
+		dir, err := fs.lowerDir(d.parent, &lowers[i])
+		if errors.Is(err, errMoved) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		id, err := idAt(dir.fd, d.name)
+		fs.dirs.release(dir)
+		if err == nil && (len(n.lowers) == 0 || id.is(n.lowers[0].id())) {
+			return true, nil
+		}
+		if err != nil && err != unix.ENOENT {
+			return false, err
+		}
+	}
+	return false, nil
 }
 
 func (fs *FS) renameOverlay(ctx context.Context, m *move) error {

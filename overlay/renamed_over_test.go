@@ -89,7 +89,7 @@ func TestRemoveIfMovesNothingElse(t *testing.T) {
 	must(t, w.open())
 	f := &fault{}
 	f.set()
-	taken, err := w.fs.removeIf(w.fs.upper.root, "up", fileID{1, 2})
+	taken, err := w.fs.removeIf(w.fs.upper.root, "up", fileID{dev: 1, ino: 2})
 	sys.SetHook(nil)
 	if taken || err != nil || f.n > 0 || !w.has("upper/up") {
 		t.Errorf("%v, %v, after %q", taken, err, f.names)

@@ -172,7 +172,7 @@ func (fs *FS) standsBelow(n *node) bool {
 // meet is called with what the upper has at name in parent before a node is made of
 // it: it may be what a lower file that is known by that name has become.
 func (fs *FS) meet(f *found, parent *node, name string) {
-	if !fs.many() || !f.upper || parent == nil || fs.table.knows(f.keys[0].fileKey) {
+	if !fs.many() || !f.upper || parent == nil || fs.table.knows(f.keys[0]) {
 		return
 	}
 	d := dentry{parent, name}
@@ -306,6 +306,8 @@ func (fs *FS) catchUp(ctx context.Context, n *node, at copyup.Place, src *copyup
 	if err := sys.Rmdir(at.Dir, at.Name); err != nil {
 		return nil
 	}
+	fs.table.not(n, n.upKey())
+	fs.dirs.dropIn(n, fs.upper)
 	n.upper, n.upID = false, fileID{}
 	return errMoved
 }
@@ -392,8 +394,8 @@ func (fs *FS) enterShared(n *node, fd int, t *target) error {
 }
 
 func isFile(fd, dir int, name string) bool {
-	var st unix.Stat_t
-	return unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && idOfFd(fd) == (fileID{st.Dev, st.Ino})
+	is, err := idAt(dir, name)
+	return err == nil && is.is(idOfFd(fd))
 }
 
 // indexClaim ends enterShared for a daemon that is dead, or slow: the claim of that

@@ -22,10 +22,10 @@ func (b *birth) wasFirst(ctx context.Context, id fileID) error {
 	origins, err := fs.originsAt(d)
 	if err != nil {
 		// Whether it hides anything cannot be told: it is not made, then.
-		var st unix.Stat_t
-		if sys.Rmdir(b.dir.fd, b.name) != nil && unix.Fstatat(b.dir.fd, b.name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil &&
-			(id == fileID{} || id == fileID{st.Dev, st.Ino}) {
-			_, _ = fs.removeIf(b.dir.fd, b.name, fileID{st.Dev, st.Ino})
+		if sys.Rmdir(b.dir.fd, b.name) != nil {
+			if is, err := idAt(b.dir.fd, b.name); err == nil && (id == fileID{} || is.is(id)) {
+				_, _ = fs.removeIf(b.dir.fd, b.name, is)
+			}
 		}
 		return err
 	}
@@ -33,14 +33,12 @@ func (b *birth) wasFirst(ctx context.Context, id fileID) error {
 		return nil
 	}
 	if id == (fileID{}) {
-		var st unix.Stat_t
-		if err := unix.Fstatat(b.dir.fd, b.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if id, err = idAt(b.dir.fd, b.name); err != nil {
 			return ignoreGone(err)
 		}
 		if o, err := copyup.ReadOrigin(b.dir.fd, b.name); err != nil || o != "" {
 			return err // another's by now
 		}
-		id = fileID{st.Dev, st.Ino}
 	}
 	// Whoever gives names to these files has their claims.
 	claims, err := fs.claimNames(ctx, claimedName{d, copyup.Lock})

@@ -140,10 +140,10 @@ func (c claimed) agree(n *node, parts []part) error {
 	id := idOf(&parts[0].attr)
 	switch {
 	case parts[0].layer.index == 0:
-		if n.upper && n.upID == id {
+		if n.upper && n.upID.is(id) {
 			return nil
 		}
-	case (!n.upper || n.indexed) && len(n.lowers) > 0 && n.lowers[0].id() == id:
+	case (!n.upper || n.indexed) && len(n.lowers) > 0 && n.lowers[0].id().is(id):
 		return nil
 	}
 	return errChanged
@@ -214,19 +214,20 @@ func (fs *FS) succeededAt(d dentry, o copyup.Origin) (has bool) {
 // and reports whether it was. A name cannot be removed by what it leads to: if it leads
 // there now it is moved aside first, and looked at again.
 func (fs *FS) removeIf(dirfd int, name string, id fileID) (bool, error) {
-	if is, err := idAt(dirfd, name); err != nil || is != id {
+	if is, err := idAt(dirfd, name); err != nil || !is.is(id) {
 		return false, ignoreGone(err)
 	}
 	temp := copyup.TempName()
 	if err := sys.Rename(dirfd, name, fs.work, temp, 0); err != nil {
 		return false, ignoreGone(err)
 	}
-	var st unix.Stat_t
-	err := unix.Fstatat(fs.work, temp, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if err == nil && (fileID{st.Dev, st.Ino}) == id {
+	var stx unix.Statx_t
+	err := sys.Statx(fs.work, temp, &stx)
+	is := local.AttrOf(&stx)
+	if err == nil && idOf(&is).is(id) {
 		return true, sys.Unlink(fs.work, temp)
 	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+	if is.IsDir() {
 		return false, sys.Rename(fs.work, temp, dirfd, name, 0)
 	}
 	if err := sys.Link(fs.work, temp, dirfd, name); err != nil {

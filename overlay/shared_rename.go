@@ -7,6 +7,7 @@ import (
 
 	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
+	"github.com/migratefs/migratefs/layers/local"
 )
 
 // renamedBelow is called after a rename in a lower, of what was described by p, to the
@@ -85,7 +86,7 @@ func (fs *FS) renameByLink(m *move, p *part, dir *dirFD, claims claimed) (done b
 
 // unlinkIf removes name from dir in a lower if it is the file fd.
 func unlinkIf(dir int, name string, fd int) error {
-	if is, err := idAt(dir, name); err != nil || is != idOfFd(fd) {
+	if is, err := idAt(dir, name); err != nil || !is.is(idOfFd(fd)) {
 		return ignoreGone(err)
 	}
 	return ignoreGone(sys.Unlink(dir, name))
@@ -104,7 +105,7 @@ func (fs *FS) replace(m *move, p *part, dirfd int, stx *unix.Statx_t) error {
 	case isDir:
 		return ignoreGone(sys.Rmdir(dirfd, m.to.name))
 	}
-	_, err := fs.removeIf(dirfd, m.to.name, fileID{unix.Mkdev(stx.Dev_major, stx.Dev_minor), stx.Ino})
+	_, err := fs.removeIf(dirfd, m.to.name, idOf(ptr(local.AttrOf(stx))))
 	return err
 }
 

@@ -1,9 +1,12 @@
 package overlay
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/layers"
 )
@@ -31,7 +34,7 @@ type known struct {
 }
 
 func (k *identity) known(n *node) known {
-	return known{n, k.birth.Sec*1e9 + int64(k.birth.Nsec), k.upper}
+	return known{n, nsOf(k.birth), k.upper}
 }
 
 func (t *table) init() {
@@ -131,26 +134,26 @@ func (t *table) nameDevices(fs *FS) {
 	}
 }
 
-// knows reports whether a node has the key k.
-func (t *table) knows(k fileKey) bool {
+// knows reports whether a node is known by k.
+func (t *table) knows(k identity) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.byKey[k].n != nil
+	return t.byKey[k.fileKey].by(k)
 }
 
-// shownIno is the inode number of the file with key k: that of its node, which
+// shownIno is the inode number of the file k: that of its node, which
 // keeps it through copy-up, or else the one it would get; 0 if that may be of
 // another file, which it is a copy of.
-func (t *table) shownIno(k fileKey, copied bool) uint64 {
+func (t *table) shownIno(k identity, copied bool) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if n := t.byKey[k].n; n != nil {
-		return n.ino
+	if m := t.byKey[k.fileKey]; m.by(k) {
+		return m.n.ino
 	}
 	if copied {
 		return 0
 	}
-	return t.freeIno(k)
+	return t.freeIno(k.fileKey)
 }
 
 // inoFound is shownIno of what a lookup found.
@@ -158,8 +161,8 @@ func (t *table) inoFound(f *found) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, k := range f.keys {
-		if n := t.byKey[k.fileKey].n; n != nil {
-			return n.ino
+		if m := t.byKey[k.fileKey]; m.is(k, f) {
+			return m.n.ino
 		}
 	}
 	return t.freeIno(f.shownKey())
@@ -173,13 +176,59 @@ func (t *table) showing(ino uint64) *node {
 }
 
 // adopt returns the node of what was found at name in parent, a new one if none
-// is known, with one more lookup to its account.
+// is known, with one more lookup to its account. The name stays while it is looked up
+// and adopted; else see FS.find.
 func (t *table) adopt(fs *FS, f *found, parent *node, name string) *node {
-	fs.meet(f, parent, name)
-	n := t.node(fs, f)
-	fs.addName(n, parent, name)
-	n.upgrade(f)
+	n, _ := t.adoptIf(fs, f, parent, name, func(*node) bool { return true })
 	return n
+}
+
+// adoptIf is adopt, but where n is not known by that name already it is so only if still
+// says so; else it is a node that was seen there, and no more.
+func (t *table) adoptIf(fs *FS, f *found, parent *node, name string, still func(n *node) bool) (n *node, is bool) {
+	fs.meet(f, parent, name)
+	n = t.node(fs, f)
+	if is = fs.addNameIf(n, parent, name, still); is {
+		n.upgrade(f)
+	}
+	return n, is
+}
+
+// find looks name up in dir and returns its node, with one more lookup to its account.
+// While the kernel has a name looked up, nobody takes it away through the mount. But who
+// drains looks names up beside the kernel, and removes lower copies: if a name has gone
+// from dir since the look began, what it found may be gone, and a node of that would lead
+// nowhere, or be a second one of a file that has come up. Then it counts if the next look
+// finds it again.
+func (fs *FS) find(ctx context.Context, dir *node, name string) (*node, *found, error) {
+	return fs.findBy(dir, name, func() (*found, error) { return fs.lookup(ctx, dir, name) })
+}
+
+func (fs *FS) findBy(dir *node, name string, look func() (*found, error)) (*node, *found, error) {
+	var seen *node // by the look before
+	leave := func() {
+		if seen != nil {
+			fs.Forget(seen.id, 1)
+		}
+	}
+	defer func() { leave() }()
+	for missed := false; ; {
+		before := dir.losses.Load()
+		f, err := look()
+		if err == unix.ENOENT && dir.losses.Load() != before && !missed {
+			missed = true
+			continue
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		n, is := fs.table.adoptIf(fs, f, dir, name, func(n *node) bool { return n == seen || dir.losses.Load() == before })
+		if is {
+			return n, f, nil
+		}
+		leave()
+		seen = n
+	}
 }
 
 func (t *table) node(fs *FS, f *found) *node {
@@ -208,11 +257,21 @@ func (t *table) node(fs *FS, f *found) *node {
 // inode with the key, not of the node: a look that is older than a copy-up has found
 // the lower's.
 func (m known) is(k identity, f *found) bool {
-	if m.n == nil || m.n.typ != f.attr.Type() {
-		return false
+	return m.by(k) && m.n.typ == f.attr.Type()
+}
+
+// by is is where the type is not known.
+func (m known) by(k identity) bool {
+	return m.n != nil && m.upper == k.upper && !bornApart(m.birth, nsOf(k.birth))
+}
+
+// before reports whether the inode k was there, as a look that took long may have seen it,
+// before that with its number by which a node is known.
+func (k identity) before(m known) bool {
+	if birth := nsOf(k.birth); bornApart(birth, m.birth) {
+		return birth < m.birth
 	}
-	now := k.known(m.n)
-	return m.upper == now.upper && (m.birth == 0 || now.birth == 0 || m.birth == now.birth)
+	return m.upper && !k.upper // what is made is made in the upper
 }
 
 func (t *table) create(fs *FS, f *found) *node {
@@ -230,7 +289,7 @@ func (t *table) create(fs *FS, f *found) *node {
 
 func (t *table) bind(n *node, k identity) {
 	old := t.byKey[k.fileKey]
-	if k.birth == (layers.Time{}) && old.n == n {
+	if k.birth == (layers.Time{}) && old.n == n || old.n != nil && old.n != n && k.before(old) {
 		return
 	}
 	t.byKey[k.fileKey] = k.known(n)

@@ -21,7 +21,7 @@ import (
 type unsynced struct {
 	mu    sync.Mutex
 	count uint64                 // of changes
-	dirs  map[unsyncedDir]uint64 // the last change of each
+	dirs  map[unsyncedDir]uint64 // the last change of each; without births: what has the number next is synced once more
 	all   map[*layer]uint64      // too many to tell them apart
 
 	// settled holds the change times of directories of lowers up to which all is
@@ -37,6 +37,11 @@ type unsyncedDir struct {
 	id    fileID
 }
 
+func (k unsyncedDir) unborn() unsyncedDir {
+	k.id.birth = 0
+	return k
+}
+
 // unsyncedMax bounds what is remembered of one layer after another.
 const unsyncedMax = 4096
 
@@ -46,6 +51,9 @@ const unsyncedMax = 4096
 func (u *unsynced) changed(l *layer, d *dirFD) {
 	if l.index == 0 {
 		return
+	}
+	if d.key.n != nil {
+		d.key.n.losses.Add(1)
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -59,7 +67,7 @@ func (u *unsynced) changed(l *layer, d *dirFD) {
 		}
 		clear(u.dirs)
 	}
-	u.dirs[unsyncedDir{l, d.id}] = u.count
+	u.dirs[unsyncedDir{l, d.id}.unborn()] = u.count
 }
 
 // last returns the last change of the directory k that may not be durable, and the
@@ -67,7 +75,7 @@ func (u *unsynced) changed(l *layer, d *dirFD) {
 func (u *unsynced) last(k unsyncedDir) (dir, all uint64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.dirs[k], u.all[k.layer]
+	return u.dirs[k.unborn()], u.all[k.layer]
 }
 
 // synced notes that these changes are durable. Until then others that need them
@@ -75,7 +83,7 @@ func (u *unsynced) last(k unsyncedDir) (dir, all uint64) {
 func (u *unsynced) synced(k unsyncedDir, dir, all uint64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.dirs[k] == dir {
+	if k = k.unborn(); u.dirs[k] == dir {
 		delete(u.dirs, k)
 	}
 	if u.all[k.layer] == all {
