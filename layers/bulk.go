@@ -40,6 +40,22 @@ type BulkLister interface {
 	ReadDirs(ctx context.Context, paths []Path) ([]Listing, error)
 }
 
+// Listed is a directory whose names are known.
+type Listed struct {
+	Path    Path
+	Entries []Entry
+}
+
+// Scout is an optional ability of a Layer that sees who walks through its directories,
+// and lists ahead of him.
+type Scout interface {
+	// Coming returns the directories that somebody who walks, and has come to from, comes
+	// to next, in that order: those that are known already, hold more than directories,
+	// and were not come to. One has any number of names, several no more than that. It
+	// asks nobody; where nobody walks there are none.
+	Coming(from Path, names int) []Listed
+}
+
 type backgroundKey struct{}
 
 // Background marks what is done under ctx as work that nobody waits for. A layer with

@@ -14,13 +14,14 @@ import (
 
 // What a program is about to read of a source is fetched before it asks, so that it
 // does not wait for each round trip: the bytes before a sequential reader
-// (ahead_stream.go), and the small files beside one that was read (ahead_siblings.go).
+// (ahead_stream.go), the small files beside one that was read (ahead_siblings.go), and
+// those in the directories that a walker comes to next (ahead_trail.go).
 // It goes into the objects of these files, as what they were looked up as, so that it is
 // read from there or fetched again like all else.
 //
 // What may be fetched in vain is bounded by what was read: a run of reads has as much
-// fetched before it as it is long, a directory a few files more than three for each
-// one that was opened. How much is under way is bounded by what the link carries in a
+// fetched before it as it is long, a directory, and what comes after it, a few files more
+// than three for each one that was opened. How much is under way is bounded by what the link carries in a
 // moment (ahead_link.go): it is what who needs the link for something else would wait for.
 
 const (
@@ -49,6 +50,8 @@ type ahead struct {
 	resting  time.Time // nothing begins before
 	links    map[layers.Layer]*link
 	families families
+
+	trail trail
 }
 
 func (a *ahead) init(off bool) {

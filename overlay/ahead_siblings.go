@@ -34,8 +34,10 @@ const (
 	batchLeast = 256 << 10
 	burstBytes = 128 << 10 // with the first file, which somebody waits for
 
-	// familiesMost bounds the listings that are kept, by the names in them.
+	// familiesMost bounds the listings that are kept, by the names in them. A directory
+	// takes as much as some names.
 	familiesMost = 1 << 16
+	familyNames  = 4
 )
 
 // families are the directories of sources that were listed last: what is known to lie
@@ -58,19 +60,19 @@ type family struct {
 	id    string // the layer's
 	names int    // in it
 
-	mu      sync.Mutex
-	listed  []layers.Entry // until it is needed: most directories are never read from
-	files   []sibling      // the small ones, in the order in which we list them
-	at      map[string]int
-	byName  []int // the same in the order of names
-	rank    []int // the inverse of byName
-	prev    int   // the one that was opened last, or -1
-	order   int   // above 0: files are opened in the order of names, not of the listing
-	sent    int   // how many were asked for
-	used    int   // how many of those were opened since
-	out     int64 // bytes of those that were not
-	first   int   // how many may be asked for before any is used
-	nothing bool  // is left to ask for
+	mu     sync.Mutex
+	listed []layers.Entry // until it is needed: most directories are never read from
+	files  []sibling      // the small ones, in the order in which we list them
+	at     map[string]int
+	byName []int // the same in the order of names
+	rank   []int // the inverse of byName
+	prev   int   // the one that was opened last, or -1
+	order  int   // above 0: files are opened in the order of names, not of the listing
+	left   int   // how many nobody has asked for
+	sent   int   // how many were asked for
+	used   int   // how many of those were opened since
+	out    int64 // bytes of those that were not
+	first  int   // how many may be asked for before any is used
 }
 
 // sibling is a small file of a family.
@@ -80,18 +82,43 @@ type sibling struct {
 
 	come  chan struct{} // nil until it was asked for; closed when it has come, or will not
 	since time.Time     // when that was
+	early bool          // it was, before anybody was in its directory
 	used  bool
 }
 
 // listed notes what a source has said of a directory. es is not changed any more.
 func (a *ahead) listed(l *layer, dir layers.Path, es []layers.Entry) {
-	if _, ok := l.Layer.(layers.BulkReader); !ok || a.off || len(es) < 2 {
+	if _, ok := l.Layer.(layers.BulkReader); !ok || a.off || len(es) == 0 {
 		return
 	}
-	f := &family{familyKey: familyKey{l.Layer, dir}, id: l.ID(), names: len(es), listed: es, prev: -1}
+	a.listedAs(familyKey{l.Layer, dir}, l.ID(), es)
+}
+
+// listedAs returns the family of k, which holds es.
+func (a *ahead) listedAs(k familyKey, id string, es []layers.Entry) *family {
+	if f := a.family(k); f != nil && f.isStill(es) {
+		return f
+	}
+	f := &family{familyKey: k, id: id, names: familyNames + len(es), listed: es, prev: -1}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	fs := &a.families
+	a.families.add(f)
+	return f
+}
+
+// family returns the directory k as it was listed last, or nil.
+func (a *ahead) family(k familyKey) *family {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if e := a.families.at[k]; e != nil {
+		a.families.order.MoveToFront(e)
+		return e.Value.(*family)
+	}
+	return nil
+}
+
+// add is called with ahead.mu held.
+func (fs *families) add(f *family) {
 	if fs.at == nil {
 		fs.at = make(map[familyKey]*list.Element)
 	}
@@ -156,11 +183,11 @@ func (f *family) sort() {
 		return
 	}
 	for _, e := range newListing(f.listed).entries {
-		if a := e.Attr; a != nil && a.IsRegular() && a.Has(layers.KnownSize|layers.KnownTimes) && a.Size > 0 && a.Size <= smallMost {
-			f.files = append(f.files, sibling{name: e.Name, attr: a})
+		if isSmall(&e) {
+			f.files = append(f.files, sibling{name: e.Name, attr: e.Attr})
 		}
 	}
-	f.listed = nil
+	f.listed, f.left = nil, len(f.files)
 	f.at = make(map[string]int, len(f.files))
 	f.byName, f.rank = make([]int, len(f.files)), make([]int, len(f.files))
 	for i := range f.files {
@@ -171,6 +198,32 @@ func (f *family) sort() {
 	for r, i := range f.byName {
 		f.rank[i] = r
 	}
+}
+
+func isSmall(e *layers.Entry) bool {
+	a := e.Attr
+	return a != nil && a.IsRegular() && a.Has(layers.KnownSize|layers.KnownTimes) && a.Size > 0 && a.Size <= smallMost
+}
+
+// isStill reports whether f is being fetched and what es shows: then what is on its way
+// is waited for.
+func (f *family) isStill(es []layers.Entry) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.sent == f.used {
+		return false
+	}
+	small := 0
+	for j := range es {
+		if !isSmall(&es[j]) {
+			continue
+		}
+		small++
+		if i, ok := f.at[es[j].Name]; !ok || !f.files[i].attr.SameVersion(es[j].Attr) {
+			return false
+		}
+	}
+	return small == len(f.files)
 }
 
 func compare(a, b string) int {
@@ -227,6 +280,7 @@ func (f *family) opened(name string, want *layers.Attr) (known sibling) {
 	case s.come == nil:
 		s.come = make(chan struct{}) // who opens it brings it
 		close(s.come)
+		f.left--
 	case !s.used:
 		f.used++
 		f.out = max(f.out-s.attr.Size, 0)
@@ -235,6 +289,7 @@ func (f *family) opened(name string, want *layers.Attr) (known sibling) {
 	if s.attr.SameVersion(want) {
 		known = *s
 	}
+	s.early = false
 	return known
 }
 
@@ -243,7 +298,7 @@ func (f *family) opened(name string, want *layers.Attr) (known sibling) {
 func (f *family) choose(most int, mostBytes, kept int64) (which []int, bytes int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.prev < 0 || f.nothing {
+	if f.prev < 0 || f.left == 0 {
 		return nil, 0
 	}
 	// What is asked for and not opened yet is kept between half and all of this.
@@ -262,14 +317,19 @@ func (f *family) choose(most int, mostBytes, kept int64) (which []int, bytes int
 		if len(which) == most || bytes+s.attr.Size > mostBytes {
 			return which, bytes
 		}
-		s.come, s.since = make(chan struct{}), time.Now()
-		f.sent++
-		f.out += s.attr.Size
+		f.ask(s)
 		which = append(which, i)
 		bytes += s.attr.Size
 	}
-	f.nothing = true
 	return which, bytes
+}
+
+// ask notes that s is asked for. The caller holds f.mu.
+func (f *family) ask(s *sibling) {
+	s.come, s.since = make(chan struct{}), time.Now()
+	f.left--
+	f.sent++
+	f.out += s.attr.Size
 }
 
 // walked reports whether what was asked for is being opened, here or in the directory
@@ -296,6 +356,8 @@ func (fs *FS) bringSmall(ctx context.Context, h *handle, obj *extent.Object, src
 		if f.walked() {
 			fs.bringSiblings(f, l)
 		}
+		a.trail.came(f, s.early)
+		fs.bringTrail(f, l)
 		if obj.Missing() > 0 && s.come != nil {
 			s.wait(ctx, l.patience())
 		}
@@ -329,6 +391,7 @@ func (fs *FS) bringOne(ctx context.Context, bulk layers.BulkReader, l *link, obj
 	if f != nil {
 		b.which, _ = f.choose(siblingsFirst, burstBytes, fs.ahead.share(siblingsBytes))
 		ask = append(ask, fs.wanted(&b)...)
+		fs.bringTrail(f, l)
 	}
 	got, err := readMany(ctx, bulk, l, ask)
 	if err != nil {
@@ -373,7 +436,7 @@ func (fs *FS) bringSiblings(f *family, l *link) {
 		return
 	}
 	b := &burst{f: f, which: which}
-	if !fs.ahead.begin(bytes, func() error { return fs.fetchSiblings(b, l) }) {
+	if !fs.ahead.begin(bytes, func() error { return fs.fetchSiblings([]*burst{b}, l) }) {
 		b.forgo()
 	}
 }
@@ -405,14 +468,14 @@ func (b *burst) forgo() {
 	for _, i := range b.which {
 		s := &f.files[i]
 		close(s.come)
-		s.come = nil
+		s.come, s.early = nil, false
+		f.left++
 		if !s.used {
 			f.sent--
 			f.out -= s.attr.Size
 		}
 	}
 	f.sent, f.out = max(f.sent, f.used), max(f.out, 0)
-	f.nothing = false
 }
 
 func (b *burst) source(i int) extent.Source {
@@ -431,22 +494,30 @@ func (fs *FS) wanted(b *burst) (ask []layers.Wanted) {
 	return ask
 }
 
-// fetchSiblings brings the files of b that are not here.
-func (fs *FS) fetchSiblings(b *burst, l *link) error {
-	ask := fs.wanted(b)
+// fetchSiblings brings the files of bs that are not here, of one source.
+func (fs *FS) fetchSiblings(bs []*burst, l *link) error {
+	var ask []layers.Wanted
+	for _, b := range bs {
+		ask = append(ask, fs.wanted(b)...)
+	}
 	var got []layers.Content
 	var err error
 	if len(ask) > 0 {
-		got, err = readMany(fs.ahead.ctx, b.f.layer.(layers.BulkReader), l, ask)
+		got, err = readMany(fs.ahead.ctx, bs[0].f.layer.(layers.BulkReader), l, ask)
 	}
-	if err != nil {
-		b.forgo()
-		return err
+	var errs error
+	for _, b := range bs {
+		if err != nil {
+			b.forgo()
+			continue
+		}
+		errs = errors.Join(errs, fs.keepSiblings(b, got))
+		got = got[len(b.asked):]
 	}
-	return fs.keepSiblings(b, got)
+	return errors.Join(err, errs)
 }
 
-// keepSiblings keeps what was asked for of b.
+// keepSiblings keeps what was asked for of b, with which got begins.
 func (fs *FS) keepSiblings(b *burst, got []layers.Content) (err error) {
 	defer func() { b.done(len(b.which)) }()
 	for k, i := range b.asked {

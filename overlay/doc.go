@@ -27,7 +27,8 @@
 //	swaps.mu (one pending file turns ordinary)  calls on the upper that do not move data
 //	FS.tree (all names)                        nothing: memory only
 //	stream.mu (per handle: how it is read)     a look at what an object has
-//	ahead.mu, then family.mu, link.mu          nothing: memory only
+//	trail.mu                                   may take those below, asks a source's memory
+//	  ahead.mu, then family.mu, link.mu        nothing: memory only
 //	table.mu, dirCache.mu, handleTable.mu,     nothing: memory only
 //	fill.mu
 //	FS.timesMu (per directory in the upper)    one name made there, and its times put back

@@ -126,14 +126,16 @@ func (s *small) close() {
 // fetchMany brings what the files of a batch miss, in one exchange. What does not come
 // so is left missing.
 func (q *fill) fetchMany(ctx context.Context, bulk layers.BulkReader, batch []small) {
-	if q.enter(ctx) != nil {
+	ask := make([]layers.Wanted, len(batch))
+	sum := int64(0)
+	for i, s := range batch {
+		ask[i] = layers.Wanted{Path: s.src.path, Attr: &s.src.want}
+		sum += s.src.want.Size
+	}
+	if q.enter(ctx, sum) != nil {
 		return
 	}
 	defer func() { <-q.pieces }()
-	ask := make([]layers.Wanted, len(batch))
-	for i, s := range batch {
-		ask[i] = layers.Wanted{Path: s.src.path, Attr: &s.src.want}
-	}
 	got, err := bulk.ReadMany(ctx, ask)
 	if err != nil || len(got) != len(ask) {
 		return

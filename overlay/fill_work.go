@@ -95,10 +95,10 @@ func (q *fill) fetchAll(ctx context.Context, id extent.ID, obj *extent.Object) e
 		var failed error
 		for _, gap := range obj.Gaps(0, fillBatched) {
 			for gap.Len > 0 && ctx.Err() == nil {
-				if err := q.enter(ctx); err != nil {
+				off, n := gap.Off, min(gap.Len, fillPiece-gap.Off%fillPiece)
+				if err := q.enter(ctx, n); err != nil {
 					break
 				}
-				off, n := gap.Off, min(gap.Len, fillPiece-gap.Off%fillPiece)
 				gap.Off, gap.Len = off+n, gap.Len-n
 				wg.Add(1)
 				go func() {
@@ -135,8 +135,8 @@ func (c counting) ReadAt(ctx context.Context, b []byte, off int64) (int, error) 
 	return n, err
 }
 
-// enter waits until a piece may be fetched, and takes one token of q.pieces.
-func (q *fill) enter(ctx context.Context) error {
+// enter waits until n bytes may be fetched, and takes one token of q.pieces.
+func (q *fill) enter(ctx context.Context, n int64) error {
 	for until := time.Now().Add(fillYield); !q.demand.quiet() && time.Now().Before(until); {
 		if err := sleep(ctx, fillQuiet/4); err != nil {
 			return err
@@ -145,7 +145,7 @@ func (q *fill) enter(ctx context.Context) error {
 	if rate := q.cfg.Rate; rate > 0 {
 		q.mu.Lock()
 		now := time.Now()
-		q.next = latest(q.next, now).Add(time.Duration(float64(fillPiece) / float64(rate) * float64(time.Second)))
+		q.next = latest(q.next, now).Add(time.Duration(float64(n) / float64(rate) * float64(time.Second)))
 		wait := q.next.Sub(now)
 		q.mu.Unlock()
 		if err := sleep(ctx, wait); err != nil {

@@ -15,6 +15,70 @@ import (
 // that this program writes. Nothing else in there is touched, whatever it is.
 const cacheFormat = "extents-2"
 
+// lookAtCache finds what is wrong with the directory of cachedir= before anybody has to
+// log in anywhere.
+func (st *stack) lookAtCache(context.Context, string) error {
+	path := st.o.cacheDir
+	if path == "" {
+		return nil
+	}
+	real, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(real); errors.Is(err, os.ErrNotExist) {
+		// It is made later.
+		dir, err := realDir("the directory of the cache directory", filepath.Dir(real))
+		if err != nil {
+			return err
+		}
+		if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+			return mountErrorf("cache directory %q: %v: name another with cachedir=", path, err)
+		}
+		return st.placeCache(filepath.Join(dir, filepath.Base(real)), st.dirs)
+	}
+	if real, err = realDir("cache directory", path); err != nil {
+		return err
+	}
+	if err := st.placeCache(real, st.dirs); err != nil {
+		return err
+	}
+	fd, err := st.enterCache(real)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err
+}
+
+// placeCache refuses a cache directory where it would be part of something else.
+func (st *stack) placeCache(real string, dirs []namedDir) error {
+	path := st.o.cacheDir
+	if st.point != "" && (real == st.point || isBelow(real, st.point)) {
+		return mountErrorf("cache directory %q is inside the mountpoint %q, which would hide it: name another", path, st.point)
+	}
+	for _, d := range dirs {
+		if real == d.real || isBelow(real, d.real) {
+			return mountErrorf("cache directory %q is inside %s %q: name one elsewhere", path, d.what, d.text)
+		}
+	}
+	return nil
+}
+
+// enterCache opens a cache directory that is this user's alone. What is judged is what
+// was opened: names may change in between.
+func (st *stack) enterCache(real string) (fd int, err error) {
+	path := st.o.cacheDir
+	fd, err = unix.Open(real, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, mountErrorf("cache directory %q: %v", path, err)
+	}
+	if !private(fd) {
+		unix.Close(fd)
+		return -1, mountErrorf("cache directory %q must belong to this user and be closed to others: chown and chmod 700 it, or name another", path)
+	}
+	return fd, nil
+}
+
 // openCache opens the directory of cachedir=, which is made if it is not there. It is
 // this user's alone: who may write there decides what files hold.
 func (st *stack) openCache(context.Context, string) error {
@@ -31,27 +95,18 @@ func (st *stack) openCache(context.Context, string) error {
 	if err != nil {
 		return err
 	}
-	if st.point != "" && (real == st.point || isBelow(real, st.point)) {
-		return mountErrorf("cache directory %q is inside the mountpoint %q, which would hide it: name another", path, st.point)
-	}
 	dirs := st.dirs
 	if st.work != nil {
 		dirs = append(dirs[:len(dirs):len(dirs)], namedDir{"work directory", st.work.Name(), st.work.Name()})
 	}
-	for _, d := range dirs {
-		if real == d.real || isBelow(real, d.real) {
-			return mountErrorf("cache directory %q is inside %s %q: name one elsewhere", path, d.what, d.text)
-		}
+	if err := st.placeCache(real, dirs); err != nil {
+		return err
 	}
-	// What is judged is what was opened: names may change in between.
-	fd, err := unix.Open(real, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := st.enterCache(real)
 	if err != nil {
-		return mountErrorf("cache directory %q: %v", path, err)
+		return err
 	}
 	defer unix.Close(fd)
-	if !private(fd) {
-		return mountErrorf("cache directory %q must belong to this user and be closed to others: chown and chmod 700 it, or name another", path)
-	}
 	objects, err := sys.MkdirOpen(fd, cacheFormat)
 	if err != nil {
 		return mountErrorf("cache directory %q: %s: %v", path, cacheFormat, err)

@@ -51,7 +51,7 @@ type namedDir struct {
 func openStack(ctx context.Context, o *options, point string, log *slog.Logger) (*stack, error) {
 	st := &stack{o: o, log: log}
 	for _, step := range []func(context.Context, string) error{
-		st.findPoint, st.findDirs, st.overlaps, st.lockUpper, st.openLowers, st.openWork, st.openCache, st.assemble,
+		st.findPoint, st.findDirs, st.overlaps, st.lookAtCache, st.lockUpper, st.openLowers, st.openWork, st.openCache, st.assemble,
 	} {
 		if err := step(ctx, point); err != nil {
 			st.abandon()

@@ -80,7 +80,7 @@ func (s *Store) room(n int64, cached bool) error {
 
 // room is Store.room for bytes of o.
 func (o *Object) room(n int64) error {
-	if o.guest {
+	if o.guest.Load() {
 		return errInUse
 	}
 	o.wmu.Lock()
@@ -251,7 +251,7 @@ func (s *Store) evict(k kept, goal int64) (freed int64) {
 func (o *Object) shed(n int64) (freed int64) {
 	o.wmu.Lock()
 	defer o.wmu.Unlock()
-	if o.pending || o.guest || o.pins > 0 || o.store.noPunch.Load() {
+	if o.pending || o.guest.Load() || o.pins > 0 || o.store.noPunch.Load() {
 		return 0
 	}
 	for _, i := range o.oldest() {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -399,4 +401,41 @@ func TestSourcesThatCannotBe(t *testing.T) {
 	if names, err := s.names(); err != nil || len(names) != 0 {
 		t.Errorf("left: %v, %v", names, err)
 	}
+}
+
+// fetcher is a Fetcher that is a function.
+type fetcher func(ctx context.Context, b []byte, off int64) (int, error)
+
+func (f fetcher) ReadAt(ctx context.Context, b []byte, off int64) (int, error) { return f(ctx, b, off) }
+
+// Who joins a fetch of somebody else that fails in the end tries by itself, and the source is
+// told for how long it has waited: together no longer than anybody else waits.
+func TestJoinedFetchFailsInTime(t *testing.T) {
+	const timeout = time.Minute
+	s := openStore(t, t.TempDir(), bootA)
+	defer s.Close()
+	content := noise(64<<10, 1)
+	o := cached(t, s, sourceOf(content))
+	defer o.Close()
+	synctest.Test(t, func(t *testing.T) {
+		// As layers/remote does it with a source that does not answer.
+		away := fetcher(func(ctx context.Context, _ []byte, _ int64) (int, error) {
+			time.Sleep(timeout - layers.Waited(ctx))
+			return 0, layers.ErrOffline
+		})
+		var readers sync.WaitGroup
+		for i := range 3 {
+			readers.Go(func() {
+				time.Sleep(time.Duration(i) * timeout / 4)
+				began := time.Now()
+				if _, err := o.ReadAt(t.Context(), away, make([]byte, 4096), 0); !errors.Is(err, layers.ErrOffline) {
+					t.Errorf("%v, want ErrOffline", err)
+				}
+				if d := time.Since(began); d > timeout {
+					t.Errorf("who came after %v waited for %v", time.Duration(i)*timeout/4, d)
+				}
+			})
+		}
+		readers.Wait()
+	})
 }

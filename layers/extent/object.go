@@ -18,7 +18,8 @@ type Object struct {
 	entry *entry
 	src   Source // immutable
 	data  int    // descriptor of the data file; immutable
-	guest bool   // another process has it; immutable
+
+	guest atomic.Bool // another process has it; see inherit
 
 	// Held by whoever makes the map durable or replaces it; before wmu.
 	syncMu sync.Mutex
@@ -78,7 +79,7 @@ func (o *Object) Size() int64 {
 // kept before the store was opened is what it was. What another process has keeps
 // nothing for us, and misses nothing.
 func (o *Object) Missing() int64 {
-	if o.guest {
+	if o.guest.Load() {
 		return 0
 	}
 	o.mu.RLock()

@@ -91,7 +91,7 @@ func (s *Store) open(name string) (*Object, error) {
 	data, err := sys.OpenAt(s.dir, name+dataSuffix, unix.O_RDWR)
 	mapFd, mapErr := sys.OpenAt(s.dir, name+mapSuffix, unix.O_RDWR)
 	o := &Object{store: s, name: name, pending: name[0] == 'p', data: data, mapFd: mapFd}
-	o.guest = s.shared && err == nil && sys.Flock(data, unix.LOCK_EX) != nil
+	o.guest.Store(s.shared && err == nil && sys.Flock(data, unix.LOCK_EX) != nil)
 	switch {
 	case err == unix.ENOENT && mapErr == unix.ENOENT:
 		return nil, unix.ENOENT
@@ -104,7 +104,7 @@ func (s *Store) open(name string) (*Object, error) {
 	}
 	if err != nil {
 		o.closeFds()
-		if o.guest {
+		if o.guest.Load() {
 			err = errInUse // and its business
 		}
 		return nil, err
@@ -145,11 +145,8 @@ func (o *Object) load() error {
 			return err
 		}
 	}
-	o.src, o.size, o.limit, o.present, o.dirty = st.src, size, st.limit, st.present, st.dirty
-	o.chain, o.mapEnd, o.torn = st.chain, st.end, st.torn
-	o.session, o.epoch = st.sameBoot, st.epoch
-	o.voidFrom, o.covered, o.durable = st.covered, st.covered, st.durable
-	o.pieces, o.sums, o.clearedAt = st.pieces, st.sums, st.cleared
+	o.src, o.size, o.limit = st.src, size, st.limit
+	o.take(st)
 	o.believe()
 	if !o.pending {
 		o.watch()
@@ -166,6 +163,15 @@ func (o *Object) load() error {
 	return nil
 }
 
+// take goes on where the map st ends. wmu is held, and mu, once others know o.
+func (o *Object) take(st *state) {
+	o.present, o.dirty = st.present, st.dirty
+	o.chain, o.mapEnd, o.torn = st.chain, st.end, st.torn
+	o.session, o.epoch = st.sameBoot, st.epoch
+	o.voidFrom, o.covered, o.durable = st.covered, st.covered, st.durable
+	o.pieces, o.sums, o.clearedAt = st.pieces, st.sums, st.cleared
+}
+
 // believe takes what is doubted out of what is present, unless nothing has changed
 // since it was proved in this opening of the store.
 func (o *Object) believe() {
@@ -174,7 +180,7 @@ func (o *Object) believe() {
 	}
 	proved := o.store.provedUpTo(o.name)
 	o.pieces.each(0, maxSize, func(p *piece) bool {
-		if proved == o.chain && !o.guest {
+		if proved == o.chain && !o.guest.Load() {
 			o.pieces.trust(p)
 			o.present.add(p.from, p.to())
 		} else {

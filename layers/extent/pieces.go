@@ -208,7 +208,7 @@ func (o *Object) doubts(from, to int64) bool {
 // prove compares what is doubted in [from, to) with its sums: it is present
 // afterwards, or missing.
 func (o *Object) prove(from, to int64) {
-	for !o.guest && o.doubts(from, to) {
+	for !o.guest.Load() && o.doubts(from, to) {
 		o.wmu.Lock() // one piece at a time: others have things to do, too
 		o.mu.RLock()
 		p := o.pieces.doubtful(from, to)

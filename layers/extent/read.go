@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -58,7 +59,7 @@ func (o *Object) ReadAt(ctx context.Context, fetch Fetcher, b []byte, off int64)
 // is the file's: if not, some of it may have gone meanwhile, and is to be dropped.
 func (o *Object) ReadBy(off, n int64, f func(fd int) bool) bool {
 	o.mu.RLock()
-	here := !o.guest && off >= 0 && off <= o.size-n && o.presentLocked(off, off+n)
+	here := !o.guest.Load() && off >= 0 && off <= o.size-n && o.presentLocked(off, off+n)
 	drops := o.drops.Load()
 	o.mu.RUnlock()
 	if !here {
@@ -76,8 +77,8 @@ func (o *Object) readWindow(ctx context.Context, fetch Fetcher, b []byte, off in
 		want := b[:max(0, min(int64(len(b)), size-off))]
 		end := off + int64(len(want))
 		drops := o.drops.Load()
-		here := o.presentLocked(off, end)
-		doubts := !here && !o.guest && o.pieces.doubtful(off, end) != nil
+		here, guest := o.presentLocked(off, end), o.guest.Load()
+		doubts := !here && !guest && o.pieces.doubtful(off, end) != nil
 		o.mu.RUnlock()
 		if doubts {
 			o.prove(off, end)
@@ -89,7 +90,7 @@ func (o *Object) readWindow(ctx context.Context, fetch Fetcher, b []byte, off in
 		}
 		var n int
 		var err error
-		if o.guest {
+		if guest {
 			n, err = o.readGuest(ctx, fetch, want, off)
 		} else if here {
 			n, err = sys.Pread(o.data, want, off)
@@ -125,11 +126,16 @@ func (o *Object) readMissing(ctx context.Context, fetch Fetcher, b []byte, off i
 		return 0, layers.ErrOffline
 	}
 	// The first time, fetches of others will do. If one of those fails, we try
-	// with our own: theirs may have been closed under it.
+	// with our own: theirs may have been closed under it. If it was the source that
+	// did not answer, who has waited does not do so for as long again.
+	began := time.Now()
 	for alone := false; ; alone = true {
 		n, again, err := o.readFlights(ctx, fetch, b, off, alone)
 		if !again {
 			return n, err
+		}
+		if !alone {
+			ctx = layers.WaitedSince(ctx, began)
 		}
 	}
 }

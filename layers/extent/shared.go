@@ -17,7 +17,8 @@ import (
 // guest: reads the map, reads what that says is there, and believes those pieces
 // only whose sum is right, each time. So it needs nothing from the owner, which may
 // fetch, evict or compact meanwhile, and there is nothing to wait for and nothing
-// that a crash could leave behind.
+// that a crash could leave behind. What it fetches is kept once the owner has closed
+// the object: it owns it then (inherit.go).
 //
 // Objects are made, opened and removed under the lock of the directory, which is
 // held for a few system calls. Who does not get it reads without a cache.
@@ -130,6 +131,9 @@ func (o *Object) readGuest(ctx context.Context, fetch Fetcher, b []byte, off int
 	missing := o.takePieces(b, off)
 	if len(missing) > 0 && o.refresh() {
 		missing = o.takePieces(b, off)
+	}
+	if len(missing) > 0 && o.inherit() {
+		return o.readWindow(ctx, fetch, b, off)
 	}
 	for _, m := range missing {
 		if n, err := o.readMissing(ctx, fetch, b[m.from-off:m.to-off], m.from); err != nil {

@@ -57,7 +57,7 @@ func TestGuestsReadWhatTheOwnerHas(t *testing.T) {
 	oa := cached(t, a, sourceOf(src.content))
 	part(t, oa, src, 0, mib)
 	ob := cached(t, b, sourceOf(src.content))
-	if oa.guest || !ob.guest {
+	if oa.guest.Load() || !ob.guest.Load() {
 		t.Fatal("who has it?")
 	}
 	if n := part(t, ob, src, 1000, mib-1000); n != 0 {
@@ -83,7 +83,7 @@ func TestGuestsReadWhatTheOwnerHas(t *testing.T) {
 	kill(a, oa)
 	must(t, ob.Close())
 	ob = cached(t, b, sourceOf(src.content))
-	if ob.guest {
+	if ob.guest.Load() {
 		t.Fatal("a dead process keeps it")
 	}
 	if n := part(t, ob, src, 0, 4*mib); n != 0 {
@@ -99,6 +99,65 @@ func TestGuestsReadWhatTheOwnerHas(t *testing.T) {
 	}
 	must(t, oa.Close())
 	must(t, a.Close())
+}
+
+// Who was a guest when it opened a file keeps what it fetches once the owner has closed
+// it, and knows what that did last; not if it was thrown away meanwhile.
+func TestGuestInherits(t *testing.T) {
+	const mib = 1 << 20
+	dir := t.TempDir()
+	src := &source{content: noise(4*mib+77, 1)}
+	a, b := openShared(t, dir, bootA, 0), openShared(t, dir, bootA, 0)
+	oa := cached(t, a, sourceOf(src.content))
+	part(t, oa, src, 0, mib)
+	ob := cached(t, b, sourceOf(src.content))
+	for range 2 {
+		if n := part(t, ob, src, mib, mib); n != mib {
+			t.Errorf("a guest fetched %d bytes", n)
+		}
+	}
+	part(t, oa, src, 3*mib, mib+77)
+	oa.syncMu.Lock()
+	oa.wmu.Lock()
+	must(t, oa.compact())
+	oa.wmu.Unlock()
+	oa.syncMu.Unlock()
+	part(t, oa, src, 2*mib, 1000)
+	must(t, oa.Close())
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			got := make([]byte, mib)
+			if _, err := ob.ReadAt(ctx, src, got, mib); err != nil || !bytes.Equal(got, src.content[mib:2*mib]) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if ob.guest.Load() {
+		t.Fatal("nobody has it, and it is a guest")
+	}
+	for _, off := range []int64{0, mib, 3 * mib} {
+		if n := part(t, ob, src, off, mib); n != 0 {
+			t.Errorf("%d: %d bytes were fetched again", off, n)
+		}
+	}
+	if n := part(t, ob, src, 2*mib, 1000); n != 0 {
+		t.Errorf("%d bytes were fetched again", n)
+	}
+	oa = cached(t, a, sourceOf(src.content))
+	if !oa.guest.Load() {
+		t.Error("two processes have it")
+	}
+	must(t, ob.Close())
+	must(t, b.discard(ob.name)) // which oa does not keep from it
+	if part(t, oa, src, mib, mib); oa.inherit() {
+		t.Error("what was thrown away was inherited")
+	}
+	must(t, oa.Close())
+	for _, s := range []*Store{a, b} {
+		must(t, s.Close())
+	}
 }
 
 // Looking for an object makes none, and who wants one at that moment gets it.
@@ -287,7 +346,7 @@ func TestSharedByMany(t *testing.T) {
 						src := named(files[other].content, fmt.Sprint(other))
 						s.evict(kept{name: src.key(), size: size}, size)
 					case 2:
-						if !o.guest {
+						if !o.guest.Load() {
 							o.syncMu.Lock()
 							o.wmu.Lock()
 							if err := o.compact(); err != nil {

@@ -226,7 +226,7 @@ func (s *Store) Cached(src Source) (*Object, error) {
 			o.closeFds()
 			err = fmt.Errorf("it was cached without checksums: %w", layers.ErrCorrupt)
 		}
-		if err != nil && o != nil && o.guest {
+		if err != nil && o != nil && o.guest.Load() {
 			err = errInUse
 		}
 		if err == nil || err != unix.ENOENT && !errors.Is(err, layers.ErrCorrupt) {

@@ -126,8 +126,8 @@ const (
 )
 
 // Xattrs takes one exchange, and more for more than 192 KiB of them, if the server is
-// our own. SFTP version 3 has none: nil, nil. Attributes that mean something to the
-// source's kernel alone are left out.
+// our own. SFTP version 3 has none: nil, nil. Those that mean something on the source
+// alone are left out (wantsXattr).
 func (l *Layer) Xattrs(ctx context.Context, p layers.Path) (x layers.Xattrs, err error) {
 	if !l.ours.xattrs {
 		return nil, nil
@@ -214,14 +214,19 @@ func (r *reply) xattrs() (x layers.Xattrs, next uint32, err error) {
 	return x, next, nil
 }
 
-// wantsXattr reports whether an attribute means here what it means on the source.
-// Labels of security modules do not; what is trusted can only be root's.
+// wantsXattr reports whether an attribute means here what it means on the source. What
+// users and their ACLs say does. Capabilities are what setuid bits are, and go where
+// those go: nosuid, which is the default for a source, keeps either from counting in the
+// mount. But where the owners are not the source's (uid=, gid=), and so setuid gives away
+// no more than their rights, capabilities would give root's. What is trusted.* was said by
+// root to the programs of one host (trusted.overlay.redirect, trusted.gfid): the source's
+// root has nothing to say to those of this one. Neither have labels of security modules.
 func (l *Layer) wantsXattr(name string) bool {
 	switch {
-	case strings.HasPrefix(name, "user.migratefs."), strings.HasPrefix(name, "trusted.migratefs."):
+	case strings.HasPrefix(name, "user.migratefs."):
 		return false // says something about a layer of a mount there
-	case strings.HasPrefix(name, "user."), name == "security.capability", name == xattrAccess, name == xattrDefault:
-		return true
+	case name == "security.capability":
+		return os.Geteuid() == 0 && (l.cfg.UID == nil || l.cfg.IDMap)
 	}
-	return strings.HasPrefix(name, "trusted.") && os.Geteuid() == 0
+	return strings.HasPrefix(name, "user.") || name == xattrAccess || name == xattrDefault
 }

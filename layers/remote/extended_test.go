@@ -252,10 +252,27 @@ func TestXattrs(t *testing.T) {
 	acl := []byte("\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x02\x00\x04\x00\xd2\x04\x00\x00\x04\x00\x04\x00\xff\xff\xff\xff" +
 		"\x10\x00\x04\x00\xff\xff\xff\xff\x20\x00\x04\x00\xff\xff\xff\xff")
 	must(t, unix.Setxattr(name, xattrAccess, acl, 0))
-	_ = unix.Setxattr(name, "security.something", []byte("x"), 0)
+	// What only root can give a file. Capabilities are what setuid is, all else is between
+	// the source's root and its programs.
+	caps, root := []byte("\x00\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), os.Geteuid() == 0
+	for name2, value := range map[string][]byte{
+		"security.capability": caps, "security.something": []byte("x"), "trusted.something": []byte("x"),
+		"trusted.overlay.redirect": []byte("/etc"), "user.migratefs.object": []byte("x"),
+	} {
+		if err := unix.Setxattr(name, name2, value, 0); err != nil && root {
+			t.Fatal(name2, err)
+		}
+	}
+	n := 41
+	if root {
+		n++
+	}
 	l := open(t, owned(dir, server.Config{}))
 	x, err := l.Xattrs(soon(t), "f")
-	if err != nil || len(x) != 41 || string(x[xattrAccess]) != string(acl) || string(x["user.07"]) != strings.Repeat("\x07", 50) {
+	if root && string(x["security.capability"]) != string(caps) {
+		t.Errorf("capabilities are %q", x["security.capability"])
+	}
+	if err != nil || len(x) != n || string(x[xattrAccess]) != string(acl) || string(x["user.07"]) != strings.Repeat("\x07", 50) {
 		t.Errorf("%d, %v: %q", len(x), err, x[xattrAccess])
 	}
 	if _, err := l.Xattrs(soon(t), "none"); !errors.Is(err, unix.ENOENT) {
@@ -270,6 +287,9 @@ func TestXattrs(t *testing.T) {
 	x, err = open(t, squashed).Xattrs(soon(t), "f")
 	if err != nil || len(x[xattrAccess]) != len(acl)-aclEntry {
 		t.Errorf("%q, %v: want the user left out", x[xattrAccess], err)
+	}
+	if c, ok := x["security.capability"]; ok {
+		t.Errorf("capabilities %q of a file whose owner is not the source's", c)
 	}
 }
 

@@ -375,7 +375,7 @@ func (l *Layer) exchangeOn(ctx context.Context, pick func(context.Context, *conn
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithCancel(ctx)
 		defer cancel()
-		p := &patience{timer: time.AfterFunc(l.cfg.Timeout, cancel), whole: l.cfg.Timeout}
+		p := &patience{timer: time.AfterFunc(l.cfg.Timeout-layers.Waited(ctx), cancel), whole: l.cfg.Timeout}
 		defer p.timer.Stop()
 		ctx = context.WithValue(ctx, patienceKey{}, p)
 	}

@@ -148,11 +148,17 @@ func (l *Layer) ReadDir(ctx context.Context, p layers.Path) ([]layers.Entry, err
 	if err != nil {
 		return nil, err
 	}
+	return l.seeded(p, entries), nil
+}
+
+// seeded is what p holds where Inner has entries in it.
+func (l *Layer) seeded(p layers.Path, entries []layers.Entry) []layers.Entry {
 	if p == layers.Root {
 		entries = slices.DeleteFunc(entries, func(e layers.Entry) bool { return l.hide[e.Name] })
 	}
+	n := l.nodes[p]
 	if n == nil || len(n.names) == 0 {
-		return entries, nil
+		return entries
 	}
 	at := make(map[string]int, len(entries))
 	for i := range entries {
@@ -169,7 +175,7 @@ func (l *Layer) ReadDir(ctx context.Context, p layers.Path) ([]layers.Entry, err
 			entries = append(entries, e)
 		}
 	}
-	return entries, nil
+	return entries
 }
 
 // readSeeded lists what the seed has in p.

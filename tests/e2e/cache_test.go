@@ -149,7 +149,8 @@ func TestCacheSize(t *testing.T) {
 	m.Unmount()
 }
 
-// TestCachedirIsRefused: one line says what is wrong, and nothing was made.
+// TestCachedirIsRefused: one line says what is wrong, before anybody has to log in as far
+// as it can be seen then, and nothing was made.
 func TestCachedirIsRefused(t *testing.T) {
 	s := newSource(t)
 	open := filepath.Join(s.local, "open to all")
@@ -166,7 +167,11 @@ func TestCachedirIsRefused(t *testing.T) {
 		filepath.Join(s.mnt(), "cache"):    "is inside the mountpoint",
 		filepath.Join(s.local, "no", "no"): "no such file",
 	} {
-		m, err := testbed.TryMount(t, "lowerdir="+s.sshd.Target(s.dir)+",upperdir="+s.upper()+",cachedir="+dir, s.mnt(),
+		lower := "nobody.invalid:/"
+		if dir == trap {
+			lower = s.sshd.Target(s.dir)
+		}
+		m, err := testbed.TryMount(t, "lowerdir="+lower+",upperdir="+s.upper()+",cachedir="+dir, s.mnt(),
 			testbed.MountConfig{Env: s.sshd.Env()})
 		if err == nil {
 			m.Unmount()

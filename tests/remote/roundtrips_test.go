@@ -351,3 +351,24 @@ func cmpErr(errs ...error) error {
 	}
 	return nil
 }
+
+// TestRoundTripsOfGrep: a search through many directories with few files each takes far
+// fewer exchanges than there are directories, and with prefetch=off several for each.
+func TestRoundTripsOfGrep(t *testing.T) {
+	for _, off := range []bool{false, true} {
+		dirs, width, depth := 0, 6, 3
+		if off {
+			width, depth = 3, 2
+		}
+		m := mountCounting(t, tripConfig{off: off}, func(dir string) { dirs = bushy(t, dir, width, depth) })
+		got := m.run("grep", "-rc", "content", ".")
+		if n := strings.Count(got.out, ":1\n"); n != 3*dirs {
+			t.Errorf("%d files of %d were searched", n, 3*dirs)
+		}
+		// On an idle machine it is some 80 of 259, and most of them nobody waits for.
+		if !off && got.bursts > int64(dirs)*2/3 || off && got.bursts < 2*int64(dirs) {
+			t.Errorf("%d directories, prefetch off is %v: %d exchanges", dirs, off, got.bursts)
+		}
+		m.again(got, "grep", "-rc", "content", ".")
+	}
+}

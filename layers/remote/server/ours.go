@@ -16,7 +16,8 @@ import (
 // at most, and so have all names of a file.
 const xattrRoom = 192 << 10
 
-// xattrs serves xattrs@migratefs.
+// xattrs serves xattrs@migratefs: all there are, as a client without rights here could
+// list them too. What they mean on its host the client decides.
 func (s *server) xattrs(q *request) error {
 	p, first := q.str(), q.u32()
 	if q.bad {
