@@ -49,7 +49,7 @@ func (c *check) workDir(ctx context.Context, fs *FS) error {
 			return c.indexDir(ctx, fs)
 		case "links":
 			return c.linksDir(ctx)
-		case "stubs", "objects", "whiteout", "temps":
+		case "stubs", "objects", "whiteout", "temps", detachedFile, touchedFile:
 		case "work", "incompat": // the kernel's
 		case idName, "claims", "daemons", "trash", "hl": // migrate mode's, where both are in the upper
 		default:

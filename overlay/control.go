@@ -30,6 +30,14 @@ const (
 	ControlConflicts = controlPrefix + "conflicts."
 	// ControlResolve is set to a Resolution to end the conflict of a file.
 	ControlResolve = controlPrefix + "resolve"
+	// ControlState of any file of the mount is a StateReport: how far the end of the
+	// migration is.
+	ControlState = controlPrefix + "state"
+	// ControlMissing and a number from 0 on is a page of what the scope misses:
+	// MissingReports, one on a line. ENODATA after the last.
+	ControlMissing = controlPrefix + "missing."
+	// ControlEnd is set to an EndOrder; what comes of it ControlState tells.
+	ControlEnd = controlPrefix + "end"
 )
 
 // controlPage is how long a page may be: XATTR_SIZE_MAX is 64 KiB.
@@ -75,6 +83,9 @@ func (fs *FS) controlGet(ctx context.Context, n *node, attr string, c *fuse.Call
 		}
 		conflict.Path, _ = n.path()
 		return json.Marshal(conflict.report())
+	}
+	if attr == ControlState || strings.HasPrefix(attr, ControlMissing) {
+		return fs.controlEnding(ctx, attr)
 	}
 	page, isPage := strings.CutPrefix(attr, ControlConflicts)
 	number, err := strconv.Atoi(page)
@@ -128,6 +139,9 @@ func (c *Conflict) report() ConflictReport {
 func (fs *FS) controlSet(ctx context.Context, n *node, attr string, value []byte, c *fuse.Caller) error {
 	if err := fs.mayControl(c); err != nil {
 		return err
+	}
+	if attr == ControlEnd {
+		return fs.endOrder(value)
 	}
 	if attr != ControlResolve {
 		return unix.EOPNOTSUPP

@@ -102,6 +102,9 @@ func (fs *FS) upNames(ctx context.Context, n *node) error {
 // upLocked is upCut for who has n's flight.
 func (fs *FS) upLocked(ctx context.Context, n *node, size int64) (cut bool, err error) {
 	if n.isRemote() && n.isRegular() && size != 0 {
+		if fs.Detached() {
+			return false, ErrDetached
+		}
 		err := fs.makePending(ctx, n)
 		for range 2 {
 			if errors.Is(err, errChanged) { // renamed on the way

@@ -26,6 +26,7 @@ var errnoTable = []struct {
 	{layers.ErrOffline, unix.EIO},
 	{layers.ErrDenied, unix.EIO},
 	{layers.ErrReplaced, unix.EIO},
+	{ErrDetached, unix.EIO},
 	{layers.ErrStale, unix.ESTALE},
 	{layers.ErrCorrupt, unix.EIO},
 	{layers.ErrNotRegular, unix.EINVAL},

@@ -66,6 +66,7 @@ func (d *demand) quiet() bool {
 type fill struct {
 	fs     *FS // immutable; so is cfg
 	cfg    FillConfig
+	forced atomic.Int32 // a drain has what is missing fetched, whatever cfg says
 	demand demand
 	pieces chan struct{} // a token for each piece under way
 	woken  chan struct{}
@@ -100,6 +101,7 @@ type filling struct {
 	conflict bool
 	moot     bool // it may not be in conflict any more
 	missing  int64
+	size     int64     // who made it busy sets it
 	after    time.Time // it is not tried before
 	err      error     // why
 	proven   bool      // what came of it from the source came in one exchange; who made it busy sets it
@@ -140,21 +142,34 @@ func (fs *FS) startFill() error {
 		q.order = append(q.order, f)
 	}
 	slices.SortStableFunc(q.order, func(a, b *filling) int { return a.since.Compare(b.since) })
-	if !q.cfg.Finish && !q.cfg.Fetch || fs.LocalOnly() {
-		return nil
+	q.begun = make(chan struct{})
+	if (q.cfg.Finish || q.cfg.Fetch) && !fs.LocalOnly() {
+		q.start()
+	}
+	return nil
+}
+
+// start runs it, if it does not run.
+func (q *fill) start() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.stop != nil {
+		return
 	}
 	ctx, stop := context.WithCancel(layers.Background(context.Background()))
-	q.stop, q.begun, q.ended = stop, make(chan struct{}), make(chan struct{})
+	q.stop, q.ended = stop, make(chan struct{})
 	go q.run(ctx)
-	return nil
 }
 
 // close ends what runs.
 func (q *fill) close() {
-	if q.stop != nil {
-		q.stop()
+	q.mu.Lock()
+	stop := q.stop
+	q.stop = nil
+	q.mu.Unlock()
+	if stop != nil {
+		stop()
 		<-q.ended
-		q.stop = nil
 	}
 }
 
@@ -356,6 +371,7 @@ func (q *fill) run(ctx context.Context) {
 func (q *fill) done(f *filling, err error) {
 	if err == nil {
 		q.finished.Add(1)
+		q.fs.ending.filled(f.size)
 		q.drop(f.id)
 		return
 	}

@@ -27,11 +27,11 @@ type small struct {
 // serve does for f what there is to do and, where it is small, for others like it.
 func (q *fill) serve(ctx context.Context, f *filling) {
 	batch := []*filling{f}
-	if q.cfg.Fetch {
+	if q.fetches() {
 		batch = q.gather(ctx, f)
 	}
 	for i, f := range batch {
-		err := q.work(ctx, f, q.cfg.Fetch)
+		err := q.work(ctx, f, q.fetches())
 		q.done(f, err)
 		if errors.Is(err, layers.ErrOffline) || ctx.Err() != nil {
 			q.giveBack(batch[i+1:]) // each would wait for the source

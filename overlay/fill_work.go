@@ -49,6 +49,7 @@ func (q *fill) work(ctx context.Context, f *filling, fetch bool) error {
 	q.mu.Lock()
 	f.layer = obj.Source().LayerID
 	q.mu.Unlock()
+	f.size = obj.Size()
 	if obj.Missing() == 0 {
 		obj.PresentRange(0, obj.Size()) // after a remount: is it what it was?
 	}
@@ -160,6 +161,12 @@ func (q *fill) enter(ctx context.Context, n int64) error {
 	}
 }
 
+func (q *fill) isRunning() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.stop != nil
+}
+
 func latest(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
@@ -180,21 +187,23 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // Progress is how far pending files are.
 type Progress struct {
-	Fetching  bool  // what is missing is fetched in the background
-	Waiting   bool  // the source cannot be reached
-	Files     int   // that are pending
-	Missing   int64 // bytes that only the source has
-	Conflicts int   // of the files: they wait for the operator
-	Fetched   int64 // bytes, in the background since the mount
-	Finished  int64 // files that became ordinary ones since the mount
-	Err       error // what went wrong last
-	When      time.Time
+	Fetching   bool  // what is missing is fetched in the background
+	Waiting    bool  // the source cannot be reached
+	Files      int   // that are pending
+	Missing    int64 // bytes that only the source has
+	Size       int64 // of the files
+	Incomplete int   // of the files: they miss something
+	Conflicts  int   // of the files: they wait for the operator
+	Fetched    int64 // bytes, in the background since the mount
+	Finished   int64 // files that became ordinary ones since the mount
+	Err        error // what went wrong last
+	When       time.Time
 }
 
 // Progress tells how far pending files are. It opens those that nobody has open.
 func (fs *FS) Progress(ctx context.Context) (Progress, error) {
 	q := &fs.fill
-	p := Progress{Fetching: q.stop != nil && q.cfg.Fetch, Fetched: q.fetched.Load(), Finished: q.finished.Load()}
+	p := Progress{Fetching: q.isRunning() && q.fetches(), Fetched: q.fetched.Load(), Finished: q.finished.Load()}
 	q.mu.Lock()
 	var ids []extent.ID
 	now := time.Now()
@@ -220,7 +229,12 @@ func (fs *FS) Progress(ctx context.Context) (Progress, error) {
 		if err != nil {
 			continue // it became an ordinary file, or cannot be read: that was told
 		}
-		p.Missing += obj.Missing()
+		missing := obj.Missing()
+		p.Missing += missing
+		p.Size += obj.Size()
+		if missing > 0 {
+			p.Incomplete++
+		}
 		obj.Close()
 	}
 	return p, nil

@@ -52,6 +52,9 @@ type Lower struct {
 	Changes bool
 	// OCI says that it holds whiteouts as OCI image layers have them.
 	OCI bool
+	// Seed are the names, in a lower on another host, that the mount is made for, with
+	// the directories that lead there; nil: all of it.
+	Seed []layers.Path
 }
 
 // Config says what is stacked, and how.
@@ -143,6 +146,8 @@ type FS struct {
 	swaps swaps
 	fill  fill
 
+	ending ending
+
 	unsynced  unsynced
 	deadlocks deadlocks
 	notify    notifier // nil: nobody is served yet
@@ -179,8 +184,12 @@ type layer struct {
 	// Nothing is ever brought up from there: a copy would have one of them only.
 	pairs   bool
 	handles handles
-	trash   int // migrate: LOWER/.migratefs/trash, -1 until needed
-	marks   int // migrate: LOWER/.migratefs/hl, -1 until needed
+
+	leave *leaving      // what Layer is, of a lower on another host; nil of local ones
+	seed  []layers.Path // Lower.Seed; immutable
+
+	trash int // migrate: LOWER/.migratefs/trash, -1 until needed
+	marks int // migrate: LOWER/.migratefs/hl, -1 until needed
 }
 
 func (l *layer) isLocal() bool { return l.root >= 0 }
@@ -220,6 +229,7 @@ func newFS(cfg Config) *FS {
 	fs.dirs.init()
 	fs.table.init()
 	fs.stack()
+	fs.ending.init(fs)
 	fs.timeouts()
 	return fs
 }
@@ -233,6 +243,9 @@ func (fs *FS) start(ctx context.Context) error {
 		return fs.openRoot(ctx)
 	}
 	if err := fs.openWork(); err != nil {
+		return err
+	}
+	if err := fs.openTouched(); err != nil {
 		return err
 	}
 	fs.ahead.into(fs.cache())
@@ -276,6 +289,9 @@ func (fs *FS) stack() {
 				l.name = strconv.FormatUint(st.Fsid, 16)
 			}
 			l.disk = l.onDisk()
+		} else {
+			l.leave, l.Layer = newLeaving(low.Layer)
+			l.seed = low.Seed
 		}
 		fs.oci = fs.oci || l.oci
 		fs.lowers = append(fs.lowers, l)
@@ -323,6 +339,9 @@ func (fs *FS) openWork() (err error) {
 		return fs.openTemps()
 	}
 	fs.work = int(fs.cfg.Work.Fd())
+	if err := fs.beginLeft(); err != nil {
+		return err
+	}
 	if fs.index, err = sys.MkdirOpen(fs.work, "index"); err != nil {
 		return err
 	}
@@ -391,6 +410,7 @@ func (fs *FS) Close() error {
 // closeOwn is Close but for the layers, which a New that fails leaves to its
 // caller.
 func (fs *FS) closeOwn() (err error) {
+	fs.ending.close()
 	fs.ahead.close()
 	fs.fill.close()
 	fs.endRemovals()

@@ -74,6 +74,7 @@ func (fs *FS) readlinkOnce(ctx context.Context, n *node) (string, error) {
 	if !ok {
 		return "", unix.ENOENT
 	}
+	fs.touch(&r)
 	return r.layer.Readlink(ctx, path)
 }
 

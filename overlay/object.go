@@ -212,6 +212,9 @@ func (fs *FS) openObject(ctx context.Context, h *handle) error {
 	if err == nil || obj != nil && isAway(err) {
 		return nil
 	}
+	if errors.Is(err, ErrDetached) && h.writable() {
+		return nil // it may be cut to nothing next, with O_TRUNC, and is ours then
+	}
 	fs.dropHandle(h)
 	return err
 }
@@ -265,6 +268,7 @@ func (fs *FS) needObject(n *node) (err error) {
 		// read, or completed later, could be anything.
 		return fmt.Errorf("size and time of %q are not known without its source: %w", string(r.path), layers.ErrOffline)
 	}
+	fs.touch(r)
 	n.src = newSource(r.layer.Layer, r.path, r.attr)
 	n.src.busy = &fs.fill.demand
 	store := fs.cache()
@@ -392,6 +396,11 @@ func (fs *FS) makePending(ctx context.Context, n *node) error {
 	src, err := fs.copySource(ctx, n)
 	if err != nil {
 		return err
+	}
+	fs.ending.coming.RLock() // a detach sees it pending, or it does not become that
+	defer fs.ending.coming.RUnlock()
+	if fs.Detached() {
+		return ErrDetached
 	}
 	id, err := fs.store.Adopt(obj)
 	if err != nil {

@@ -109,6 +109,7 @@ func (fs *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 		})
 	}
 	if err != nil {
+		fs.lostRead(h.n, in.Pid, err)
 		return nil, fs.status("read", h.n, "", err)
 	}
 	return r, fuse.OK

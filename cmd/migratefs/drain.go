@@ -35,6 +35,8 @@ type drainFlags struct {
 	dryRun       bool
 	checksum     bool
 	json         bool
+
+	scopeFlags // of a mount with a lower on another host
 }
 
 func newDrainCommand() *cobra.Command {
@@ -51,6 +53,10 @@ again, and several can work at once (--shard).
   migratefs drain --older 90d --bwlimit 200M --max-load 8 /scratch/projects
   migratefs drain -o lowerdir=/oldscratch,upperdir=/newscratch --shard 3/16
 
+Of a mount with a lower on another host, which is never changed, it brings up what has to be here before that
+host may be switched off, and waits for it: see migratefs wait, and then migratefs detach. The mount goes on with
+it if the command is ended.
+
 Exit codes: 0 nothing of what was meant is left, 3 something is, 1 it could not be done, 2 the command line
 is wrong.`),
 		Args: func(_ *cobra.Command, args []string) error {
@@ -60,6 +66,12 @@ is wrong.`),
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
+			if e, ok, err := f.ofSource(c, args); ok || err != nil {
+				if err != nil {
+					return err
+				}
+				return f.drainSource(c.OutOrStdout(), e)
+			}
 			return f.run(c.OutOrStdout(), strings.Join(args, ""))
 		},
 	}
@@ -81,6 +93,8 @@ is wrong.`),
 	s.BoolVar(&f.dryRun, "dry-run", false, "change nothing: say what would move")
 	s.BoolVar(&f.checksum, "checksum", false, "read each copy back and compare before the lower one goes")
 	s.BoolVar(&f.json, "json", false, "print the outcome as one JSON object")
+	s.BoolVar(&f.all, "all", false, "of a lower on another host: everything that it has (the default, but with criu=)")
+	s.BoolVar(&f.changed, "changed", false, "of a lower on another host: only what was changed here, or is open")
 	return c
 }
 
@@ -142,14 +156,14 @@ func partly(cfg *overlay.DrainConfig) bool {
 func mayDrain(o *options) error {
 	for _, l := range o.lowers {
 		if l.remote {
-			return fmt.Errorf("the lower %q is on another host, which is never changed: there is nothing to drain; a copy of everything here is what filling is for, which is yet to be built", l.text)
+			return fmt.Errorf("the lower %q is on another host: what is brought from there its mount brings: give the mountpoint, without -o", l.text)
 		}
 	}
 	switch {
 	case o.upper == "":
 		return errors.New("without upperdir nothing can be brought up: give the layers as the migration has them")
 	case o.mode != "migrate":
-		return errors.New("in mode=overlay lowers are never changed: drain is for mode=migrate; a copy of everything in the upper is what filling is for, which is yet to be built")
+		return errors.New("in mode=overlay lowers are never changed: drain is for mode=migrate, and for mounts with a lower on another host")
 	}
 	return nil
 }

@@ -41,6 +41,7 @@ type stack struct {
 
 	cacheMade string // likewise
 	remote    bool
+	left      *overlay.Departure // the mount was detached from its sources; nil: it was not
 }
 
 // namedDir is a local layer: how it was named, and where it is.
@@ -183,8 +184,17 @@ func isBelow(p, dir string) bool {
 }
 
 func (st *stack) openLowers(ctx context.Context, _ string) error {
+	if left, err := st.departure(); err != nil {
+		return err
+	} else if left != nil && left.Settling {
+		st.left, st.remote = left, true
+		st.lowers = []overlay.Lower{{Layer: overlay.LeftBehind()}}
+		return nil
+	} else {
+		st.left = left
+	}
 	var cp *criu.Checkpoint
-	if st.o.criu != "" {
+	if st.o.criu != "" && st.left == nil {
 		var err error
 		if cp, err = criu.Load(st.o.criu); err != nil {
 			return err
@@ -210,14 +220,17 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 				return err
 			}
 		}
-		st.lowers = append(st.lowers, overlay.Lower{Layer: l, Changes: changes, OCI: spec.oci})
+		st.lowers = append(st.lowers, overlay.Lower{Layer: l, Changes: changes, OCI: spec.oci, Seed: seedNames(l)})
+	}
+	if st.o.criu != "" && st.left != nil && !st.remote {
+		st.lowers = append([]overlay.Lower{{Layer: overlay.LeftBehind()}}, st.lowers...)
 	}
 	if cp != nil && !seeded {
 		l, err := st.seed(ctx, cp, nil)
 		if err != nil {
 			return err
 		}
-		st.lowers = append([]overlay.Lower{{Layer: l}}, st.lowers...)
+		st.lowers = append([]overlay.Lower{{Layer: l, Seed: seedNames(l)}}, st.lowers...)
 	}
 	if st.o.viewAll {
 		l, err := local.Open("/", local.Config{Recursive: true})
@@ -239,6 +252,9 @@ func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer,
 		return l, false, err
 	}
 	st.remote = true
+	if st.left != nil {
+		return overlay.LeftBehind(), false, nil // nothing is asked of that host again
+	}
 	cfg, err := st.o.remoteConfig(spec)
 	if err != nil {
 		return nil, false, err
@@ -396,6 +412,9 @@ func (st *stack) summary() string {
 		return fmt.Sprintf("migratefs: %s is mounted read-only: nothing is ever modified", st.point)
 	case st.o.mode == "migrate":
 		return fmt.Sprintf("migratefs: %s is mounted, mode=migrate: what is modified moves to %s and is removed from the lower", st.point, st.o.upper)
+	}
+	if st.left != nil {
+		return fmt.Sprintf("migratefs: %s is mounted, mode=overlay, detached since %s: changes go to %s, and no source is asked", st.point, st.left.When.Local().Format("2006-01-02 15:04:05"), st.o.upper)
 	}
 	return fmt.Sprintf("migratefs: %s is mounted, mode=overlay: changes go to %s, lowers are never modified", st.point, st.o.upper)
 }

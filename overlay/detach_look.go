@@ -1,0 +1,365 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
+)
+
+// Missing is something of a scope that is not here.
+type Missing struct {
+	Path  layers.Path // in the mount, or in the lower where it shows nowhere in the mount
+	Bytes int64       // that are missing; of a directory that cannot be listed, unknown: 0
+	Why   error       // why it could not be brought; nil: nobody has tried
+}
+
+// missingMost is how many are told by name.
+const missingMost = 10000
+
+// look is one walk through a scope. It goes by the lowers' listings, and looks each name
+// up as a program would: what the upper has is here, what something hides is no matter.
+// Pending files are no matter of it either: what they miss is counted as it comes
+// (FS.Progress), wherever they lie.
+type look struct {
+	fs    *FS
+	scope Scope
+	bring bool                  // what is not in the upper comes up
+	why   map[layers.Path]error // why something could not be brought before
+	notes []*departed           // of each source, what is there: to be written down; nil: is not
+	crew  chan struct{}
+	under sync.WaitGroup
+
+	mu    sync.Mutex
+	when  time.Time // when it ended; zero: under way
+	total Amount    // what there is in the scope
+	below Amount    // of that, what is not in the upper
+	list  []Missing // of below
+}
+
+// amounts returns what there is in the scope, and what of it is not in the upper.
+func (k *look) amounts() (total, below Amount) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.total, k.below
+}
+
+// whole reports whether it has ended, and found all of the scope in the upper.
+func (k *look) whole() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !k.when.IsZero() && k.below.Files == 0
+}
+
+// lookCrew is how many files come up at once.
+const lookCrew = 8
+
+// run walks. An error is that ctx has ended; what else goes wrong is missing.
+func (k *look) run(ctx context.Context) error {
+	k.crew = make(chan struct{}, lookCrew)
+	for i, l := range k.fs.sources() {
+		r := k.fs.reachOf(&k.scope, l)
+		w := &lookAt{look: k, l: l, r: r}
+		if k.notes != nil {
+			k.fs.knownDirs(r, l)
+			w.note = k.notes[i]
+		}
+		root := k.fs.root
+		k.fs.table.ref(root)
+		w.dir(ctx, root, layers.Root)
+		k.fs.Forget(root.id, 1)
+		k.under.Wait()
+	}
+	k.orphans()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	k.when = time.Now()
+	k.mu.Unlock()
+	return nil
+}
+
+// found counts something of the scope that is here.
+func (k *look) found(bytes int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.total.add(bytes)
+}
+
+// lacks counts something of the scope that is not.
+func (k *look) lacks(path layers.Path, bytes int64, why error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if why == nil {
+		why = k.why[path]
+	}
+	k.total.add(bytes)
+	k.below.add(bytes)
+	if len(k.list) < missingMost {
+		k.list = append(k.list, Missing{path, bytes, why})
+	}
+}
+
+// whys returns why what is missing could not be brought.
+func (k *look) whys() map[layers.Path]error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	why := make(map[layers.Path]error, len(k.list))
+	for _, m := range k.list {
+		why[m.Path] = m.Why
+	}
+	return why
+}
+
+// stuck reports whether only somebody can end that what is missing is: it was tried,
+// and the source was there.
+func (k *look) stuck() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, m := range k.list {
+		if !isForLater(m.Why) {
+			return false
+		}
+	}
+	return true
+}
+
+// lookAt is the part of a look that is one source's.
+type lookAt struct {
+	*look
+	l    *layer
+	r    *reach
+	note *departed
+}
+
+// dir goes through the directory n, which is at path in the mount and has a part in the
+// source.
+func (w *lookAt) dir(ctx context.Context, n *node, path layers.Path) {
+	ref := n.lowerIn(w.l)
+	if ref == nil || ctx.Err() != nil {
+		return
+	}
+	es, err := w.l.ReadDir(ctx, ref.path)
+	switch {
+	case nothing(err):
+		return
+	case err != nil:
+		if ctx.Err() == nil && (w.r.goesInto(ref.path) || w.r.wants(ref.path)) {
+			w.lacks(path, 0, err)
+		}
+		return
+	}
+	var note *departedDir
+	if w.note != nil {
+		note = &departedDir{attr: *ref.attr, left: map[string]layers.Attr{}}
+		w.mu.Lock()
+		w.note.dirs[ref.path] = note
+		w.mu.Unlock()
+	}
+	listed := make(map[string]bool, len(es))
+	for i := range es {
+		if ctx.Err() != nil {
+			return
+		}
+		e := &es[i]
+		listed[e.Name] = true
+		if n == w.fs.root && e.Name == Reserved {
+			continue
+		}
+		at := ref.path.Join(e.Name)
+		if w.r.wants(at) || w.r.goesInto(at) || note != nil {
+			w.name(ctx, n, path, e, at, note)
+		}
+	}
+	w.moved(ctx, n, path, listed)
+}
+
+// name looks at the name e of the directory n, which is at in the source.
+func (w *lookAt) name(ctx context.Context, n *node, path layers.Path, e *layers.Entry, at layers.Path, note *departedDir) {
+	fs := w.fs
+	wanted := w.r.wants(at)
+	f, err := w.lookup(ctx, n, e)
+	if nothing(err) {
+		return // a whiteout hides it, or it has gone
+	}
+	path = path.Join(e.Name)
+	if err != nil {
+		if ctx.Err() != nil {
+			return
+		}
+		if wanted {
+			w.lacks(path, entrySize(e), err)
+		}
+		if note != nil {
+			w.leave(note, e, nil)
+		}
+		return
+	}
+	var part *lowerRef
+	for i := range f.lowers {
+		if f.lowers[i].layer == w.l {
+			part = &f.lowers[i]
+		}
+	}
+	shows := !f.upper && len(f.lowers) > 0 && f.lowers[0].layer == w.l
+	switch {
+	case !shows && part == nil && !f.upper:
+		return // another lower has it
+	case hasObject(f.pending):
+	case !shows && wanted:
+		w.found(sizeOf(&f.attr))
+	case shows && note != nil:
+		w.leave(note, e, &f.attr)
+	}
+	// Who works in a directory that is here is told what it has not.
+	into := f.attr.IsDir() && part != nil && (w.r.goesInto(at) || note != nil && f.upper)
+	if !into && (!shows || !wanted) {
+		return
+	}
+	child := fs.table.adopt(fs, f, n, e.Name)
+	if !f.attr.IsDir() {
+		w.file(ctx, child, path, &f.attr)
+		return
+	}
+	defer fs.Forget(child.id, 1)
+	if shows && wanted {
+		w.up(ctx, child, path, &f.attr)
+	}
+	if into {
+		w.dir(ctx, child, path)
+	}
+}
+
+// lookup looks e up, as it was just listed if nothing but the upper can hide it.
+func (w *lookAt) lookup(ctx context.Context, n *node, e *layers.Entry) (*found, error) {
+	n.mu.RLock()
+	highest := len(n.lowers) > 0 && n.lowers[0].layer == w.l
+	n.mu.RUnlock()
+	if highest && e.Attr != nil {
+		if f, err := w.fs.lookupEntry(ctx, n, e); err == nil {
+			return f, nil
+		}
+	}
+	return w.fs.lookup(ctx, n, e.Name)
+}
+
+func entrySize(e *layers.Entry) int64 {
+	if e.Attr == nil {
+		return 0
+	}
+	return sizeOf(e.Attr)
+}
+
+// leave notes a name that stays behind.
+func (w *lookAt) leave(note *departedDir, e *layers.Entry, a *layers.Attr) {
+	switch {
+	case a != nil:
+	case e.Attr != nil:
+		a = e.Attr
+	default:
+		a = &layers.Attr{Mode: e.Type}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	note.left[e.Name] = *a
+}
+
+// file brings the file up, if it is to be, beside others. It forgets the node.
+func (w *lookAt) file(ctx context.Context, n *node, path layers.Path, a *layers.Attr) {
+	if !w.bring {
+		w.fs.Forget(n.id, 1)
+		w.lacks(path, sizeOf(a), nil)
+		return
+	}
+	if w.fs.fill.roomFor(ctx) != nil {
+		w.fs.Forget(n.id, 1)
+		return
+	}
+	w.crew <- struct{}{}
+	w.under.Add(1)
+	go func() {
+		defer w.under.Done()
+		defer func() { <-w.crew }()
+		defer w.fs.Forget(n.id, 1)
+		w.up(ctx, n, path, a)
+	}()
+}
+
+// up brings n up, if it is to be; of a file of a source that is its stub.
+func (w *lookAt) up(ctx context.Context, n *node, path layers.Path, a *layers.Attr) {
+	if !w.bring {
+		w.lacks(path, sizeOf(a), nil)
+		return
+	}
+	err := w.fs.up(ctx, n, whole)
+	switch {
+	case err == nil && n.isPending(): // it is counted once it is whole
+	case err == nil:
+		w.found(sizeOf(a))
+	case nothing(err) || ctx.Err() != nil:
+	default:
+		w.lacks(path, sizeOf(a), err)
+	}
+}
+
+// moved goes through the directories of n that were moved here from elsewhere in the
+// source.
+func (w *lookAt) moved(ctx context.Context, n *node, path layers.Path, listed map[string]bool) {
+	fs := w.fs
+	if !n.isUpper() {
+		return
+	}
+	d, err := fs.upperDir(n)
+	if err != nil {
+		return
+	}
+	es, err := local.ReadDirAt(ctx, d.fd)
+	fs.dirs.release(d)
+	if err != nil {
+		w.lacks(path, 0, err)
+		return
+	}
+	for i := range es {
+		e := &es[i]
+		if e.Type != unix.S_IFDIR || listed[e.Name] || n == fs.root && e.Name == Reserved {
+			continue
+		}
+		f, err := fs.lookup(ctx, n, e.Name)
+		if err != nil || !slices.ContainsFunc(f.lowers, func(r lowerRef) bool { return r.layer == w.l }) {
+			continue
+		}
+		child := fs.table.adopt(fs, f, n, e.Name)
+		if ref := child.lowerIn(w.l); ref != nil && (w.r.goesInto(ref.path) || w.note != nil) {
+			w.dir(ctx, child, path.Join(e.Name))
+		}
+		fs.Forget(child.id, 1)
+	}
+}
+
+// orphans counts the files that somebody has open and that have no name any more: what
+// the source has of them is missed as well.
+func (k *look) orphans() {
+	for _, n := range k.fs.openedNodes() {
+		n.mu.RLock()
+		obj, size, lost := n.obj, int64(0), n.dead != nil && !n.upper && n.src != nil
+		if lost {
+			size = n.src.want.Size
+			if obj != nil {
+				size = obj.Missing()
+			}
+		}
+		n.mu.RUnlock()
+		if lost && size > 0 {
+			k.lacks("", size, errOrphan)
+		}
+	}
+}
+
+var errOrphan = errors.New("a file without a name that is open still: end or wait for who has it open")
