@@ -25,10 +25,13 @@
 //	FS.window (a directory has moved in some   one rename in each layer; it can be waited for with
 //	         layers and not in others)         any lock held, since nothing is waited for in it
 //	swaps.mu (one pending file turns ordinary)  calls on the upper that do not move data
+//	ending.coming (shared: a file becomes      calls on the upper that do not move data
+//	         pending; exclusive: a detach)
 //	FS.tree (all names)                        nothing: memory only
 //	stream.mu (per handle: how it is read)     a look at what an object has
 //	trail.mu                                   may take those below, asks a source's memory
 //	  ahead.mu, then family.mu, link.mu        nothing: memory only
+//	ending.mu                                  one line appended; the one rename of a detach
 //	table.mu, dirCache.mu, handleTable.mu,     nothing: memory only
 //	fill.mu
 //	FS.timesMu (per directory in the upper)    one name made there, and its times put back
@@ -67,6 +70,8 @@
 //     finds another version (keep.go), and before a lock is granted; names and attributes for entry_timeout and attr_timeout,
 //     of what a source has for what is left of them (request.left),
 //     attributes of what it may change itself not at all (node.attrTimeout).
+//   - A lower on another host is asked through its leaving, and by a detached mount not at
+//     all. What was detached never is anything else again.
 //   - What is fetched ahead of who will ask (ahead.go) goes where a fetch that somebody
 //     waited for would have gone, as the version that the object is for, and is never
 //     what a request's answer is made of by itself.
@@ -136,6 +141,13 @@
 //	                                 is the step; then the former object goes. What the stub does not
 //	                                 name is swept
 //	last name of a pending file      the name; then the object, then WORK/stubs/ID: swept
+//	drain of a source                first changes and fills, as above
+//	detach                           WORK/tmp-detached, synced; renamed to WORK/detached, which is the
+//	                                 step, synced. Then what is pending and misses something, if that
+//	                                 was given up, is noted as in conflict
+//	settle                           WORK/detached as one that leaves nothing but the upper, which is the
+//	                                 step; whiteouts and marks go, which mean nothing from then on; the
+//	                                 rest of WORK; WORK/detached
 //	copy-up in a directory           overlay mode: the directory is marked overlay.impure first
 //	copy-up of a hard-linked file    the count (overlay mode: overlay.nlink; migrate mode: the
 //	                                 marker LOWER/.migratefs/hl/ID and the name back), index/ID,
