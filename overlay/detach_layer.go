@@ -47,6 +47,7 @@ var (
 	_ layers.Layer      = (*leaving)(nil)
 	_ layers.BulkStater = (*leaving)(nil)
 	_ layers.Offliner   = (*leaving)(nil)
+	_ layers.Scout      = (*leaving)(nil)
 	_ layers.BulkReader = (*leavingBulk)(nil)
 )
 
@@ -221,6 +222,14 @@ func (l *leavingBulk) ReadMany(ctx context.Context, files []layers.Wanted) ([]la
 	}
 	got, err := l.bulk.ReadMany(ctx, files)
 	return got, l.ended(err)
+}
+
+// Coming implements layers.Scout where the layer does.
+func (l *leaving) Coming(from layers.Path, names int) []layers.Listed {
+	if s, ok := l.inner.(layers.Scout); ok && l.gone.Load() == nil {
+		return s.Coming(from, names)
+	}
+	return nil
 }
 
 // Statfs implements layers.Layer.
