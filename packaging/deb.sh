@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# deb.sh VERSION ARCH WORK DIST: a Debian package of build/ARCH/migratefs.
+# deb.sh VERSION ARCH WORK DIST: a Debian package of $BINARY, or build/ARCH/migratefs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
@@ -7,7 +7,7 @@ umask 022
 version=$1 arch=$2 root=$3 dist=$4
 doc=$root/usr/share/doc/migratefs
 
-make install DESTDIR="$root" BINARY="build/$arch/migratefs" SYSCONFIG=/etc/default >/dev/null
+make install DESTDIR="$root" BINARY="${BINARY:-build/$arch/migratefs}" SYSCONFIG=/etc/default >/dev/null
 rm -r "$root/usr/share/licenses"
 mkdir -p "$root/usr/share/zsh/vendor-completions"
 mv "$root/usr/share/zsh/site-functions/_migratefs" "$root/usr/share/zsh/vendor-completions/"
@@ -31,4 +31,4 @@ echo /etc/default/migratefs >"$root/DEBIAN/conffiles"
 install -m 755 packaging/prerm "$root/DEBIAN/prerm"
 (cd "$root" && find etc usr -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum) >"$root/DEBIAN/md5sums"
 find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
-dpkg-deb --root-owner-group -Zxz --build "$root" "$dist/migratefs_${version}_$arch.deb" >/dev/null
+dpkg-deb --root-owner-group -Z"${DEB_COMPRESSION:-xz}" --build "$root" "$dist/migratefs_${version}_$arch.deb" >/dev/null

@@ -29,14 +29,16 @@ install -d -m 755 "$dest/etc/migratefs"
 put 644 packaging/migratefs.8 "$datadir/man/man8/migratefs.8"
 put 644 packaging/mount.migratefs.8 "$datadir/man/man8/mount.migratefs.8"
 put 644 packaging/migratefs.5 "$datadir/man/man5/migratefs.5"
-for page in mount.fuse.migratefs.8 umount.fuse.migratefs.8; do
-	echo '.so man8/mount.migratefs.8' >"$dest$datadir/man/man8/$page"
-	chmod 644 "$dest$datadir/man/man8/$page"
+for page in mount.fuse.migratefs.8:mount umount.fuse.migratefs.8:mount lazyfs.8:; do
+	to=${page#*:}
+	echo ".so man8/${to:+$to.}migratefs.8" >"$dest$datadir/man/man8/${page%:*}"
+	chmod 644 "$dest$datadir/man/man8/${page%:*}"
 done
 
-put 644 build/completions/migratefs "$datadir/bash-completion/completions/migratefs"
-put 644 build/completions/_migratefs "$datadir/zsh/site-functions/_migratefs"
-put 644 build/completions/migratefs.fish "$datadir/fish/vendor_completions.d/migratefs.fish"
+completions=${COMPLETIONS:-build/completions}
+put 644 "$completions/migratefs" "$datadir/bash-completion/completions/migratefs"
+put 644 "$completions/_migratefs" "$datadir/zsh/site-functions/_migratefs"
+put 644 "$completions/migratefs.fish" "$datadir/fish/vendor_completions.d/migratefs.fish"
 
 put 755 packaging/slurm/migratefs-drain.sbatch "$datadir/migratefs/slurm/migratefs-drain.sbatch"
 for doc in README.md CHANGELOG.md docs/*.md packaging/kubernetes/*.yaml; do

@@ -114,14 +114,15 @@ overlayfs, fuse and fuse-overlayfs that say what is so anyway, or that are refus
 			return all, cobra.ShellCompDirectiveNoFileComp
 		},
 		RunE: func(c *cobra.Command, names []string) error {
+			w := c.OutOrStdout()
 			if len(names) == 0 {
 				for n, s := range optionSections() {
 					if n > 0 {
-						c.Println()
+						fmt.Fprintln(w)
 					}
-					c.Println(s.title)
+					fmt.Fprintln(w, s.title)
 					for _, i := range s.items {
-						c.Print("\n", i.plain())
+						fmt.Fprint(w, "\n", i.plain())
 					}
 				}
 				return nil
@@ -132,9 +133,9 @@ overlayfs, fuse and fuse-overlayfs that say what is so anyway, or that are refus
 					return err
 				}
 				if n > 0 {
-					c.Println()
+					fmt.Fprintln(w)
 				}
-				c.Print(text)
+				fmt.Fprint(w, text)
 			}
 			return nil
 		},

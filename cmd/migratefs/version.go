@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"runtime"
 	"runtime/debug"
 
@@ -65,9 +66,9 @@ func newVersionCommand() *cobra.Command {
 				e.SetIndent("", "  ")
 				return e.Encode(build)
 			}
-			c.Printf("migratefs %s\n%s %s\n", build.short(), build.Go, build.System)
+			fmt.Fprintf(c.OutOrStdout(), "migratefs %s\n%s %s\n", build.short(), build.Go, build.System)
 			for _, path := range sortedKeys(build.Modules) {
-				c.Printf("  %s %s\n", path, build.Modules[path])
+				fmt.Fprintf(c.OutOrStdout(), "  %s %s\n", path, build.Modules[path])
 			}
 			return nil
 		},

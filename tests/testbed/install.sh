@@ -35,6 +35,10 @@ rsync       | rsync          | rsync
 tar         | tar            | tar
 shellcheck  | shellcheck     | ShellCheck
 mandoc      | mandoc         | mandoc
+dpkg-deb    | dpkg           | dpkg
+rpmbuild    | rpm            | rpm-build
+systemd-analyze | systemd    | systemd
+setpriv     | util-linux     | util-linux
 "
 
 bench="$tests
