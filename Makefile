@@ -39,7 +39,7 @@ PKG      ?= ./...
 RUN      ?= .
 FUZZTIME ?= 60
 
-SCRIPTS := .ci/run $(shell git ls-files -co --exclude-standard '*.sh' '*.sbatch' 2>/dev/null)
+SCRIPTS := .ci/run packaging/prerm $(shell git ls-files -co --exclude-standard '*.sh' '*.sbatch' 2>/dev/null)
 
 .PHONY: help
 help: ## show this list
