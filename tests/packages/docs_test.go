@@ -41,7 +41,7 @@ var (
 	link     = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	heading  = regexp.MustCompile(`(?m)^#+ (.*)$`)
 	fenced   = regexp.MustCompile("(?ms)^```.*?^```")
-	unlisted = regexp.MustCompile("[^\\p{L}\\p{N} _-]")
+	unlisted = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
 )
 
 // anchors are what GitHub makes of headings.
