@@ -27,8 +27,8 @@ func behind(t *testing.T, connections, background int) (queued int, came bool) {
 			if q.typ != fxpRead {
 				return nil, false
 			}
-			n := q.rest.u64()
-			q.rest = decoder{b: cat(u64(n), q.rest.b)}
+			n := q.rest.U64()
+			q.rest = decode(cat(u64(n), q.rest.B))
 			if n >= 200_000 {
 				<-gate // others are served meanwhile
 			}

@@ -20,28 +20,28 @@ const maxSize = 1 << 62
 // Times are 32 bits and unsigned on the wire, whole seconds: files from before
 // 1970 seem to be from after 2106.
 func (d *decoder) attrs() (a layers.Attr, ok bool) {
-	flags := d.u32()
+	flags := d.U32()
 	bad := flags&attrMode == 0
 	if flags&attrSize != 0 {
-		size := d.u64()
+		size := d.U64()
 		bad = bad || size > maxSize
 		a.Size = int64(size)
 		a.Known |= layers.KnownSize
 	}
 	if flags&attrOwner != 0 {
-		a.UID, a.GID = d.u32(), d.u32()
+		a.UID, a.GID = d.U32(), d.U32()
 		a.Known |= layers.KnownOwner
 	}
 	if flags&attrMode != 0 {
-		a.Mode = d.u32() & (unix.S_IFMT | 0o7777)
+		a.Mode = d.U32() & (unix.S_IFMT | 0o7777)
 	}
 	if flags&attrTimes != 0 {
-		a.Atime.Sec, a.Mtime.Sec = int64(d.u32()), int64(d.u32())
+		a.Atime.Sec, a.Mtime.Sec = int64(d.U32()), int64(d.U32())
 		a.Known |= layers.KnownTimes
 	}
 	if flags&attrExtended != 0 {
-		for n := d.u32(); n > 0 && !d.bad; n-- {
-			name, value := d.str(), d.str()
+		for n := d.U32(); n > 0 && !d.Bad; n-- {
+			name, value := d.Bytes(), d.Bytes()
 			if string(name) == extension.StatPair && !extension.DecodeStat(value, &a) {
 				bad = true
 			}
@@ -49,7 +49,7 @@ func (d *decoder) attrs() (a layers.Attr, ok bool) {
 	}
 	switch a.Type() {
 	case unix.S_IFREG, unix.S_IFDIR, unix.S_IFLNK, unix.S_IFIFO, unix.S_IFSOCK, unix.S_IFCHR, unix.S_IFBLK:
-		return a, !d.bad && !bad
+		return a, !d.Bad && !bad
 	}
 	return a, false
 }
@@ -103,15 +103,15 @@ func (r *reply) entries(refused func(name string)) (list []layers.Entry, count i
 	if err != nil {
 		return nil, 0, err
 	}
-	n := d.u32()
-	if uint64(n)*12 > uint64(len(d.b)) { // two strings and flags are 12 bytes at least
+	n := d.U32()
+	if uint64(n)*12 > uint64(len(d.B)) { // two strings and flags are 12 bytes at least
 		return nil, 0, corrupt("a NAME packet that claims %d names in %d bytes", n, len(r.body))
 	}
 	list = make([]layers.Entry, 0, n)
 	for range n {
-		name, longname := string(d.str()), d.str()
+		name, longname := d.Str(), d.Bytes()
 		a, ok := d.attrs()
-		if d.bad {
+		if d.Bad {
 			return nil, 0, corrupt("a malformed NAME packet")
 		}
 		if name == "." || name == ".." {

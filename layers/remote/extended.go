@@ -197,16 +197,16 @@ func (r *reply) xattrs() (x layers.Xattrs, next uint32, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	next = d.u32()
-	n := d.u32()
-	if uint64(n)*8 > uint64(len(d.b)) {
+	next = d.U32()
+	n := d.U32()
+	if uint64(n)*8 > uint64(len(d.B)) {
 		return nil, 0, corrupt("an answer that claims %d extended attributes in %d bytes", n, len(r.body))
 	}
 	x = make(layers.Xattrs, n)
 	for range n {
-		name, value := string(d.str()), d.str()
+		name, value := d.Str(), d.Bytes()
 		_, twice := x[name]
-		if d.bad || twice || name == "" || len(name) > xattrNameMax || len(value) > xattrMax || strings.IndexByte(name, 0) >= 0 {
+		if d.Bad || twice || name == "" || len(name) > xattrNameMax || len(value) > xattrMax || strings.IndexByte(name, 0) >= 0 {
 			return nil, 0, corrupt("malformed extended attributes")
 		}
 		x[name] = append([]byte(nil), value...)

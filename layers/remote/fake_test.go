@@ -151,9 +151,9 @@ func (f *fake) serve(session int, in *io.PipeReader, out *io.PipeWriter) {
 		if _, err := io.ReadFull(in, body); err != nil {
 			return
 		}
-		q := &query{session: session, typ: head[4], rest: decoder{b: body}}
-		q.id = q.rest.u32()
-		q.name = string(q.rest.str())
+		q := &query{session: session, typ: head[4], rest: decode(body)}
+		q.id = q.rest.U32()
+		q.name = string(q.rest.Bytes())
 		if f.send(out, session, q) != nil {
 			return
 		}
@@ -288,7 +288,7 @@ func (f *fake) onHandle(q *query) []byte {
 	case fxpFstat:
 		return packet(fxpAttrs, q.id, node.attrs())
 	case fxpRead:
-		off, n := q.rest.u64(), uint64(q.rest.u32())
+		off, n := q.rest.U64(), uint64(q.rest.U32())
 		if off >= uint64(len(node.data)) {
 			return status(q.id, fxEOF)
 		}

@@ -56,11 +56,11 @@ func (c *conn) readLimits(r *reply) error {
 	if err != nil {
 		return nil // offered and then refused: the defaults hold
 	}
-	d.u64() // packet length
-	readLen := d.u64()
-	d.u64() // write length
-	handles := d.u64()
-	if d.bad {
+	d.U64() // packet length
+	readLen := d.U64()
+	d.U64() // write length
+	handles := d.U64()
+	if d.Bad {
 		return corrupt("malformed limits")
 	}
 	if readLen > 0 {
@@ -92,14 +92,14 @@ func (c *conn) version() (map[string]string, error) {
 	if _, err := io.ReadFull(c.in, body); err != nil {
 		return nil, lost(err)
 	}
-	d := decoder{b: body}
-	if v := d.u32(); v != 3 {
+	d := decode(body)
+	if v := d.U32(); v != 3 {
 		return nil, corrupt("SFTP version %d where version 3 was asked for", v)
 	}
 	exts := make(map[string]string)
-	for len(d.b) > 0 && len(exts) < 256 {
-		name, value := d.str(), d.str()
-		if d.bad {
+	for len(d.B) > 0 && len(exts) < 256 {
+		name, value := d.Bytes(), d.Bytes()
+		if d.Bad {
 			return nil, corrupt("a malformed VERSION packet")
 		}
 		exts[string(name)] = string(value)

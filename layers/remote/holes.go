@@ -119,14 +119,14 @@ func (r *reply) extents(off int64) (*extents, error) {
 	if err != nil {
 		return nil, err
 	}
-	end, n := d.u64(), d.u32()
-	if d.bad || end <= uint64(off) || end > extension.End || uint64(n)*16 != uint64(len(d.b)) {
+	end, n := d.U64(), d.U32()
+	if d.Bad || end <= uint64(off) || end > extension.End || uint64(n)*16 != uint64(len(d.B)) {
 		return nil, corrupt("a malformed list of extents")
 	}
 	e := &extents{from: off, end: int64(end)}
 	at := uint64(off)
 	for range n {
-		from, length := d.u64(), d.u64()
+		from, length := d.U64(), d.U64()
 		if from < at || length == 0 || from > end || length > end-from {
 			return nil, corrupt("extents that are in no order")
 		}

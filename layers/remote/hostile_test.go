@@ -136,7 +136,7 @@ func TestShortReads(t *testing.T) {
 			if q.typ != fxpRead {
 				return nil, false
 			}
-			off, n := q.rest.u64(), q.rest.u32()
+			off, n := q.rest.U64(), q.rest.U32()
 			n = 1 + (n-1)*3/4
 			return packet(fxpData, q.id, str(nil, string(f.files["/src/f"].data[off:off+uint64(n)]))), true
 		}

@@ -173,15 +173,15 @@ func (l *Layer) namesOf(ctx context.Context, c *conn, users, groups []uint32) (u
 			ids  []uint32
 			into map[uint32]string
 		}{{uids, u}, {gids, g}} {
-			list := decoder{b: d.str()}
+			list := decode(d.Bytes())
 			for _, id := range s.ids {
-				if name := string(list.str()); validOwner(name) {
+				if name := string(list.Bytes()); validOwner(name) {
 					s.into[id] = name
 				}
 			}
-			d.bad = d.bad || list.bad
+			d.Bad = d.Bad || list.Bad
 		}
-		if d.bad {
+		if d.Bad {
 			return nil, nil, corrupt("malformed names of owners")
 		}
 		users, groups = users[len(uids):], groups[len(gids):]

@@ -51,7 +51,7 @@ func namesAnswer(q *query) []byte {
 		}
 		return out
 	}
-	uids, gids := q.rest.str(), q.rest.str()
+	uids, gids := q.rest.Bytes(), q.rest.Bytes()
 	return packet(fxpExtendedReply, q.id, str(str(nil, string(list(uids, "u"))), string(list(gids, "g"))))
 }
 

@@ -304,8 +304,8 @@ func TestBackgroundApart(t *testing.T) {
 		if q.typ != fxpRead {
 			return nil, false
 		}
-		n := q.rest.u64()
-		q.rest = decoder{b: cat(u64(n), q.rest.b)}
+		n := q.rest.U64()
+		q.rest = decode(cat(u64(n), q.rest.B))
 		what := "demand"
 		if n >= 200_000 {
 			what = "background"

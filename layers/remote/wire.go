@@ -128,38 +128,10 @@ type reply struct {
 	body []byte
 }
 
-// decoder takes a body apart. The first read past the end sets bad and makes
-// every later one return zero.
-type decoder struct {
-	b   []byte
-	bad bool
-}
+// decoder is extension.Decoder with what only this end decodes.
+type decoder struct{ extension.Decoder }
 
-func (d *decoder) take(n uint64) []byte {
-	if d.bad || n > uint64(len(d.b)) {
-		d.bad = true
-		return nil
-	}
-	v := d.b[:n]
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) u32() uint32 {
-	if v := d.take(4); v != nil {
-		return binary.BigEndian.Uint32(v)
-	}
-	return 0
-}
-
-func (d *decoder) u64() uint64 {
-	if v := d.take(8); v != nil {
-		return binary.BigEndian.Uint64(v)
-	}
-	return 0
-}
-
-func (d *decoder) str() []byte { return d.take(uint64(d.u32())) }
+func decode(b []byte) decoder { return decoder{extension.Decoder{B: b}} }
 
 // protocolError says that the server broke the protocol. The channel on which
 // that happened is not used again.
@@ -240,20 +212,20 @@ func isStatus(err error, code uint32) bool {
 
 // status decodes a STATUS packet. It is nil for SSH_FX_OK.
 func (r *reply) status() error {
-	d := decoder{b: r.body}
-	code := d.u32()
-	if d.bad {
+	d := decode(r.body)
+	code := d.U32()
+	if d.Bad {
 		return corrupt("a STATUS packet of %d bytes", len(r.body))
 	}
 	if code == fxOK {
 		return nil
 	}
-	text := d.str() // old servers send none
+	text := d.Bytes() // old servers send none
 	if len(text) > 256 {
 		text = text[:256]
 	}
-	d.str() // language
-	return &statusError{code: code, text: string(text), errno: unix.Errno(d.u32())}
+	d.Bytes() // language
+	return &statusError{code: code, text: string(text), errno: unix.Errno(d.U32())}
 }
 
 // expect returns a decoder of r's body if r has type typ, else the error that r
@@ -261,7 +233,7 @@ func (r *reply) status() error {
 func (r *reply) expect(typ byte) (decoder, error) {
 	switch r.typ {
 	case typ:
-		return decoder{b: r.body}, nil
+		return decode(r.body), nil
 	case fxpStatus:
 		err := r.status()
 		if err == nil {
@@ -277,8 +249,8 @@ func (r *reply) handle() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	h := d.str()
-	if d.bad || len(h) == 0 || len(h) > maxHandle {
+	h := d.Bytes()
+	if d.Bad || len(h) == 0 || len(h) > maxHandle {
 		return "", corrupt("a malformed handle")
 	}
 	return string(h), nil
@@ -289,8 +261,8 @@ func (r *reply) data() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := d.str()
-	if d.bad || len(b) == 0 {
+	b := d.Bytes()
+	if d.Bad || len(b) == 0 {
 		return nil, corrupt("a malformed DATA packet")
 	}
 	return b, nil
@@ -314,9 +286,9 @@ func (r *reply) name() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	n := d.u32()
-	s := d.str()
-	if d.bad || n != 1 || len(s) == 0 || len(s) > maxPacket {
+	n := d.U32()
+	s := d.Bytes()
+	if d.Bad || n != 1 || len(s) == 0 || len(s) > maxPacket {
 		return "", corrupt("a malformed NAME packet")
 	}
 	return string(s), nil
@@ -338,19 +310,19 @@ func (r *reply) statvfs() (vfs, error) {
 		return vfs{}, err
 	}
 	var v vfs
-	bsize, frsize := d.u64(), d.u64()
-	v.Blocks, v.Bfree, v.Bavail = d.u64(), d.u64(), d.u64()
-	v.Files, v.Ffree = d.u64(), d.u64()
-	d.u64() // favail
-	v.Fsid, v.flag = d.u64(), d.u64()
-	namemax := d.u64()
-	if d.bad || bsize > math.MaxUint32 || frsize > math.MaxUint32 || namemax > math.MaxUint32 {
+	bsize, frsize := d.U64(), d.U64()
+	v.Blocks, v.Bfree, v.Bavail = d.U64(), d.U64(), d.U64()
+	v.Files, v.Ffree = d.U64(), d.U64()
+	d.U64() // favail
+	v.Fsid, v.flag = d.U64(), d.U64()
+	namemax := d.U64()
+	if d.Bad || bsize > math.MaxUint32 || frsize > math.MaxUint32 || namemax > math.MaxUint32 {
 		return vfs{}, corrupt("a malformed statvfs answer")
 	}
 	v.Bsize, v.Frsize, v.NameLen = uint32(bsize), uint32(frsize), uint32(namemax)
-	if len(d.b) >= 20 {
-		v.ino = d.u64()
-		v.btime, _ = extension.DecodeTime(d.b)
+	if len(d.B) >= 20 {
+		v.ino = d.U64()
+		v.btime, _ = extension.DecodeTime(d.B)
 	}
 	return v, nil
 }

@@ -40,5 +40,5 @@
 // A path is as in SFTP. What fails is a STATUS, with the errno behind its two strings
 // once attrs@migratefs was asked for.
 //
-// Start reading at Stat.
+// Start reading at Stat. Decoder is what both ends read any packet with.
 package extension

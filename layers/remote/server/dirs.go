@@ -45,7 +45,7 @@ func (s *server) addDir(q *request, h *handle) error {
 
 // readDir answers with the names that one getdents(2) gives, "." and ".." too.
 func (s *server) readDir(q *request) error {
-	h, _, err := s.handles.get(q.bytes())
+	h, _, err := s.handles.get(q.Bytes())
 	if err != nil {
 		return err
 	}

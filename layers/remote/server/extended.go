@@ -29,7 +29,7 @@ var offered = []struct{ name, version string }{
 
 // extended serves EXTENDED.
 func (s *server) extended(q *request) error {
-	name := q.str()
+	name := q.Str()
 	f := s.extension(name)
 	if f == nil {
 		return errUnsupported
@@ -103,7 +103,7 @@ func (s *server) statvfs(q *request) error {
 }
 
 func (s *server) fstatvfs(q *request) error {
-	h, _, err := s.handles.get(q.bytes())
+	h, _, err := s.handles.get(q.Bytes())
 	if err != nil {
 		return err
 	}
@@ -149,7 +149,7 @@ func (s *server) vfs(q *request, fd int) error {
 }
 
 func (s *server) fsync(q *request) error {
-	name := q.bytes()
+	name := q.Bytes()
 	if err := s.mayChange(q, "fsync", ""); err != nil {
 		return err
 	}

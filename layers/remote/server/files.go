@@ -10,7 +10,7 @@ import (
 
 // openFile serves OPEN. What is there is looked at before it is opened.
 func (s *server) openFile(q *request) error {
-	p, flags := q.str(), q.u32()
+	p, flags := q.Str(), q.U32()
 	c := q.changes()
 	writes := flags&(openWrite|openAppend|openCreate|openTrunc|openExcl) != 0
 	if writes {
@@ -18,7 +18,7 @@ func (s *server) openFile(q *request) error {
 			return err
 		}
 	}
-	if q.bad {
+	if q.Bad {
 		return errBadMessage
 	}
 	fd, err := s.tree.look(p, true)
@@ -99,7 +99,7 @@ func openFlags(flags uint32) int {
 }
 
 func (s *server) closeHandle(q *request) error {
-	h, n, err := s.handles.get(q.bytes())
+	h, n, err := s.handles.get(q.Bytes())
 	if err != nil {
 		return err
 	}
@@ -115,9 +115,9 @@ func (s *server) closeHandle(q *request) error {
 
 // readFile serves READ: straight into the answer.
 func (s *server) readFile(q *request) error {
-	name, off, n := q.bytes(), q.u64(), q.u32()
+	name, off, n := q.Bytes(), q.U64(), q.U32()
 	h, err := s.handles.file(name)
-	if err != nil || q.bad {
+	if err != nil || q.Bad {
 		return err
 	}
 	start := s.begin(fxpData, q.id)
@@ -153,7 +153,7 @@ func (s *server) appendData(fd int, off uint64, n uint32) (int, error) {
 }
 
 func (s *server) writeFile(q *request) error {
-	name, off, data := q.bytes(), q.u64(), q.bytes()
+	name, off, data := q.Bytes(), q.U64(), q.Bytes()
 	if err := s.mayChange(q, "write", ""); err != nil {
 		return err
 	}
@@ -182,7 +182,7 @@ func (s *server) writeFile(q *request) error {
 
 // setstat serves SETSTAT and lsetstat@openssh.com.
 func (s *server) setstat(q *request, follow bool) error {
-	p := q.str()
+	p := q.Str()
 	c := q.changes()
 	if err := s.mayChange(q, "setstat", p); err != nil {
 		return err
@@ -206,7 +206,7 @@ func (s *server) setstat(q *request, follow bool) error {
 }
 
 func (s *server) fsetstat(q *request) error {
-	name := q.bytes()
+	name := q.Bytes()
 	c := q.changes()
 	if err := s.mayChange(q, "fsetstat", ""); err != nil {
 		return err

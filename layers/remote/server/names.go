@@ -40,11 +40,11 @@ func (s *server) inParent(q *request, what, p string, f func(dirfd int, name str
 	return s.done(q, what, p, f(dir, name))
 }
 
-func (s *server) remove(q *request) error { return s.inParent(q, "remove", q.str(), sys.Unlink) }
-func (s *server) rmdir(q *request) error  { return s.inParent(q, "rmdir", q.str(), sys.Rmdir) }
+func (s *server) remove(q *request) error { return s.inParent(q, "remove", q.Str(), sys.Unlink) }
+func (s *server) rmdir(q *request) error  { return s.inParent(q, "rmdir", q.Str(), sys.Rmdir) }
 
 func (s *server) mkdir(q *request) error {
-	p := q.str()
+	p := q.Str()
 	c := q.changes()
 	mode := uint32(0o777)
 	if c.flags&attrMode != 0 {
@@ -55,13 +55,13 @@ func (s *server) mkdir(q *request) error {
 
 // symlink has its arguments in OpenSSH's order, which is not the draft's.
 func (s *server) symlink(q *request) error {
-	target, p := q.str(), q.str()
+	target, p := q.Str(), q.Str()
 	return s.inParent(q, "symlink", p, func(dirfd int, name string) error { return sys.Symlink(target, dirfd, name) })
 }
 
 // two makes a change to two names.
 func (s *server) two(q *request, what string, f func(olddir int, oldname string, newdir int, newname string) error) error {
-	from, to := q.str(), q.str()
+	from, to := q.Str(), q.Str()
 	return s.inParent(q, what, to, func(newdir int, newname string) error {
 		olddir, oldname, err := s.tree.parent(from)
 		if err != nil {

@@ -19,8 +19,8 @@ const xattrRoom = 192 << 10
 // xattrs serves xattrs@migratefs: all there are, as a client without rights here could
 // list them too. What they mean on its host the client decides.
 func (s *server) xattrs(q *request) error {
-	p, first := q.str(), q.u32()
-	if q.bad {
+	p, first := q.Str(), q.U32()
+	if q.Bad {
 		return errBadMessage
 	}
 	fd, err := s.tree.openPlain(p, unix.O_PATH|unix.O_NOFOLLOW)
@@ -63,12 +63,12 @@ func (s *server) xattrs(q *request) error {
 
 // extents serves extents@migratefs.
 func (s *server) extents(q *request) error {
-	name, off := q.bytes(), q.u64()
+	name, off := q.Bytes(), q.U64()
 	h, err := s.handles.file(name)
 	switch {
 	case err != nil:
 		return err
-	case q.bad:
+	case q.Bad:
 		return errBadMessage
 	case off > 1<<62:
 		return unix.EINVAL
@@ -120,8 +120,8 @@ func (s *server) openPlainFile(p string) (int, error) {
 
 // get serves get@migratefs: a file, or a part of it, in one exchange.
 func (s *server) get(q *request) error {
-	p, off, n := q.str(), q.u64(), q.u32()
-	if q.bad {
+	p, off, n := q.Str(), q.U64(), q.U32()
+	if q.Bad {
 		return errBadMessage
 	}
 	fd, err := s.openPlainFile(p)
@@ -147,9 +147,9 @@ func (s *server) get(q *request) error {
 
 // hash serves hash@migratefs.
 func (s *server) hash(q *request) error {
-	p, algorithm, off, n := q.str(), q.str(), q.u64(), q.u64()
+	p, algorithm, off, n := q.Str(), q.Str(), q.U64(), q.U64()
 	switch {
-	case q.bad:
+	case q.Bad:
 		return errBadMessage
 	case algorithm != extension.SHA256:
 		return errUnsupported

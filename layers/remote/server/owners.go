@@ -86,15 +86,15 @@ func getent(database, key string) string {
 // usersGroups serves users-groups-by-id@openssh.com: ids in two strings, names in
 // two strings, an empty one where there is none.
 func (s *server) usersGroups(q *request) error {
-	uids, gids := q.bytes(), q.bytes()
-	if q.bad || len(uids)%4 != 0 || len(gids)%4 != 0 {
+	uids, gids := q.Bytes(), q.Bytes()
+	if q.Bad || len(uids)%4 != 0 || len(gids)%4 != 0 {
 		return unix.EINVAL
 	}
 	s.owners.user(0)
 	s.owners.group(0)
 	list := func(b []byte, known map[uint32]string, database string) (names []byte) {
-		for d := (decoder{b: b}); len(d.b) > 0 && len(names) < maxPacket/4; {
-			names = str(names, nameOf(known, database, d.u32()))
+		for d := decode(b); len(d.B) > 0 && len(names) < maxPacket/4; {
+			names = str(names, nameOf(known, database, d.U32()))
 		}
 		return names
 	}

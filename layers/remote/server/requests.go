@@ -23,7 +23,7 @@ func (s *server) serve(q *request) error {
 	}
 	start := len(s.out)
 	err := f(s, q)
-	if q.bad {
+	if q.Bad {
 		// It was acted upon only as far as it could be read: handlers look at bad
 		// before they do anything.
 		return fmt.Errorf("%w: type %d is too short", errBadMessage, q.typ)
@@ -116,7 +116,7 @@ func (s *server) done(q *request, what, path string, err error) error {
 // mayChange is nil if the request, which is complete, may change something.
 func (s *server) mayChange(q *request, what, path string) error {
 	switch {
-	case q.bad:
+	case q.Bad:
 		return errBadMessage
 	case s.cfg.ReadOnly:
 		s.log.Warn("refused: read-only", "what", what, "path", path)
@@ -127,8 +127,8 @@ func (s *server) mayChange(q *request, what, path string) error {
 
 // path reads a path, the last or only thing that is of interest.
 func (q *request) path() (string, error) {
-	p := q.str()
-	if q.bad {
+	p := q.Str()
+	if q.Bad {
 		return "", errBadMessage
 	}
 	return p, nil
@@ -153,7 +153,7 @@ func (s *server) stat(q *request, follow bool) error {
 }
 
 func (s *server) fstat(q *request) error {
-	h, _, err := s.handles.get(q.bytes())
+	h, _, err := s.handles.get(q.Bytes())
 	if err != nil {
 		return err
 	}

@@ -157,7 +157,7 @@ func readRequest(r io.Reader, buf *[]byte) (*request, error) {
 	if _, err := io.ReadFull(r, b); err != nil {
 		return nil, io.EOF
 	}
-	return &request{typ: b[0], id: binary.BigEndian.Uint32(b[1:]), decoder: decoder{b: b[5:]}}, nil
+	return &request{typ: b[0], id: binary.BigEndian.Uint32(b[1:]), decoder: decode(b[5:])}, nil
 }
 
 // tree is what can be reached.

@@ -107,8 +107,8 @@ func (c *client) ask(typ byte, fields ...any) (byte, *decoder) {
 	c.next++
 	c.send(encode(typ, c.next, fields...))
 	answer, b := c.packet()
-	d := &decoder{b: b}
-	if id := d.u32(); id != c.next {
+	d := &decoder{extension.Decoder{B: b}}
+	if id := d.U32(); id != c.next {
 		c.t.Fatalf("answer to %d, want %d", id, c.next)
 	}
 	return answer, d
@@ -121,9 +121,9 @@ func (c *client) want(answer, typ byte, fields ...any) *decoder {
 	if got != answer {
 		code := uint32(0)
 		if got == fxpStatus {
-			code = d.u32()
+			code = d.U32()
 		}
-		c.t.Fatalf("request %d %q: answer of type %d, want %d (code %d, %q)", typ, fields, got, answer, code, d.b)
+		c.t.Fatalf("request %d %q: answer of type %d, want %d (code %d, %q)", typ, fields, got, answer, code, d.B)
 	}
 	return d
 }
@@ -132,8 +132,8 @@ func (c *client) want(answer, typ byte, fields ...any) *decoder {
 func (c *client) code(want uint32, typ byte, fields ...any) {
 	c.t.Helper()
 	got, d := c.ask(typ, fields...)
-	if code := d.u32(); got != fxpStatus || code != want {
-		c.t.Errorf("request %d %q: type %d, code %d (%q), want code %d", typ, fields, got, code, d.b, want)
+	if code := d.U32(); got != fxpStatus || code != want {
+		c.t.Errorf("request %d %q: type %d, code %d (%q), want code %d", typ, fields, got, code, d.B, want)
 	}
 }
 
@@ -143,19 +143,19 @@ func (c *client) whole() { c.t.Helper(); c.code(fxOK, fxpExtended, extension.Att
 func attrs(t *testing.T, d *decoder) layers.Attr {
 	t.Helper()
 	a := layers.Attr{}
-	flags := d.u32()
-	a.Size = int64(d.u64())
-	a.UID, a.GID, a.Mode = d.u32(), d.u32(), d.u32()
-	a.Atime.Sec, a.Mtime.Sec = int64(d.u32()), int64(d.u32())
+	flags := d.U32()
+	a.Size = int64(d.U64())
+	a.UID, a.GID, a.Mode = d.U32(), d.U32(), d.U32()
+	a.Atime.Sec, a.Mtime.Sec = int64(d.U32()), int64(d.U32())
 	if flags&attrExtended != 0 {
-		if n, name := d.u32(), d.str(); n != 1 || name != extension.StatPair {
+		if n, name := d.U32(), d.Str(); n != 1 || name != extension.StatPair {
 			t.Fatalf("%d pairs, %q", n, name)
 		}
-		if !extension.DecodeStat(d.bytes(), &a) {
+		if !extension.DecodeStat(d.Bytes(), &a) {
 			t.Fatal("malformed statx pair")
 		}
 	}
-	if d.bad {
+	if d.Bad {
 		t.Fatal("short attributes")
 	}
 	return a
@@ -185,12 +185,12 @@ func tempDir(t *testing.T) string {
 
 func (c *client) open(path string, flags uint32) string {
 	c.t.Helper()
-	return c.want(fxpHandle, fxpOpen, path, flags, uint32(0)).str()
+	return c.want(fxpHandle, fxpOpen, path, flags, uint32(0)).Str()
 }
 
 func (c *client) read(handle string, off uint64, n uint32) string {
 	c.t.Helper()
-	return c.want(fxpData, fxpRead, handle, off, n).str()
+	return c.want(fxpData, fxpRead, handle, off, n).Str()
 }
 
 // list reads a directory to its end.
@@ -200,14 +200,14 @@ func (c *client) list(handle string) (names []string, all map[string]layers.Attr
 	for {
 		typ, d := c.ask(fxpReaddir, handle)
 		if typ == fxpStatus {
-			if code := d.u32(); code != fxEOF {
-				c.t.Fatalf("READDIR: code %d, %q", code, d.b)
+			if code := d.U32(); code != fxEOF {
+				c.t.Fatalf("READDIR: code %d, %q", code, d.B)
 			}
 			return names, all
 		}
-		for range d.u32() {
-			name := d.str()
-			d.str()
+		for range d.U32() {
+			name := d.Str()
+			d.Str()
 			names, all[name] = append(names, name), attrs(c.t, d)
 		}
 	}
@@ -242,7 +242,7 @@ func TestReadAndList(t *testing.T) {
 		if again := c.open(dir+"/f", openRead); again != h {
 			t.Errorf("handle %q, want %q once more", again, h)
 		}
-		names, all := c.list(c.want(fxpHandle, fxpOpendir, dir).str())
+		names, all := c.list(c.want(fxpHandle, fxpOpendir, dir).Str())
 		if len(names) != 2003 || len(all) != 2003 || all["f"].Size != 300_000 || all["n1999"].Mode != unix.S_IFREG|0o644 {
 			t.Errorf("%d names, f %+v", len(all), all["f"])
 		}
@@ -283,10 +283,10 @@ func TestAttributes(t *testing.T) {
 	}
 	d := c.want(fxpExtendedReply, fxpExtended, "statvfs@openssh.com", dir)
 	for range 11 {
-		d.u64()
+		d.U64()
 	}
 	must(t, unix.Lstat(dir, &st))
-	if ino := d.u64(); ino != st.Ino {
+	if ino := d.U64(); ino != st.Ino {
 		t.Errorf("statvfs says inode %d, want %d", ino, st.Ino)
 	}
 }
@@ -346,7 +346,7 @@ func TestConfined(t *testing.T) {
 	}
 	for p, want := range map[string]string{".": dir, "": dir, "sub": dir + "/sub", dir + "/ok": dir + "/f", dir + "/none": dir + "/none", "f": dir + "/f", dir + "//sub/": dir + "/sub"} {
 		d := c.want(fxpName, fxpRealpath, p)
-		if n, got := d.u32(), d.str(); n != 1 || got != want {
+		if n, got := d.U32(), d.Str(); n != 1 || got != want {
 			t.Errorf("real path of %q: %q, want %q", p, got, want)
 		}
 	}
@@ -409,7 +409,7 @@ func TestChanges(t *testing.T) {
 			t.Errorf("%s: %q, %v, want %q", name, b, err, want)
 		}
 	}
-	h := c.want(fxpHandle, fxpOpen, "f", uint32(openRead|openWrite|openCreate|openExcl), uint32(attrMode), uint32(0o640)).str()
+	h := c.want(fxpHandle, fxpOpen, "f", uint32(openRead|openWrite|openCreate|openExcl), uint32(attrMode), uint32(0o640)).Str()
 	c.code(fxOK, fxpWrite, h, uint64(0), "hello")
 	c.code(fxOK, fxpWrite, h, uint64(5), " world")
 	c.code(fxOK, fxpExtended, "fsync@openssh.com", h)
@@ -427,7 +427,7 @@ func TestChanges(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 	c.code(fxOK, fxpSymlink, "f", "link")
-	if d := c.want(fxpName, fxpReadlink, "link"); d.u32() != 1 || d.str() != "f" {
+	if d := c.want(fxpName, fxpReadlink, "link"); d.U32() != 1 || d.Str() != "f" {
 		t.Error("another target")
 	}
 	c.code(fxBadMessage, fxpReadlink, "f")
@@ -492,19 +492,19 @@ func TestXattrs(t *testing.T) {
 	c := start(t, Config{Dir: dir})
 	got := make(map[string]string)
 	d := c.want(fxpExtendedReply, fxpExtended, extension.Xattrs, "f", uint32(0))
-	next, n := d.u32(), d.u32()
+	next, n := d.U32(), d.U32()
 	for range n {
-		name := d.str()
-		got[name] = d.str()
+		name := d.Str()
+		got[name] = d.Str()
 	}
-	if next != 0 || n != 3 || len(d.b) != 0 || fmt.Sprint(got) != fmt.Sprint(want) {
+	if next != 0 || n != 3 || len(d.B) != 0 || fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%d, next %d: %q", n, next, got)
 	}
 	d = c.want(fxpExtendedReply, fxpExtended, extension.Xattrs, "f", uint32(2))
-	if next, n, name := d.u32(), d.u32(), d.str(); next != 0 || n != 1 || name != "user.empty" {
+	if next, n, name := d.U32(), d.U32(), d.Str(); next != 0 || n != 1 || name != "user.empty" {
 		t.Errorf("%d, next %d, %q", n, next, name)
 	}
-	if d = c.want(fxpExtendedReply, fxpExtended, extension.Xattrs, "link", uint32(0)); d.u64() != 0 {
+	if d = c.want(fxpExtendedReply, fxpExtended, extension.Xattrs, "link", uint32(0)); d.U64() != 0 {
 		t.Error("a symlink was followed")
 	}
 	c.code(fxNoSuchFile, fxpExtended, extension.Xattrs, "none", uint32(0))
@@ -523,16 +523,16 @@ func TestExtents(t *testing.T) {
 	c := start(t, Config{Dir: dir})
 	h := c.open("f", openRead)
 	d := c.want(fxpExtendedReply, fxpExtended, extension.Extents, h, uint64(0))
-	if end, n := d.u64(), d.u32(); end != extension.End || n != 2 {
+	if end, n := d.U64(), d.U32(); end != extension.End || n != 2 {
 		t.Fatalf("end %d, %d ranges", end, n)
 	}
 	for _, at := range []uint64{1 << 20, 9 << 20} {
-		if off, n := d.u64(), d.u64(); off > at || off+n < at+4096 || n > 1<<20 {
+		if off, n := d.U64(), d.U64(); off > at || off+n < at+4096 || n > 1<<20 {
 			t.Errorf("%d bytes at %d, want 4096 at %d", n, off, at)
 		}
 	}
 	d = c.want(fxpExtendedReply, fxpExtended, extension.Extents, h, uint64(10<<20))
-	if end, n := d.u64(), d.u32(); end != extension.End || n != 0 {
+	if end, n := d.U64(), d.U32(); end != extension.End || n != 0 {
 		t.Errorf("end %d, %d ranges", end, n)
 	}
 }
@@ -544,16 +544,16 @@ func TestGetAndHash(t *testing.T) {
 	c := start(t, Config{Dir: dir})
 	c.whole()
 	d := c.want(fxpExtendedReply, fxpExtended, extension.Get, "f", uint64(0), uint32(1<<30))
-	if a := attrs(t, d); a.Size != 10_000 || !a.Has(layers.KnownIno) || d.str() != content || len(d.b) != 0 {
+	if a := attrs(t, d); a.Size != 10_000 || !a.Has(layers.KnownIno) || d.Str() != content || len(d.B) != 0 {
 		t.Errorf("%+v", a)
 	}
 	d = c.want(fxpExtendedReply, fxpExtended, extension.Get, "f", uint64(9_995), uint32(100))
-	if attrs(t, d); d.str() != "56789" {
+	if attrs(t, d); d.Str() != "56789" {
 		t.Error("another end")
 	}
 	d = c.want(fxpExtendedReply, fxpExtended, extension.Hash, "f", extension.SHA256, uint64(5), uint64(1000))
 	sum := sha256.Sum256([]byte(content[5:1005]))
-	if a, got := attrs(t, d), d.str(); a.Size != 10_000 || got != string(sum[:]) {
+	if a, got := attrs(t, d), d.Str(); a.Size != 10_000 || got != string(sum[:]) {
 		t.Errorf("%x, want %x", got, sum)
 	}
 	c.code(fxUnsupported, fxpExtended, extension.Hash, "f", "md5", uint64(0), uint64(1))
@@ -574,7 +574,7 @@ func TestTree(t *testing.T) {
 	c := start(t, Config{Dir: dir})
 	c.whole()
 	for depth, want := range map[uint32]int{1: 11 + 2, 2: 11 + 2 + 10*(1+2), 9: 11 + 2 + 10*(1+2) + 10*(100+2)} {
-		h := c.want(fxpHandle, fxpExtended, extension.Tree, dir, depth).str()
+		h := c.want(fxpHandle, fxpExtended, extension.Tree, dir, depth).Str()
 		names, all := c.list(h)
 		if len(names) != want || len(all) != want {
 			t.Errorf("depth %d: %d names, want %d", depth, len(names), want)

@@ -42,8 +42,8 @@ type place struct {
 
 // openTree serves tree@migratefs.
 func (s *server) openTree(q *request) error {
-	p, depth := q.str(), q.u32()
-	if q.bad {
+	p, depth := q.Str(), q.U32()
+	if q.Bad {
 		return errBadMessage
 	}
 	if s.walks >= mostWalks {

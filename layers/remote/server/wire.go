@@ -70,39 +70,10 @@ type request struct {
 	decoder
 }
 
-// decoder takes a request apart. The first read past the end sets bad and makes
-// every later one return zero.
-type decoder struct {
-	b   []byte
-	bad bool
-}
+// decoder is extension.Decoder with what only this end decodes.
+type decoder struct{ extension.Decoder }
 
-func (d *decoder) take(n uint64) []byte {
-	if d.bad || n > uint64(len(d.b)) {
-		d.bad = true
-		return nil
-	}
-	v := d.b[:n]
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) u32() uint32 {
-	if v := d.take(4); v != nil {
-		return binary.BigEndian.Uint32(v)
-	}
-	return 0
-}
-
-func (d *decoder) u64() uint64 {
-	if v := d.take(8); v != nil {
-		return binary.BigEndian.Uint64(v)
-	}
-	return 0
-}
-
-func (d *decoder) bytes() []byte { return d.take(uint64(d.u32())) }
-func (d *decoder) str() string   { return string(d.bytes()) }
+func decode(b []byte) decoder { return decoder{extension.Decoder{B: b}} }
 
 // changes is an ATTRS structure in a request.
 type changes struct {
@@ -114,23 +85,23 @@ type changes struct {
 }
 
 func (d *decoder) changes() (c changes) {
-	c.flags = d.u32()
+	c.flags = d.U32()
 	if c.flags&attrSize != 0 {
-		c.size = d.u64()
+		c.size = d.U64()
 	}
 	if c.flags&attrOwner != 0 {
-		c.uid, c.gid = d.u32(), d.u32()
+		c.uid, c.gid = d.U32(), d.U32()
 	}
 	if c.flags&attrMode != 0 {
-		c.mode = d.u32()
+		c.mode = d.U32()
 	}
 	if c.flags&attrTimes != 0 {
-		c.atime, c.mtime = d.u32(), d.u32()
+		c.atime, c.mtime = d.U32(), d.U32()
 	}
 	if c.flags&attrExtended != 0 {
-		for n := d.u32(); n > 0 && !d.bad; n-- {
-			d.bytes()
-			d.bytes()
+		for n := d.U32(); n > 0 && !d.Bad; n-- {
+			d.Bytes()
+			d.Bytes()
 		}
 	}
 	return c
