@@ -53,6 +53,7 @@ type Checkpoint struct {
 	dirs      []string     // directories, in the root tree, in which CRIU makes sockets and deleted files anew
 	addresses []netip.Addr // that sockets are bound to
 	tools     []string     // programs that CRIU starts for these images
+	xstate    uint64       // parts of an x86's registers that a thread has in use
 	fsys      fs.FS
 }
 
@@ -95,11 +96,10 @@ type File struct {
 	// long as nobody knows that of the Tree (see MapTree).
 	Tree, TreePath, HostPath string
 
-	Deleted bool   // it had no name any more; or, with a Place OnDisk, another than Path
-	Remap   string // path of the other name that the dump gave it (link_remap.N); "" if none
-	TTY     string // "pty", "console", "serial"...; "" if it is no terminal
-
-	stranded bool // a device node on storage
+	Deleted  bool   // it had no name any more; or, with a Place OnDisk, another than Path
+	Remap    string // path of the other name that the dump gave it (link_remap.N); "" if none
+	TTY      string // "pty", "console", "serial"...; "" if it is no terminal
+	Stranded bool   // a device node on storage: nobody can tell which device it is
 }
 
 // RefKind is a way in which a task refers to a file.

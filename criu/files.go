@@ -260,7 +260,7 @@ func (l *loader) settle(f *file) {
 	if f.Place == OnDisk || fifo {
 		l.locate(f)
 	}
-	f.stranded = isDevice(f.Mode) && l.onStorage(f)
+	f.Stranded = isDevice(f.Mode) && l.onStorage(f)
 	if f.ghost || f.linked != nil {
 		l.dirs = append(l.dirs, f)
 	}

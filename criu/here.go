@@ -30,6 +30,9 @@ func (c *Checkpoint) CheckHost(binds []string) []Obstacle {
 		}
 	}
 	out = append(out, c.checkAddresses()...)
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		out = append(out, c.checkProcessor(string(b))...)
+	}
 	if c.LSM != "" {
 		b, _ := os.ReadFile("/sys/kernel/security/lsm")
 		if !slices.Contains(strings.Split(strings.TrimSpace(string(b)), ","), c.LSM) {
@@ -104,6 +107,36 @@ func (f *File) checkHere() *Obstacle {
 		return nil
 	}
 	return o
+}
+
+// registers are the parts of a processor's state that not every x86 has (bits of
+// XSTATE_BV, Intel's manual volume 1, chapter 13), and the flag in /proc/cpuinfo of
+// those that have it.
+var registers = []struct {
+	bits       uint64
+	name, flag string
+}{
+	{1 << 2, "AVX", "avx"}, {7 << 5, "AVX-512", "avx512f"}, {1 << 9, "protection key", "ospke"}, {3 << 17, "AMX", "amx_tile"},
+}
+
+// checkProcessor: CRIU leaves out the registers that a processor does not have, and
+// the process is killed when it uses them.
+func (c *Checkpoint) checkProcessor(cpuinfo string) (out []Obstacle) {
+	_, flags, ok := strings.Cut(cpuinfo, "\nflags")
+	if !ok {
+		return nil // no x86
+	}
+	flags, _, _ = strings.Cut(flags, "\n")
+	has := strings.Fields(flags)
+	for _, r := range registers {
+		if c.xstate&r.bits != 0 && !slices.Contains(has, r.flag) {
+			out = append(out, Obstacle{
+				Level: Blocker, What: "processor", Why: fmt.Sprintf("a process has something in %s registers, which this host's processor does not have", r.name),
+				Remedy: "restore on a host with a processor as the other's",
+			})
+		}
+	}
+	return out
 }
 
 // checkAddresses: CRIU binds sockets to the addresses they had.

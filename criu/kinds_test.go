@@ -13,6 +13,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fh"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fown"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fsnotify"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/mnt"
 	remap "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
 	skinet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-inet"
 	skopts "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-opts"
@@ -304,6 +305,57 @@ func TestAddresses(t *testing.T) {
 	})
 	if !found {
 		t.Errorf("obstacles %v", c.CheckHost(nil))
+	}
+}
+
+// TestProcessor: registers in use that a processor does not have.
+func TestProcessor(t *testing.T) {
+	const old = "processor\t: 0\nflags\t\t: fpu sse2 avx\nbugs\t: none\n"
+	for state, want := range map[uint64]string{0: "[]", 7: "[]", 7 | 1<<6: "[AVX-512]", 1<<17 | 1<<9: "[protection key AMX]"} {
+		c := Checkpoint{xstate: state}
+		var names []string
+		for _, o := range c.checkProcessor(old) {
+			_, name, _ := strings.Cut(o.Why, "something in ")
+			name, _, _ = strings.Cut(name, " registers")
+			names = append(names, name)
+		}
+		if fmt.Sprint(names) != want {
+			t.Errorf("state %#x: %q, want %s", state, names, want)
+		}
+	}
+	if c, err := LoadFS(golden(t, "plain"), ""); err != nil || c.xstate == 0 {
+		t.Errorf("no registers in use: %v", err)
+	}
+}
+
+// TestManyMounts: what a hostile image lists is compared with each other, but not
+// without end.
+func TestManyMounts(t *testing.T) {
+	m := golden(t, "mounts")
+	var name string
+	for n := range m {
+		if strings.HasPrefix(n, "mountpoints-") {
+			name = n
+		}
+	}
+	n := proto.Uint32
+	list := func(count int) *fstest.MapFile {
+		var all []proto.Message
+		for i := range count {
+			all = append(all, &mnt.MntEntry{
+				Fstype: n(0), MntId: n(uint32(i)), RootDev: n(1), ParentMntId: n(1 << 20), Flags: n(0), Root: proto.String("/a"),
+				Mountpoint: proto.String(fmt.Sprintf("/m%d", i)), Source: proto.String("x"), Options: proto.String(""), ExtKey: proto.String(fmt.Sprint(i % 2)),
+			})
+		}
+		return encode(t, magicMnts, all...)
+	}
+	m[name] = list(maxMounts)
+	if _, err := LoadFS(m, ""); err != nil {
+		t.Errorf("%d mounts: %v", maxMounts, err)
+	}
+	m[name] = list(maxMounts + 1)
+	if _, err := LoadFS(m, ""); err == nil || !strings.Contains(err.Error(), "mounts") {
+		t.Errorf("%d mounts: %v", maxMounts+1, err)
 	}
 }
 

@@ -223,8 +223,9 @@ func (l *loader) sharedMemory() error {
 	return nil
 }
 
-// startsAt keeps where a thread goes on.
+// startsAt keeps where a thread goes on, and what registers it has in use.
 func (l *loader) startsAt(pid uint32, c *core.CoreEntry) {
+	l.c.xstate |= c.GetThreadInfo().GetFpregs().GetXsave().GetXstateBv()
 	switch {
 	case c.GetThreadInfo().GetGpregs() != nil:
 		l.starts[pid] = append(l.starts[pid], c.GetThreadInfo().GetGpregs().GetIp())

@@ -102,7 +102,7 @@ func (l *loader) obstacle(o Obstacle) {
 func (l *loader) fileObstacles() {
 	for i := range l.c.Files {
 		f := &l.c.Files[i]
-		if f.stranded {
+		if f.Stranded {
 			l.obstacle(Obstacle{
 				Level: Blocker, What: "device", Path: f.Path, PID: f.pid(),
 				Why:    "SFTP does not tell which device it is, so it is never taken from the source",

@@ -258,6 +258,8 @@ func originOf(f *criu.File) string {
 	switch {
 	case f.Place == criu.InImages:
 		return fromImages
+	case f.Stranded:
+		return fromNowhere
 	case f.Place == criu.OnDisk:
 		return fromSource
 	case f.Deleted, f.TTY == "pty", slices.ContainsFunc(f.Refs, func(r criu.Ref) bool { return r.Kind == criu.Bound }):

@@ -111,6 +111,9 @@ func TestPlanObstacles(t *testing.T) {
 	if r := planned(t, exitFound, dir); !slices.Contains(what(r), "socket") || !slices.Contains(what(r), "device") {
 		t.Errorf("obstacles %+v", r.Obstacles)
 	}
+	if r := planned(t, exitFound, dir); r.from("/tmp/migratefs-golden/kinds.d/own-zero") != "nowhere" {
+		t.Errorf("a device comes from %q", r.from("/tmp/migratefs-golden/kinds.d/own-zero"))
+	}
 	if r := planned(t, exitFound, dir, "--", "--ext-unix-sk"); slices.Contains(what(r), "socket") {
 		t.Errorf("obstacles %+v", r.Obstacles)
 	}
