@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -137,6 +138,8 @@ type lookAt struct {
 	l    *layer
 	r    *reach
 	note *departed
+
+	waited time.Duration // for the source while it was away
 }
 
 // dir goes through the directory n, which is at path in the mount and has a part in the
@@ -146,7 +149,7 @@ func (w *lookAt) dir(ctx context.Context, n *node, path layers.Path) {
 	if ref == nil || ctx.Err() != nil {
 		return
 	}
-	es, err := w.l.ReadDir(ctx, ref.path)
+	es, err := patiently(ctx, w, func(ctx context.Context) ([]layers.Entry, error) { return w.l.ReadDir(ctx, ref.path) })
 	switch {
 	case nothing(err):
 		return
@@ -185,7 +188,7 @@ func (w *lookAt) dir(ctx context.Context, n *node, path layers.Path) {
 func (w *lookAt) name(ctx context.Context, n *node, path layers.Path, e *layers.Entry, at layers.Path, note *departedDir) {
 	fs := w.fs
 	wanted := w.r.wants(at)
-	f, err := w.lookup(ctx, n, e)
+	f, err := patiently(ctx, w, func(ctx context.Context) (*found, error) { return w.lookup(ctx, n, e) })
 	if nothing(err) {
 		return // a whiteout hides it, or it has gone
 	}
@@ -248,6 +251,29 @@ func (w *lookAt) lookup(ctx context.Context, n *node, e *layers.Entry) (*found, 
 		}
 	}
 	return w.fs.lookup(ctx, n, e.Name)
+}
+
+// lookPatience is how long a look waits for a source that is known to be away, of all
+// it asks for together: what it has told before it tells again at once.
+const lookPatience = 2 * time.Second
+
+// patiently asks. A drain waits for a source that is away; who wants to know what is
+// missing wants to know it without.
+func patiently[T any](ctx context.Context, w *lookAt, ask func(context.Context) (T, error)) (T, error) {
+	why := w.l.leave.Offline()
+	if w.bring || why == nil {
+		return ask(ctx)
+	}
+	const least = 20 * time.Millisecond
+	began := time.Now()
+	short, cancel := context.WithTimeout(ctx, max(lookPatience-w.waited, least))
+	defer cancel()
+	v, err := ask(short)
+	w.waited += time.Since(began)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("%w: %w", layers.ErrOffline, why)
+	}
+	return v, err
 }
 
 func entrySize(e *layers.Entry) int64 {

@@ -253,7 +253,7 @@ func list(t *testing.T, dir string) string {
 // TestDetachForced: what is lost is named, and stays to be decided about.
 func TestDetachForced(t *testing.T) {
 	s := moving(t)
-	m := s.mount(t, ",fill=off,prefetch=off,timeout=2")
+	m := s.mount(t, ",fill=off,prefetch=off,hard")
 	mine := strings.Repeat("written here", 1024)[:8192]
 	f, err := os.OpenFile(m.Path("big"), os.O_RDWR, 0)
 	must(t, err)
