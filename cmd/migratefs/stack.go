@@ -261,6 +261,10 @@ func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer,
 	}
 	cfg.Logger, cfg.Hides = st.log, st.point
 	source, err := remote.New(ctx, cfg)
+	if errors.Is(err, layers.ErrOffline) && st.upper != "" {
+		// Names lie on the source only, and what is cached is believed only beside them.
+		err = fmt.Errorf("%w; no mount begins without its source, what of it is whole here lies in %q", err, st.o.upper)
+	}
 	if err != nil {
 		return nil, false, err
 	}

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -184,5 +185,19 @@ func TestCachedirIsRefused(t *testing.T) {
 				t.Errorf("%s is left", dir)
 			}
 		}
+	}
+}
+
+// TestMountWithoutItsSource: it is refused in one line, which says where to find what is here.
+func TestMountWithoutItsSource(t *testing.T) {
+	s := newSource(t)
+	m, err := testbed.TryMount(t, "lowerdir=nobody.invalid:/,upperdir="+s.upper(), s.mnt(), testbed.MountConfig{Env: s.sshd.Env()})
+	if err == nil {
+		m.Unmount()
+		t.Fatal("mounted")
+	}
+	_, line, _ := strings.Cut(m.Log(), "migratefs: ")
+	if !strings.Contains(line, "nobody.invalid") || !strings.Contains(line, "whole here lies in "+strconv.Quote(s.upper())) || strings.Index(line, "\n") != len(line)-1 {
+		t.Errorf("%q", m.Log())
 	}
 }
