@@ -53,6 +53,7 @@ var meanings = []struct {
 	match   *regexp.Regexp
 	meaning string
 }{
+	{regexp.MustCompile(`No space left on device|Disk quota exceeded`), "the filesystem that the upper lies on is full: make room, or name another with --upperdir, and restore again"},
 	{regexp.MustCompile(`has bad size|has bad mode|has bad build-ID|build-ID`), "a file is not the one that the process had when it was dumped; bring it back on the source, or dump again"},
 	{regexp.MustCompile(`(?i)can't open file .*: No such file|can't open .* on .*No such file`), "a file that the process had is missing on the source, or lies under a directory that does not move (/proc, /sys, /dev, /run; --bind PATH takes more from this host)"},
 	{regexp.MustCompile(`(?i)(fork|clone).*File exists|Unable to (fork|create).*exist|Pid .* do not match expected`), "a process id that the process needs is taken; try again"},
@@ -62,17 +63,26 @@ var meanings = []struct {
 	{regexp.MustCompile(`(?i)tcp|--tcp-`), "the process holds TCP connections: see CRIU's --tcp-established and --tcp-close"},
 	{regexp.MustCompile(`(?i)can't bind|address already in use|Cannot assign requested address`), "an address that the process listens on is taken, or is not this host's"},
 	{regexp.MustCompile(`(?i)external|--inherit-fd`), "the process had something from outside open; see CRIU's --external and --inherit-fd"},
+	{regexp.MustCompile(`Input/output error|Stale file handle|Transport endpoint is not connected`), "a file could not be fetched from the source, or changed there meanwhile: see the system's log, and restore again when the source answers"},
 	{regexp.MustCompile(`(?i)vdso`), "this CRIU is too old for this kernel: use a newer one (--criu PATH)"},
+	{regexp.MustCompile(`(?i)Function not implemented|kernel.*(?:support|lack)|support.* kernel`), "this host's kernel lacks what the process needs: see criu check --all, and restore on a host with a kernel as the other's"},
 	{regexp.MustCompile(`(?i)operation not permitted|permission denied`), "root lacks a right here that restoring needs (a container, perhaps?)"},
 }
 
-// Explain returns what the errors of a log mean, or "".
+// namedFile is a file that an error names; CRIU leaves out the first slash.
+var namedFile = regexp.MustCompile(`(?i)(?:file|open|path|link|mkfifo|unlink) (?:file )?['"]?/?([^\s'"():]+/[^\s'"():]+)`)
+
+// Explain returns what the errors of a log mean, and for which file, or "".
 func Explain(errs []string) string {
 	for _, m := range meanings {
 		for _, e := range errs {
-			if m.match.MatchString(e) {
-				return m.meaning
+			if !m.match.MatchString(e) {
+				continue
 			}
+			if f := namedFile.FindStringSubmatch(e); f != nil {
+				return fmt.Sprintf("%q: %s", "/"+f[1], m.meaning)
+			}
+			return m.meaning
 		}
 	}
 	return ""

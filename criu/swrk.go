@@ -157,22 +157,32 @@ func (w *Worker) exchange(req *rpc.CriuReq) (*rpc.CriuResp, error) {
 		return nil, err
 	}
 	if err := ignoreEINTR(func() error { return unix.Send(w.sock, b, unix.MSG_NOSIGNAL) }); err != nil {
-		return nil, fmt.Errorf("send to criu: %w", err)
+		return nil, ended("send to criu", err)
 	}
 	buf := make([]byte, maxReply)
 	var n int
 	err = ignoreEINTR(func() (err error) { n, err = unix.Read(w.sock, buf); return err })
 	if err != nil {
-		return nil, fmt.Errorf("receive from criu: %w", err)
+		return nil, ended("receive from criu", err)
 	}
 	if n == 0 {
-		return nil, errors.New("criu ended without an answer")
+		return nil, errEnded
 	}
 	resp := new(rpc.CriuResp)
 	if err := resp.UnmarshalVT(buf[:n]); err != nil {
 		return nil, fmt.Errorf("criu's answer makes no sense: %w", err)
 	}
 	return resp, nil
+}
+
+var errEnded = errors.New("criu ended without an answer: somebody has killed it, or it crashed")
+
+// ended is errEnded if err says that there is nobody at the other end.
+func ended(what string, err error) error {
+	if err == unix.EPIPE || err == unix.ECONNRESET {
+		return errEnded
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 func ignoreEINTR(f func() error) error {

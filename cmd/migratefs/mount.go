@@ -33,7 +33,8 @@ type mountCommand struct {
 
 	point  string
 	opts   *options
-	daemon bool // in the background
+	daemon bool   // in the background
+	leash  *leash // of a restore that is being made
 }
 
 func (m *mountCommand) args(_ *cobra.Command, args []string) error {
@@ -75,7 +76,7 @@ const readyEnv = "MIGRATEFS_READY_FD"
 // background starts this program anew as a daemon and waits until the mount is
 // ready or has failed.
 func (m *mountCommand) background() error {
-	daemon, text, err := startDaemon(context.Background(), m.arguments())
+	daemon, text, err := startDaemon(context.Background(), m.arguments(), nil)
 	if err != nil {
 		return err
 	}
@@ -87,8 +88,8 @@ func (m *mountCommand) background() error {
 
 // startDaemon starts this program as the daemon that the arguments say, and
 // returns it, and what it says of its mount, when that is ready. When ctx ends,
-// the daemon is asked to undo what it did.
-func startDaemon(ctx context.Context, args []string) (daemon *os.Process, text string, err error) {
+// the daemon is asked to undo what it did. Leash, if not nil, is the end for the daemon.
+func startDaemon(ctx context.Context, args []string, leash *os.File) (daemon *os.Process, text string, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, "", err
@@ -101,6 +102,10 @@ func startDaemon(ctx context.Context, args []string) (daemon *os.Process, text s
 	cmd := exec.Command(self, args...)
 	cmd.Env = append(os.Environ(), readyEnv+"=3")
 	cmd.ExtraFiles = []*os.File{w}
+	if leash != nil {
+		cmd.Env = append(cmd.Env, leashEnv+"=4")
+		cmd.ExtraFiles = append(cmd.ExtraFiles, leash)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		w.Close()
@@ -136,6 +141,7 @@ func (m *mountCommand) arguments() (args []string) {
 // serve mounts and serves until the mount ends.
 func (m *mountCommand) serve() error {
 	m.daemon = os.Getenv(readyEnv) != ""
+	m.leash = leashFromEnv()
 	tell := announcer()
 	err := m.mountAndServe(tell)
 	if err != nil {
@@ -192,7 +198,9 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	ctx, letGo := m.leash.context(ctx)
 	st, err := openStack(ctx, m.opts, m.point, log)
+	letGo()
 	stop()
 	if err != nil {
 		return asMountError(err)
@@ -202,6 +210,13 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 		st.abandon()
 		return asMountError(fmt.Errorf("mount on %q: %w", st.point, err))
 	}
+	images, err := m.showImages(st)
+	if err != nil {
+		_ = server.Unmount()
+		st.abandon()
+		return asMountError(err)
+	}
+	defer images.end()
 	useProcessors()
 	go server.Serve()
 	if err := server.WaitMount(); err != nil {
@@ -216,6 +231,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 		log.Debug("umount(8) will not wait for this daemon", "cause", err)
 	}
 	m.endOnSignal(server, st.point, log)
+	m.leash.orElse(func() { _ = unix.Kill(os.Getpid(), unix.SIGTERM) })
 	_ = os.Chdir("/")
 	notifySystemd("READY=1")
 	tell(exitOK, st.summary())
@@ -223,10 +239,14 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 		detachStdio()
 	}
 	server.Wait()
+	images.end()
 	shareLock(st.lock)
 	notifySystemd("STOPPING=1")
 	if err := st.close(); err != nil {
 		return fmt.Errorf("unmount %q: %w", st.point, err)
+	}
+	if m.leash.isLost() {
+		_ = forgetRestore(st.point) // nobody else will
 	}
 	return nil
 }

@@ -25,6 +25,10 @@ type options struct {
 	names   seed.Names
 	viewAll bool // view=root: the live / of this host is the lowest lower
 
+	verify   seed.Verify
+	noLocal  bool // programs of this host that are the same are fetched all the same
+	imagesAt string
+
 	readOnly   bool
 	allowOther *bool
 	noACL      bool
@@ -91,6 +95,9 @@ var optionTable = map[string]func(o *options, v string) error{
 	"hosts":     func(o *options, v string) error { return oneOf(&o.hosts, "hosts", v, "many", "single") },
 	"names":     setNames,
 	"view":      func(o *options, v string) error { o.viewAll = true; var s string; return oneOf(&s, "view", v, "root") },
+	"verify":    setVerify,
+	"no_local":  func(o *options, _ string) error { o.noLocal = true; return nil },
+	"images_at": func(o *options, v string) error { o.imagesAt = v; return nil },
 	"ro":        func(o *options, _ string) error { o.readOnly = true; return nil },
 	"rw":        func(o *options, _ string) error { o.readOnly = false; return nil },
 	"noacl":     func(o *options, _ string) error { o.noACL = true; return nil },
@@ -309,6 +316,8 @@ func (o *options) check() error {
 		return usageErrorf("no lowerdir: give -o lowerdir=DIR, lowerdir=user@host:/DIR or criu=IMAGES")
 	case o.mode == "migrate" && remote != "":
 		return usageErrorf("mode=migrate removes files from its lowers, and the lower %q is on another host: use mode=overlay", remote)
+	case o.imagesAt != "" && !isRemote(o.criu):
+		return usageErrorf("images_at= is for criu=user@host:/dir: the images are in %q already", o.criu)
 	case o.mode == "migrate" && o.criu != "":
 		return usageErrorf("mode=migrate and criu= exclude each other: use mode=overlay")
 	case o.work != "" && o.upper == "":

@@ -169,4 +169,5 @@ var mountBits = map[string]uintptr{"nosymfollow": unix.MS_NOSYMFOLLOW}
 var flagOptions = names(`
 	ro rw remount noacl userxattr volatile hard soft allow_other default_permissions noatime nosymfollow
 	suid nosuid dev nodev exec noexec squash_to_root keep_lower immutable
+	no_local
 `)

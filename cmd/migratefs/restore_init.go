@@ -28,9 +28,11 @@ type restorePlan struct {
 	ShellJob bool
 	Options  string // lines for CRIU's configuration
 	LogLevel int32
+	Wait     bool // the command wants to know how the process ends
 }
 
-// restoreReport is the helper's one answer, as JSON on descriptor reportFd.
+// restoreReport is the helper's answer, as JSON on descriptor reportFd; with Wait a
+// restoreEnd follows.
 type restoreReport struct {
 	Error   string // empty: the process runs
 	Criu    string // version
@@ -41,6 +43,7 @@ type restoreReport struct {
 const (
 	planFd   = 3
 	reportFd = 4
+	leashFd  = 6 // after hostNsFd
 
 	criuLog    = "restore.log" // CRIU's, in the state directory
 	helperLog  = "helper.log"  // what CRIU and the helper print
@@ -90,35 +93,44 @@ func restoreInit() error {
 	unix.CloseOnExec(planFd)
 	unix.CloseOnExec(reportFd)
 	unix.CloseOnExec(hostNsFd)
-	r, err := restoreInside()
+	// As pid 1 goes, so does everything else in here.
+	failed := &codeError{exitFailure, errors.New("")}
+	l := newLeash(leashFd)
+	l.orElse(func() { os.Exit(exitFailure) })
+	var plan restorePlan
+	f := os.NewFile(planFd, "plan")
+	err := json.NewDecoder(f).Decode(&plan)
+	_ = f.Close()
+	if err != nil {
+		return failed // the command has died
+	}
+	r, err := restoreInside(&plan)
 	if err != nil {
 		r.Error = oneLine(err.Error())
 	}
-	werr := json.NewEncoder(report).Encode(r)
-	if cerr := report.Close(); werr == nil {
-		werr = cerr
+	answer := json.NewEncoder(report)
+	if werr := answer.Encode(r); err != nil || werr != nil {
+		return failed
 	}
-	if err != nil || werr != nil {
-		// As pid 1 goes, so does everything else in here.
-		return &codeError{exitFailure, errors.New("")}
+	<-l.free
+	if !plan.Wait {
+		_ = report.Close()
 	}
-	reapAll()
+	reapAll(func(pid int, status unix.WaitStatus) {
+		if pid == r.Pid && plan.Wait {
+			_ = answer.Encode(restoreEnd{Status: int(status)}) // if anybody still waits
+			_ = report.Close()
+		}
+	})
 	return nil
 }
 
 // restoreInside restores, and closes what would lead the process out again.
-func restoreInside() (r restoreReport, err error) {
+func restoreInside(plan *restorePlan) (r restoreReport, err error) {
 	// The thread that starts CRIU is the parent of what it restores; it must
 	// last as long as that (PR_SET_PDEATHSIG goes by threads).
 	runtime.LockOSThread()
 	defer unix.Close(hostNsFd)
-	var plan restorePlan
-	f := os.NewFile(planFd, "plan")
-	err = json.NewDecoder(f).Decode(&plan)
-	_ = f.Close()
-	if err != nil {
-		return r, fmt.Errorf("restore-init: no plan: %w", err)
-	}
 	// Both are opened while this host's root is still ours; CRIU gets at them
 	// through our descriptors.
 	images, err := os.Open(plan.Images)
@@ -131,10 +143,10 @@ func restoreInside() (r restoreReport, err error) {
 		return r, err
 	}
 	defer work.Close()
-	if err := furnish(&plan); err != nil {
+	if err := furnish(plan); err != nil {
 		return r, err
 	}
-	w, err := startCriu(&plan)
+	w, err := startCriu(plan)
 	if err != nil {
 		return r, err
 	}
@@ -263,10 +275,14 @@ func enter(view string) error {
 
 // reapAll waits for all processes of this pid namespace: those whose parents
 // died are our children. It returns when none is left.
-func reapAll() {
+func reapAll(ended func(pid int, status unix.WaitStatus)) {
 	for {
-		_, err := unix.Wait4(-1, nil, 0, nil)
-		if err != nil && !errors.Is(err, unix.EINTR) {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, 0, nil)
+		switch {
+		case err == nil:
+			ended(pid, status)
+		case !errors.Is(err, unix.EINTR):
 			return // ECHILD
 		}
 	}

@@ -11,12 +11,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/migratefs/migratefs/criu"
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/local"
 	"github.com/migratefs/migratefs/layers/remember"
 	"github.com/migratefs/migratefs/layers/remote"
-	"github.com/migratefs/migratefs/layers/seed"
 	"github.com/migratefs/migratefs/layers/whiteout"
 	"github.com/migratefs/migratefs/overlay"
 )
@@ -42,6 +40,9 @@ type stack struct {
 	cacheMade string // likewise
 	remote    bool
 	left      *overlay.Departure // the mount was detached from its sources; nil: it was not
+
+	images stackImages
+	notes  []string // what whoever mounts is to know
 }
 
 // namedDir is a local layer: how it was named, and where it is.
@@ -193,12 +194,8 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 	} else {
 		st.left = left
 	}
-	var cp *criu.Checkpoint
-	if st.o.criu != "" && st.left == nil {
-		var err error
-		if cp, err = criu.Load(st.o.criu); err != nil {
-			return err
-		}
+	if err := st.readCheckpoint(); err != nil {
+		return err
 	}
 	for _, spec := range st.o.lowers {
 		if !spec.remote {
@@ -214,9 +211,13 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 		if err != nil {
 			return err
 		}
-		if cp != nil && !seeded && spec.remote {
+		if st.seeds() && !seeded && spec.remote {
 			seeded = true
-			if l, err = st.seed(ctx, cp, l); err != nil {
+			if err := st.farImages(ctx, l, spec); err != nil {
+				l.Close()
+				return err
+			}
+			if l, err = st.seed(ctx, l, spec); err != nil {
 				return err
 			}
 		}
@@ -225,8 +226,11 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 	if st.o.criu != "" && st.left != nil && !st.remote {
 		st.lowers = append([]overlay.Lower{{Layer: overlay.LeftBehind()}}, st.lowers...)
 	}
-	if cp != nil && !seeded {
-		l, err := st.seed(ctx, cp, nil)
+	if st.seeds() && !seeded {
+		if err := st.farImages(ctx, nil, lowerSpec{}); err != nil {
+			return err
+		}
+		l, err := st.seed(ctx, nil, lowerSpec{})
 		if err != nil {
 			return err
 		}
@@ -269,23 +273,6 @@ func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer,
 		return nil, false, err
 	}
 	return remember.New(source, st.o.remembering()), !st.o.immutable, nil
-}
-
-// seed puts a checkpoint's seed over the layer that has its files; inner is
-// closed if that fails.
-func (st *stack) seed(ctx context.Context, cp *criu.Checkpoint, inner layers.Layer) (layers.Layer, error) {
-	cfg := seed.Config{Seed: cp.Seed(), Inner: inner, Names: st.o.names, Logger: st.log}
-	if st.o.viewAll {
-		cfg.Hide = []layers.Path{"proc", "sys", "dev", "run"}
-	}
-	l, err := seed.New(ctx, cfg)
-	if err != nil {
-		if inner != nil {
-			inner.Close()
-		}
-		return nil, err
-	}
-	return l, nil
 }
 
 // openWork opens the work directory, which is made if it is not there. It must
@@ -411,6 +398,14 @@ func (st *stack) flags(given []string) []string {
 // summary is the line that says what was mounted, and what that means for the
 // lowers.
 func (st *stack) summary() string {
+	text := st.mounted()
+	for _, n := range st.notes {
+		text += "\nmigratefs: " + oneLine(n)
+	}
+	return text
+}
+
+func (st *stack) mounted() string {
 	switch {
 	case st.upper == "":
 		return fmt.Sprintf("migratefs: %s is mounted read-only: nothing is ever modified", st.point)
@@ -425,8 +420,16 @@ func (st *stack) summary() string {
 
 func (st *stack) close() error {
 	err := st.fs.Close()
+	st.closeImages()
 	st.unlock()
 	return err
+}
+
+func (st *stack) closeImages() {
+	if st.images.own != nil {
+		st.images.own.Close()
+		st.images.own = nil
+	}
 }
 
 func (st *stack) unlock() {
@@ -446,6 +449,7 @@ func (st *stack) abandon() {
 			l.Layer.Close()
 		}
 	}
+	st.closeImages()
 	st.unlock()
 	if st.cacheMade != "" {
 		_ = os.RemoveAll(filepath.Join(st.cacheMade, cacheFormat))

@@ -5,7 +5,7 @@
 // where the files really are (Inner, mostly layers/remote). New asks Inner about
 // all of them and their directories in one burst, compares, and refuses with a
 // MismatchError if a file is no longer what the process had open: restored on
-// other content it would corrupt its own data. From then on these names cost no
+// other content it would corrupt its own data (Config.Verify says otherwise). From then on these names cost no
 // round trip, and their size and mtime are the version that every later fetch
 // is held to; whatever changes on the source afterwards is ErrStale, never new
 // content under an old process.
@@ -18,6 +18,9 @@
 // the layer was made the same holds until it is back; each name is compared the
 // first time it is used after that. A directory is never listed from the seed
 // alone while there is an Inner: the rest of it would seem to be gone.
+//
+// Images is the other half of a checkpoint that lies elsewhere: its directory, small
+// files read at once, as a layer.
 //
 // Start reading at New and at Layer.
 package seed

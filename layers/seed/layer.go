@@ -25,8 +25,28 @@ type Config struct {
 	// to see (proc, sys, dev, run of another host).
 	Hide []layers.Path
 
+	Verify Verify
+
+	// Since is when the seed was made, by the clock of the files' times: a regular
+	// file with a later mtime has changed. Zero: not known.
+	Since layers.Time
+
+	// Local is a directory of this host ("/") in which programs and libraries may lie
+	// that are the same as Inner's, under the same paths: those are not fetched.
+	// "" is none.
+	Local string
+
 	Logger *slog.Logger // nil: slog.Default()
 }
+
+// Verify says what becomes of files that are not as the seed has them.
+type Verify uint8
+
+const (
+	Strict Verify = iota // New fails, and who meets one later gets ErrStale
+	Warn                 // they are served as the source has them; see Layer.Changed
+	Off                  // nobody looks
+)
 
 // Layer serves a Seed on top of another layer. It owns Inner and closes it.
 type Layer struct {
@@ -34,6 +54,12 @@ type Layer struct {
 	names Names        // immutable
 	hide  map[string]bool
 	log   *slog.Logger
+
+	verify  Verify      // immutable; so is since
+	since   layers.Time //
+	changed []Mismatch  // with Warn; immutable after New
+	local   string
+	twins   []*node // immutable after New
 
 	// nodes are all seeded names and the directories that lead to them, by the
 	// path they have in this layer. The map is immutable, each node guards
@@ -59,6 +85,8 @@ type node struct {
 	mu   sync.Mutex
 	seen bool        // attr is Inner's, and was compared with the seed
 	attr layers.Attr // protected by mu until seen, immutable then
+	gone bool        // protected by mu: Inner does not have it, and nobody minds
+	twin *twin       // of this host; immutable after New
 }
 
 // New makes a layer of c.Seed. With an Inner that can be reached it returns
@@ -74,6 +102,8 @@ func New(ctx context.Context, c Config) (*Layer, error) {
 		names: c.Names,
 		hide:  make(map[string]bool),
 		log:   c.Logger,
+
+		verify: c.Verify, since: c.Since, local: c.Local,
 	}
 	if l.log == nil {
 		l.log = slog.Default()
@@ -183,48 +213,62 @@ func (l *Layer) ask(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	bad := &MismatchError{Layer: l.inner.ID()}
+	found := make([]string, len(nodes)) // how each differs
 	for i, n := range nodes {
-		what, err := n.learn(attrs[i], errs[i])
+		found[i], err = l.learn(n, attrs[i], errs[i])
 		if errors.Is(err, layers.ErrOffline) {
 			continue // it went away meanwhile; compared when it is back
 		}
 		if err != nil {
 			return &layers.PathError{Op: "stat", Layer: l.inner.ID(), Path: n.src, Err: err}
 		}
-		if what != "" {
-			bad.Files = append(bad.Files, Mismatch{Path: n.src, What: what})
+	}
+	if err := l.compareBuilds(ctx, nodes, found); err != nil {
+		return err
+	}
+	bad := &MismatchError{Layer: l.inner.ID()}
+	for i, n := range nodes {
+		if found[i] != "" {
+			bad.Files = append(bad.Files, Mismatch{Path: n.src, What: found[i]})
 		}
 	}
-	if len(bad.Files) > 0 {
+	if len(bad.Files) > 0 && l.verify == Strict {
 		return bad
 	}
-	return nil
+	l.changed = bad.Files
+	return l.findTwins(l.local, nodes, found)
 }
+
+// Changed lists what was not as the seed has it when New looked, with Warn.
+func (l *Layer) Changed() []Mismatch { return l.changed }
 
 // learn takes what Inner says of n. It returns how that differs from the seed,
 // or an error if Inner said nothing of use.
-func (n *node) learn(a layers.Attr, err error) (what string, _ error) {
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return "missing", nil
-	}
-	if err != nil {
+func (l *Layer) learn(n *node, a layers.Attr, err error) (what string, _ error) {
+	missing := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)
+	switch {
+	case missing:
+		what = "missing"
+	case err != nil:
 		return "", err
-	}
-	if n.entry != nil {
-		what = n.entry.compare(&a)
-	} else if !a.IsDir() {
+	case l.verify == Off:
+	case n.entry != nil:
+		what = n.entry.compare(&a, l.since)
+	case !a.IsDir():
 		what = typeName(a.Mode) + ", was a directory"
 	}
-	if what != "" {
+	if what != "" && l.verify == Strict {
 		return what, nil
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.seen {
-		n.attr, n.seen = a, true
+		n.attr, n.gone, n.seen = a, missing, true
 	}
-	return "", nil
+	if l.verify == Off {
+		what = ""
+	}
+	return what, nil
 }
 
 // statMany asks l about all paths, in one exchange if it can.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +33,7 @@ type Entry struct {
 	Size      int64 // bytes
 	SizeKnown bool
 
-	BuildID []byte // of an ELF file; nil: unknown. Not compared: CRIU does.
+	BuildID []byte // of an ELF file; nil: unknown
 }
 
 // Names is the way in which seeded files are named in the layer.
@@ -87,8 +88,9 @@ func (e *MismatchError) Error() string {
 	return fmt.Sprintf("%d of the checkpoint's files changed on the source since the dump: %s: bring them back, or dump again", len(e.Files), b.String())
 }
 
-// compare says how what the source has (have) differs from e; "" if it does not.
-func (e *Entry) compare(have *layers.Attr) string {
+// compare says how what the source has (have) differs from e, which was so at since;
+// "" if it does not. Build-ids are compared apart.
+func (e *Entry) compare(have *layers.Attr, since layers.Time) string {
 	if e.ModeKnown && e.Mode&unix.S_IFMT != have.Type() {
 		return fmt.Sprintf("%s, was %s", typeName(have.Mode), typeName(e.Mode))
 	}
@@ -98,7 +100,16 @@ func (e *Entry) compare(have *layers.Attr) string {
 	if e.ModeKnown && e.Mode != have.Mode {
 		return fmt.Sprintf("mode %04o, was %04o", have.Mode&07777, e.Mode&07777)
 	}
+	if since != (layers.Time{}) && have.IsRegular() && have.Has(layers.KnownTimes) && later(have.Mtime, since) {
+		return fmt.Sprintf("modified at %s, after the dump", time.Unix(have.Mtime.Sec, int64(have.Mtime.Nsec)).UTC().Format(time.DateTime))
+	}
 	return ""
+}
+
+// later reports whether a comes after b. A source that does not know nanoseconds has
+// none.
+func later(a, b layers.Time) bool {
+	return a.Sec > b.Sec || a.Sec == b.Sec && a.Nsec > b.Nsec && b.Nsec != 0
 }
 
 func typeName(mode uint32) string {

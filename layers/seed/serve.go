@@ -31,7 +31,9 @@ func (l *Layer) Stat(ctx context.Context, p layers.Path) (layers.Attr, error) {
 // stat returns the attributes of n. If they are the seed's only and the source
 // is within reach, it asks now.
 func (l *Layer) stat(ctx context.Context, n *node) (layers.Attr, error) {
-	if a, seen := n.current(); seen {
+	if a, seen := n.current(); seen && n.isGone() {
+		return layers.Attr{}, unix.ENOENT
+	} else if seen {
 		return a, nil
 	}
 	if l.inner != nil && l.Offline() == nil {
@@ -49,16 +51,28 @@ func (l *Layer) stat(ctx context.Context, n *node) (layers.Attr, error) {
 
 // compared is what Inner says of n now; ErrStale if the seed says otherwise.
 func (l *Layer) compared(n *node, a layers.Attr, err error) (layers.Attr, error) {
-	what, err := n.learn(a, err)
+	what, err := l.learn(n, a, err)
 	if err != nil {
 		return layers.Attr{}, err
 	}
 	if what != "" {
 		l.log.Error("a file of the checkpoint changed on the source since the dump", "path", "/"+string(n.src), "how", what)
+	}
+	if what != "" && l.verify == Strict {
 		return layers.Attr{}, layers.ErrStale
+	}
+	if n.isGone() {
+		return layers.Attr{}, unix.ENOENT
 	}
 	a, _ = n.current()
 	return a, nil
+}
+
+// isGone reports whether Inner was seen not to have n.
+func (n *node) isGone() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.gone
 }
 
 func (n *node) current() (a layers.Attr, seen bool) {
@@ -165,11 +179,15 @@ func (l *Layer) seeded(p layers.Path, entries []layers.Entry) []layers.Entry {
 		at[entries[i].Name] = i
 	}
 	for _, name := range n.names {
-		e := l.nodes[p.Join(name)].dirEntry(name)
-		if i, listed := at[name]; listed {
+		child := l.nodes[p.Join(name)]
+		e := child.dirEntry(name)
+		i, listed := at[name]
+		switch {
+		case child.isGone():
+		case listed:
 			e.Ino = entries[i].Ino
 			entries[i] = e
-		} else {
+		default:
 			// Gone from the source since it was seen. It stays a name here:
 			// who reads it learns what happened.
 			entries = append(entries, e)
@@ -188,7 +206,9 @@ func (l *Layer) readSeeded(p layers.Path, n *node) ([]layers.Entry, error) {
 	}
 	entries := make([]layers.Entry, 0, len(n.names))
 	for _, name := range n.names {
-		entries = append(entries, l.nodes[p.Join(name)].dirEntry(name))
+		if child := l.nodes[p.Join(name)]; !child.isGone() {
+			entries = append(entries, child.dirEntry(name))
+		}
 	}
 	return entries, nil
 }
@@ -261,6 +281,9 @@ func (l *Layer) Open(ctx context.Context, p layers.Path, want *layers.Attr) (lay
 	if _, seen := n.current(); !seen {
 		return nil, l.wrap("open", p, layers.ErrOffline)
 	}
+	if n.twin != nil && !n.twin.dead.Load() {
+		return l.openTwinned(n, a), nil
+	}
 	return l.inner.Open(ctx, n.src, &a)
 }
 
@@ -288,8 +311,23 @@ func (l *Layer) Close() error {
 	if l.closed.Swap(true) {
 		return nil
 	}
+	for _, n := range l.twins {
+		n.twin.close()
+	}
 	if l.inner == nil {
 		return nil
 	}
 	return l.inner.Close()
+}
+
+// ModifiedSince returns the seeded regular files that Inner has modified after t.
+func (l *Layer) ModifiedSince(t layers.Time) (ps []layers.Path) {
+	for _, p := range sorted(l.nodes) {
+		n := l.nodes[p]
+		a, seen := n.current()
+		if n.entry != nil && seen && a.IsRegular() && a.Has(layers.KnownTimes) && later(a.Mtime, t) {
+			ps = append(ps, n.src)
+		}
+	}
+	return ps
 }

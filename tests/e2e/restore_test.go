@@ -41,6 +41,14 @@ const (
 func newMove(t *testing.T) *move {
 	t.Helper()
 	m := newHosts(t)
+	m.startJob()
+	return m
+}
+
+// startJob is the rest of newMove.
+func (m *move) startJob() {
+	t := m.t
+	t.Helper()
 	m.makeFiles()
 	job, err := testbed.Start(m.a.Command(jobDir+"/bin/job", workDir))
 	must(t, err)
@@ -48,11 +56,11 @@ func newMove(t *testing.T) *move {
 	m.dump(job.Pid)
 	m.steps = len(m.log(m.a.Path(workDir)))
 	m.before = testbed.Snapshot(t, m.a.Path(jobDir), testbed.Usual|testbed.Mtime|testbed.Numbers)
-	return m
 }
 
-// newHosts makes the two hosts; b can log in to a, by the name of "source".
-func newHosts(t *testing.T) *move {
+// newHosts makes the two hosts; b can log in to a, by the name of "source". Server may
+// say how.
+func newHosts(t *testing.T, server ...func(m *move) testbed.SSHDConfig) *move {
 	t.Helper()
 	testbed.NeedFUSE(t)
 	out, err := exec.Command(filepath.Join(testbed.ModuleDir(), "tests/testbed/criu.sh")).Output()
@@ -61,7 +69,11 @@ func newHosts(t *testing.T) *move {
 	}
 	m := &move{t: t, criu: strings.TrimSpace(string(out)), program: testbed.Build(t)}
 	m.a, m.b = testbed.NewHosts(t)
-	m.sshd = testbed.StartSSHD(t, testbed.SSHDConfig{Host: m.a})
+	cfg := testbed.SSHDConfig{Host: m.a}
+	if len(server) > 0 {
+		cfg = server[0](m)
+	}
+	m.sshd = testbed.StartSSHD(t, cfg)
 	m.b.Knows(m.sshd)
 	for _, h := range []*testbed.Host{m.a, m.b} {
 		// A host began as a copy of this one, with what other tests have mounted.
@@ -403,14 +415,16 @@ func TestRestoreFails(t *testing.T) {
 	must(t, err)
 	st, err := os.Stat(job)
 	must(t, err)
-	// Another build of the same size: nothing but CRIU's own check of build-ids
-	// tells.
+	// Another build of the same size: nothing but its build-id tells.
 	f, err := elf.NewFile(bytes.NewReader(good))
 	must(t, err)
 	bad := bytes.Clone(good)
 	bad[f.Section(".note.gnu.build-id").Offset+20]++
 	must(t, os.WriteFile(job, bad, 0))
-	out := m.refuse(1, "--upperdir", "/srv/upper", "/srv/images")
+	if out := m.refuse(32, "--upperdir", "/srv/upper", "/srv/images"); !strings.Contains(out, `"/srv/job/bin/job": build-id `) {
+		t.Errorf("%q does not say which file has another build-id", out)
+	}
+	out := m.refuse(1, "--verify", "off", "--upperdir", "/srv/upper", "/srv/images")
 	log := regexp.MustCompile(`\(whole log: (/run/migratefs/\S+)\)`).FindStringSubmatch(out)
 	if log == nil || !strings.Contains(out, "it says ") {
 		t.Fatalf("%q tells neither what CRIU says nor where its log is", out)

@@ -156,6 +156,13 @@ func (h *Host) inNet(f func() error) error {
 		// Never unlocked: the thread ends with the goroutine, since nothing
 		// else may run in that network.
 		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			// The first thread never ends, and this process would be taken for one
+			// of the host's by it: another one, while this is ours.
+			errs <- h.inNet(f)
+			runtime.UnlockOSThread()
+			return
+		}
 		errs <- func() error {
 			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", h.keeper.Pid))
 			if err != nil {

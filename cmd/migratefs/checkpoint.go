@@ -1,0 +1,248 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/criu"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/remote"
+	"github.com/migratefs/migratefs/layers/seed"
+	"github.com/migratefs/migratefs/overlay"
+)
+
+// stackImages is what a mount knows of its checkpoint.
+type stackImages struct {
+	cp  *criu.Checkpoint // nil: none, or not read yet
+	far *seed.Images     // where they are, if on another host
+	own layers.Layer     // the connection for that; nil: a lower's
+}
+
+// isRemote reports whether a directory is named as one on another host.
+func isRemote(dir string) bool {
+	i := strings.IndexByte(dir, ':')
+	return strings.HasPrefix(dir, "ssh://") || i > 0 && !strings.Contains(dir[:i], "/")
+}
+
+// seeds reports whether a checkpoint says what is served. After detach nothing does.
+func (st *stack) seeds() bool { return st.o.criu != "" && st.left == nil }
+
+// readCheckpoint reads the images of this host. Those of another are read over the
+// connection of its lower, when there is one: see farImages.
+func (st *stack) readCheckpoint() (err error) {
+	if st.seeds() && !isRemote(st.o.criu) {
+		st.images.cp, err = criu.Load(st.o.criu)
+	}
+	return err
+}
+
+// farImages reads images on another host: through l, the lower that spec names, if they
+// lie in it, else over a connection of their own.
+func (st *stack) farImages(ctx context.Context, l layers.Layer, spec lowerSpec) error {
+	if st.images.cp != nil {
+		return nil
+	}
+	target, err := remote.ParseTarget(st.o.criu)
+	if err != nil {
+		return &codeError{exitUsage, err}
+	}
+	if dir, ok := inLower(target, spec.text); ok && l != nil {
+		st.images.far, err = seed.OpenImages(ctx, l, dir)
+	}
+	if st.images.far == nil && (err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)) {
+		// Another host, or a symlink in the path, which only a root may be reached through.
+		if st.images.own, _, err = st.openLower(ctx, lowerSpec{text: st.o.criu, remote: true}); err == nil {
+			st.images.far, err = seed.OpenImages(ctx, st.images.own, layers.Root)
+		}
+	}
+	if err == nil {
+		st.images.cp, err = criu.LoadFS(st.images.far.FS(ctx), st.o.criu)
+	}
+	if err != nil {
+		return fmt.Errorf("checkpoint %q: %w", st.o.criu, err)
+	}
+	if a := st.images.cp.Arch; a != runtime.GOARCH {
+		return &criu.ArchError{Dir: st.o.criu, Arch: a, Host: runtime.GOARCH}
+	}
+	return nil
+}
+
+// inLower returns the path that a directory has in the lower of that name.
+func inLower(dir remote.Target, lower string) (layers.Path, bool) {
+	root, err := remote.ParseTarget(lower)
+	if err != nil || root.User != dir.User || root.Host != dir.Host || root.Port != dir.Port || !isBelow(dir.Path, root.Path) {
+		return "", false
+	}
+	p := layers.Path(strings.TrimPrefix(strings.TrimPrefix(dir.Path, root.Path), "/"))
+	return p, p.Valid()
+}
+
+// seed puts a checkpoint's seed over the layer that has its files; inner is
+// closed if that fails.
+func (st *stack) seed(ctx context.Context, inner layers.Layer, spec lowerSpec) (layers.Layer, error) {
+	cp := st.images.cp
+	cfg := seed.Config{Seed: cp.Seed(), Inner: inner, Names: st.o.names, Verify: st.o.verify, Logger: st.log}
+	if st.o.viewAll {
+		cfg.Hide = criu.HostDirs()
+	}
+	if !st.o.noLocal && isRoot() {
+		cfg.Local = "/"
+	}
+	if st.images.far != nil && (st.images.own == nil || sameHost(st.o.criu, spec.text)) {
+		cfg.Since = st.images.far.Made() // by the same clock
+	}
+	runs := make(chan string, 1)
+	go func() { runs <- stillRuns(ctx, cp, inner, spec) }()
+	l, err := seed.New(ctx, cfg)
+	if err != nil {
+		if inner != nil {
+			<-runs
+			inner.Close()
+		}
+		return nil, err
+	}
+	if note := <-runs; note != "" && st.o.verify != seed.Off {
+		st.notes = append(st.notes, note)
+	}
+	st.noteChanges(l)
+	if n, bytes := l.Twins(); n > 0 {
+		st.log.Info("of the checkpoint's programs and libraries this host has the same", "files", n, "bytes", bytes)
+	}
+	return l, nil
+}
+
+func sameHost(a, b string) bool {
+	x, err := remote.ParseTarget(a)
+	y, err2 := remote.ParseTarget(b)
+	return err == nil && err2 == nil && x.Host == y.Host && x.Port == y.Port
+}
+
+// noteChanges says which files are not what they were, where that is no reason to
+// refuse.
+func (st *stack) noteChanges(l *seed.Layer) {
+	for _, c := range l.Changed() {
+		st.notes = append(st.notes, fmt.Sprintf("%q changed on the source since the dump, and is served as it is now: %s", "/"+string(c.Path), c.What))
+	}
+	if st.images.far != nil || st.o.verify == seed.Off {
+		return
+	}
+	// The images may have been copied without their times, and by another clock: so
+	// this refuses nothing.
+	fi, err := os.Stat(filepath.Join(st.o.criu, "inventory.img"))
+	if err != nil {
+		return
+	}
+	t := fi.ModTime()
+	if ps := l.ModifiedSince(layers.Time{Sec: t.Unix(), Nsec: uint32(t.Nanosecond())}); len(ps) > 0 {
+		st.notes = append(st.notes, fmt.Sprintf("%d files were modified on the source after the images were written, if the clocks agree: %s", len(ps), quotedPaths(ps)))
+	}
+}
+
+// quotedPaths names some of ps.
+func quotedPaths(ps []layers.Path) string {
+	const most = 10
+	var b strings.Builder
+	for i, p := range ps {
+		if i == most {
+			fmt.Fprintf(&b, " and %d more", len(ps)-i)
+			break
+		}
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%q", "/"+string(p))
+	}
+	return b.String()
+}
+
+// stillRuns returns a warning if the process that was dumped runs on the source
+// (--leave-running): its pid there is of the same program. What cannot be seen is "".
+func stillRuns(ctx context.Context, cp *criu.Checkpoint, inner layers.Layer, spec lowerSpec) string {
+	target, err := remote.ParseTarget(spec.text)
+	if err != nil || inner == nil || target.Path != "/" || len(cp.Tasks) == 0 || cp.PidNS {
+		return ""
+	}
+	pid := cp.Tasks[0].PID
+	exe := executableOf(cp, pid)
+	now, err := inner.Readlink(ctx, layers.Path(path.Join("proc", fmt.Sprint(pid), "exe")))
+	if err != nil || exe == "" || now != exe {
+		return ""
+	}
+	return fmt.Sprintf("process %d (%q) still runs on the source, or another of the same program has its pid: two copies of one process write to what both take for theirs; end one of them", pid, exe)
+}
+
+func executableOf(cp *criu.Checkpoint, pid uint32) string {
+	for i := range cp.Files {
+		for _, r := range cp.Files[i].Refs {
+			if r.Kind == criu.Executable && r.PID == pid {
+				return cp.Files[i].Path
+			}
+		}
+	}
+	return ""
+}
+
+// imagesMount shows images of another host to who restores them.
+type imagesMount struct {
+	point string
+	ended chan struct{}
+}
+
+// showImages mounts the images, read-only, where images_at= says.
+func (m *mountCommand) showImages(st *stack) (*imagesMount, error) {
+	far := st.images.far
+	if m.opts.imagesAt == "" || far == nil {
+		st.images.far = nil // and what it has read is free
+		return nil, nil
+	}
+	point, err := realDir("images_at", m.opts.imagesAt)
+	if err != nil {
+		return nil, err
+	}
+	ofs, err := overlay.New(context.Background(), overlay.Config{Lowers: []overlay.Lower{{Layer: far}}, Log: st.log})
+	if err != nil {
+		return nil, err
+	}
+	server, err := m.mount(&stack{o: st.o, log: st.log, fs: ofs, point: point, remote: true})
+	if err != nil {
+		_ = ofs.Close()
+		return nil, fmt.Errorf("mount the images on %q: %w", point, err)
+	}
+	i := &imagesMount{point: point, ended: make(chan struct{})}
+	go i.serve(server, ofs)
+	if err := server.WaitMount(); err != nil {
+		i.end()
+		return nil, fmt.Errorf("mount the images on %q: %w", point, err)
+	}
+	return i, nil
+}
+
+func (i *imagesMount) serve(server *fuse.Server, ofs *overlay.FS) {
+	server.Serve()
+	_ = ofs.Close()
+	close(i.ended)
+}
+
+// end unmounts the images, unless who restored has done so, and waits for the last of
+// those who have them open.
+func (i *imagesMount) end() {
+	if i == nil {
+		return
+	}
+	select {
+	case <-i.ended:
+		return
+	default:
+	}
+	_ = unmount(i.point, howToUnmount{lazy: true})
+	<-i.ended
+}

@@ -1,0 +1,138 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// fakeEnv makes this test program a CRIU that fails in the way it says, when it is
+// called as migratefs restore calls CRIU.
+const fakeEnv = "MIGRATEFS_FAKE_CRIU"
+
+func TestMain(m *testing.M) {
+	if how := os.Getenv(fakeEnv); how != "" && len(os.Args) == 3 && os.Args[1] == "swrk" {
+		fakeCriu(how)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// Of CRIU's rpc.proto.
+const (
+	criuRestore = 2  // criu_req.type
+	criuWorkDir = 17 // criu_opts.work_dir_fd
+)
+
+// fakeCriu tells its version and then, asked to restore,
+//
+//	dies             ends without an answer
+//	hangs            never answers
+//	says TEXT        writes TEXT into its log as an error, and answers that it failed
+//	loses DIR        the same, once it cannot look at DIR any more
+func fakeCriu(how string) {
+	for {
+		buf := make([]byte, 64<<10)
+		n, err := unix.Read(3, buf)
+		if err != nil || n == 0 {
+			return
+		}
+		kind, opts := varint(buf[:n], 1), message(buf[:n], 2)
+		restores := kind == criuRestore
+		if restores {
+			fakeFailure(how, int(varint(opts, criuWorkDir)))
+		}
+		answer := appendVarint(nil, 1, kind)
+		answer = appendVarint(answer, 2, protowire.EncodeBool(!restores))
+		version := appendVarint(appendVarint(nil, 1, 4), 2, 1)
+		answer = protowire.AppendBytes(protowire.AppendTag(answer, 10, protowire.BytesType), version)
+		if unix.Send(3, answer, 0) != nil {
+			return
+		}
+	}
+}
+
+// eachField calls f with every field of a message.
+func eachField(b []byte, f func(num protowire.Number, value []byte)) {
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return
+		}
+		m := protowire.ConsumeFieldValue(num, typ, b[n:])
+		if m < 0 {
+			return
+		}
+		f(num, b[n:n+m])
+		b = b[n+m:]
+	}
+}
+
+func varint(b []byte, num protowire.Number) (v uint64) {
+	eachField(b, func(n protowire.Number, value []byte) {
+		if n == num {
+			v, _ = protowire.ConsumeVarint(value)
+		}
+	})
+	return v
+}
+
+func message(b []byte, num protowire.Number) (m []byte) {
+	eachField(b, func(n protowire.Number, value []byte) {
+		if n == num {
+			m, _ = protowire.ConsumeBytes(value)
+		}
+	})
+	return m
+}
+
+func appendVarint(b []byte, num protowire.Number, v uint64) []byte {
+	return protowire.AppendVarint(protowire.AppendTag(b, num, protowire.VarintType), v)
+}
+
+func fakeFailure(how string, workDir int) {
+	// As CRIU does, before anything can go wrong.
+	log, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/%d/restore.log", os.Getppid(), workDir), os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		os.Exit(1)
+	}
+	_ = os.WriteFile("/run/fake-restores", nil, 0o600)
+	verb, what, _ := strings.Cut(how, " ")
+	switch verb {
+	case "dies":
+		os.Exit(1)
+	case "hangs":
+		time.Sleep(time.Hour)
+	case "loses":
+		for {
+			if _, err := os.Lstat(what); err != nil {
+				what = fmt.Sprintf("Can't open file %s: %v", what, err)
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	_, _ = log.WriteString("(00.01) Error (criu/fake.c:1): " + what + "\n")
+}
+
+// fakeCriu makes a CRIU on b that fails so, and returns its path there.
+func (m *move) fakeCriu(how string) string {
+	m.t.Helper()
+	self, err := os.Executable()
+	must(m.t, err)
+	return m.criuScript(fmt.Sprintf("%s='%s' exec '%s' \"$@\"\n", fakeEnv, how, self))
+}
+
+// criuScript makes a CRIU of a shell script on b, and returns its path there.
+func (m *move) criuScript(text string) string {
+	m.t.Helper()
+	must(m.t, os.WriteFile(filepath.Join(m.b.Srv, "images/criu.sh"), []byte("#!/bin/sh\n"+text), 0o755))
+	_ = os.Remove(m.b.Path("/run/fake-restores"))
+	return "/srv/images/criu.sh"
+}
