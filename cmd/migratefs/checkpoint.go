@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -168,27 +167,17 @@ func quotedPaths(ps []layers.Path) string {
 // (--leave-running): its pid there is of the same program. What cannot be seen is "".
 func stillRuns(ctx context.Context, cp *criu.Checkpoint, inner layers.Layer, spec lowerSpec) string {
 	target, err := remote.ParseTarget(spec.text)
-	if err != nil || inner == nil || target.Path != "/" || len(cp.Tasks) == 0 || cp.PidNS {
+	if err != nil || inner == nil || target.Path != "/" {
 		return ""
 	}
-	pid := cp.Tasks[0].PID
-	exe := executableOf(cp, pid)
-	now, err := inner.Readlink(ctx, layers.Path(path.Join("proc", fmt.Sprint(pid), "exe")))
-	if err != nil || exe == "" || now != exe {
+	exe := ""
+	if !isStillThere(cp, func(pid uint32) string {
+		exe, _ = inner.Readlink(ctx, layers.Path(fmt.Sprintf("proc/%d/exe", pid)))
+		return exe
+	}) || exe == "" {
 		return ""
 	}
-	return fmt.Sprintf("process %d (%q) still runs on the source, or another of the same program has its pid: two copies of one process write to what both take for theirs; end one of them", pid, exe)
-}
-
-func executableOf(cp *criu.Checkpoint, pid uint32) string {
-	for i := range cp.Files {
-		for _, r := range cp.Files[i].Refs {
-			if r.Kind == criu.Executable && r.PID == pid {
-				return cp.Files[i].Path
-			}
-		}
-	}
-	return ""
+	return fmt.Sprintf("process %d (%q) still runs on the source, or another of the same program has its pid: two copies of one process write to what both take for theirs; end one of them", cp.Tasks[0].PID, exe)
 }
 
 // imagesMount shows images of another host to who restores them.

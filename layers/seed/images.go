@@ -37,7 +37,8 @@ type image struct {
 // Bounds on what is read at once. A checkpoint of a thousand processes has some ten
 // megabytes of small images.
 const (
-	imageMost  = 4 << 20 // that is read whole
+	imageMost  = 4 << 20  // that is read whole
+	otherMost  = 64 << 10 // of what is no image: the dump's log
 	imagesMost = 256 << 20
 	imagesName = 1 << 20 // names in the directory
 )
@@ -103,7 +104,11 @@ func (im *Images) read(ctx context.Context) error {
 	left := int64(imagesMost)
 	for _, name := range im.names {
 		f := im.files[name]
-		if !strings.HasSuffix(name, ".img") || strings.HasPrefix(name, "pages-") || f.attr.Size > imageMost || f.attr.Size > left {
+		most := int64(otherMost)
+		if strings.HasSuffix(name, ".img") {
+			most = imageMost
+		}
+		if strings.HasPrefix(name, "pages-") || f.attr.Size > min(most, left) {
 			continue
 		}
 		left -= f.attr.Size
