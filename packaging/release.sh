@@ -46,7 +46,7 @@ fi
 	cd "$work/$src"
 	[ -d vendor ] || go mod vendor
 	printf 'VERSION := %s\nCOMMIT := %s\nDATE := %s\n' "$version" "$commit" "$date" >version.mk
-	sed -i "s/@VERSION@/$pkg/g" packaging/migratefs.spec
+	sed -i "s/0\.0\.0/$pkg/" packaging/migratefs.spec
 )
 pack "$dist/$src.tar.gz" "$work" "$src"
 

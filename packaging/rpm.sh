@@ -10,7 +10,7 @@ case $arch in amd64) cpu=x86_64 ;; arm64) cpu=aarch64 ;; *) cpu=$arch ;; esac
 
 mkdir -p "$work"/{SOURCES,SPECS,BUILD,BUILDROOT,RPMS,SRPMS,tmp}
 cp "$dist/migratefs-$version.tar.gz" "$dist/migratefs-$version-linux-$arch.tar.gz" "$work/SOURCES/"
-sed "s/@VERSION@/$version/g" packaging/migratefs.spec >"$work/SPECS/migratefs.spec"
+sed "s/0\.0\.0/$version/" packaging/migratefs.spec >"$work/SPECS/migratefs.spec"
 
 how=(--with prebuilt --target "$cpu" -bb)
 if [ "${RPM_FROM_SOURCE-}" = 1 ]; then
