@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"sort"
 
@@ -54,6 +55,20 @@ func newListing(es []layers.Entry) listing {
 func (l listing) from(off uint64) listing {
 	i := sort.Search(len(l.offsets), func(i int) bool { return l.offsets[i] > off })
 	return listing{l.entries[i:], l.offsets[i:]}
+}
+
+// foreign returns what an offset means that may be another filesystem's: a process
+// that CRIU restores goes on in a directory where it stood on the filesystem that
+// it had. Where that was nobody can tell, but at the end; so it begins anew, and
+// sees names twice rather than not at all.
+func (l listing) foreign(off uint64) uint64 {
+	if off == math.MaxInt32 || off >= math.MaxInt64 { // the ends of btrfs, and of ext4 and tmpfs
+		return math.MaxInt64
+	}
+	if _, ours := slices.BinarySearch(l.offsets, off); ours {
+		return off
+	}
+	return 0
 }
 
 // ListedAt is the order in which programs get the names of a directory, by ascending

@@ -49,3 +49,26 @@ func TestOffsetsStay(t *testing.T) {
 		t.Errorf("%#x", got)
 	}
 }
+
+// A process that was restored goes on where it was, if that was ours; at the
+// beginning, where it was on another filesystem, and at the end of any.
+func TestForeignOffsets(t *testing.T) {
+	var es []layers.Entry
+	for i := range 100 {
+		es = append(es, layers.Entry{Name: fmt.Sprintf("name %d", i)})
+	}
+	l := newListing(es)
+	for off, want := range map[uint64]int{
+		0:                  100,
+		l.offsets[30]:      69,
+		l.offsets[30] + 1:  100,
+		1234:               100,
+		0x5fab1234deadbeef: 100,
+		1<<31 - 1:          0,
+		1<<63 - 1:          0,
+	} {
+		if got := len(l.from(l.foreign(off)).entries); got != want {
+			t.Errorf("at %#x %d names follow, want %d", off, got, want)
+		}
+	}
+}

@@ -78,6 +78,7 @@ type Config struct {
 	NoPassthrough bool // the kernel reads and writes upper files through us
 	NoRedirect    bool // renaming a directory that lies below is EXDEV
 	NoFollow      bool // a directory that was moved is EPERM where its redirect leads anywhere
+	Restored      bool // directories are opened where they stood on another filesystem: see listing.foreign
 	Metacopy      bool // what changes no data moves none, where the format allows it
 	Fill          FillConfig
 	Cache         CacheConfig

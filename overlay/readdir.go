@@ -45,7 +45,7 @@ func (fs *FS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 		}
 	}
 	out.Fh = fs.handles.add(h)
-	if fs.namesKept() {
+	if fs.namesKept() && !fs.cfg.Restored {
 		out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE // until it changes a name
 	}
 	return fuse.OK
@@ -87,7 +87,8 @@ func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 func (fs *FS) entries(ctx context.Context, h *dirHandle, off uint64) (listing, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.started || off == 0 {
+	first := !h.started
+	if first || off == 0 {
 		list, err := fs.readDir(ctx, h.n)
 		if err != nil {
 			return listing{}, err
@@ -98,6 +99,9 @@ func (fs *FS) entries(ctx context.Context, h *dirHandle, off uint64) (listing, e
 		}
 	} else if !h.asOf.IsZero() {
 		layers.AnsweredAsOf(ctx, h.asOf)
+	}
+	if first && fs.cfg.Restored {
+		off = h.list.foreign(off)
 	}
 	return h.list.from(off), nil
 }

@@ -18,6 +18,8 @@ link() {
 
 put 755 "$binary" "$bindir/migratefs"
 link "$bindir/lazyfs"
+link "$bindir/migratefs-runc"
+link "$bindir/migratefs-crun"
 link "$sbindir/mount.migratefs"
 link "$sbindir/mount.fuse.migratefs"
 link "$sbindir/umount.fuse.migratefs"

@@ -32,6 +32,8 @@ func run(args []string) error {
 	switch filepath.Base(args[0]) {
 	case "lazyfs":
 		rest = append([]string{"lazyfs"}, rest...)
+	case "migratefs-runc", "migratefs-crun":
+		rest = append([]string{"runc"}, rest...)
 	case "mount.migratefs", "mount.fuse.migratefs":
 		rest = append([]string{"--helper"}, rest...)
 	case "umount.migratefs", "umount.fuse.migratefs":

@@ -9,6 +9,6 @@ func moreCommands() []*cobra.Command {
 		newRestoreCommand(), newRestoreInitCommand(), newLazyfsCommand(),
 		newPlanCommand(), newDrainCommand(), newCheckCommand(), newUndoCommand(), newResolveCommand(), newSFTPServerCommand(),
 		newReauthCommand(), newOptionsCommand(), newDoctorCommand(),
-		newWaitCommand(), newDetachCommand(), newSettleCommand(),
+		newWaitCommand(), newDetachCommand(), newSettleCommand(), newRuncCommand(),
 	}
 }

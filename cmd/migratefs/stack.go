@@ -355,6 +355,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		NoPassthrough: st.o.noPass,
 		NoRedirect:    st.o.noRedirect,
 		NoFollow:      st.o.noFollow,
+		Restored:      st.o.criu != "",
 		Metacopy:      st.o.metacopy() && isRoot(),
 		Fill:          st.o.fill(),
 		Cache:         overlay.CacheConfig{Dir: st.cache, Limit: st.o.cacheSize, Percent: st.o.cachePercent},

@@ -27,6 +27,7 @@ type move struct {
 	sshd    *testbed.SSHD
 	criu    string
 	program string        // migratefs
+	runtime string        // instead of runc
 	before  *testbed.Tree // the job's directory on a, when it was dumped
 	steps   int           // that it had done by then
 }
@@ -176,7 +177,7 @@ type restored struct {
 	view string // on b
 }
 
-var restoredLine = regexp.MustCompile(`(?s)process (\d+) \("\w+"\) runs, outside as (\d+)\n.*migratefs umount (/\S+)\n`)
+var restoredLine = regexp.MustCompile(`(?s)process (\d+) \("[^"]*"\) runs, outside as (\d+)\n.*migratefs umount (/\S+)\n`)
 
 // restore runs `migratefs restore` on b, which must work.
 func (m *move) restore(args ...string) restored {

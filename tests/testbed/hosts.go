@@ -64,6 +64,20 @@ func NewHosts(tb testing.TB) (a, b *Host) {
 	return a, b
 }
 
+// Neighbour makes one more host, on a network of its own with h and no other.
+// It reaches h at h.Addr.
+func (h *Host) Neighbour(name string) *Host {
+	h.tb.Helper()
+	n := newHost(h.tb, name, "10.78.0.2", filepath.Join(TempDir(h.tb), name), filepath.Dir(filepath.Dir(h.Srv)))
+	h.Run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth0", "netns", strconv.Itoa(n.keeper.Pid))
+	h.Run("ip", "addr", "add", "10.78.0.1/24", "dev", "eth1")
+	h.Run("ip", "link", "set", "eth1", "up")
+	n.Run("ip", "addr", "add", n.Addr+"/24", "dev", "eth0")
+	n.Run("ip", "link", "set", "eth0", "up")
+	n.Run("ip", "route", "add", h.Addr, "via", "10.78.0.1")
+	return n
+}
+
 func newHost(tb testing.TB, name, addr, dir, hidden string) *Host {
 	tb.Helper()
 	h := &Host{Name: name, Addr: addr, Srv: filepath.Join(dir, "srv"), tb: tb}

@@ -39,6 +39,7 @@ dpkg-deb    | dpkg           | dpkg
 rpmbuild    | rpm            | rpm-build
 systemd-analyze | systemd    | systemd
 setpriv     | util-linux     | util-linux
+runc        | runc           | runc
 "
 
 bench="$tests
