@@ -375,8 +375,9 @@ func explain(from *clusterState, events []*event, want *clusterState) (*order, b
 }
 
 // isOfFailed reports whether e may have found the file that f made, which was told that
-// the name exists: until it finds the file in the lower that has the name, its own stands
-// in the upper.
+// the name exists. On one filesystem, NFS too, nobody ever sees that file. Here it can be
+// seen if f stood still so long that its claim of the name was broken: until it finds
+// the file in the lower that has got the name, its own stands in the upper.
 func (e *event) isOfFailed(f *event) bool {
 	return f.kind == evCreate && f.name == e.name && f.res == unix.EEXIST && f.start < e.end && e.start < f.end
 }

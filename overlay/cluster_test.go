@@ -575,7 +575,7 @@ func (cl *client) call(e *event, f func() unix.Errno) bool {
 	c.mu.Lock()
 	c.events = append(c.events, e)
 	if e.dead && e.flags == unix.RENAME_NOREPLACE {
-		half := *e // it may have both names
+		half := *e // it may have both names, as rename(2) has it, and loses nothing
 		half.flags = halfRename
 		c.events = append(c.events, &half)
 	}

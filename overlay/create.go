@@ -40,9 +40,13 @@ type birth struct {
 	white  bool // a whiteout stands at the name
 	aside  bool // it cannot be made in place, but in a nursery
 	below  bool // lowers are below the directory: a new directory must hide them
+	claims claimed
 }
 
-func (b *birth) end() { b.fs.dirs.release(b.dir) }
+func (b *birth) end() {
+	b.claims.release()
+	b.fs.dirs.release(b.dir)
+}
 
 // bear prepares the making of name in n: the directory comes up first.
 func (fs *FS) bear(ctx context.Context, n *node, name string, caller *fuse.Caller) (*birth, error) {
@@ -80,6 +84,10 @@ func (fs *FS) bear(ctx context.Context, n *node, name string, caller *fuse.Calle
 		if b.below && sys.Statx(dir.fd, name, &stx) == nil {
 			b.white = whiteout.Is(ptr(local.AttrOf(&stx)))
 		}
+	}
+	if err := b.claim(ctx); err != nil {
+		b.end()
+		return nil, err
 	}
 	return b, nil
 }
@@ -145,6 +153,9 @@ func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 	defer ctx.end()
 	parent := fs.table.get(in.NodeId)
 	b, err := fs.bear(ctx, parent, name, &in.Caller)
+	if err == unix.EEXIST && int(in.Flags)&unix.O_EXCL == 0 {
+		err = unix.ESTALE // the kernel looks it up again, and opens it
+	}
 	if err != nil {
 		return fs.statusIn("create", parent, name, err)
 	}

@@ -97,7 +97,9 @@
 //	rename, overlay mode             both ends in the upper, redirect or opaque set before the
 //	                                 one rename (RENAME_WHITEOUT where a lower has the name)
 //	any of those on many hosts       UPPER/.migratefs/claims/ID first, a symlink, unlinked last: who needs
-//	                                 the file breaks it. What is hidden goes by the trash
+//	                                 the file breaks it. So claims/ID+NAME, of a directory in a
+//	                                 lower, where a name is given in it or in the upper's part:
+//	                                 what gets it in the one does not hide what does in the other. What is hidden goes by the trash
 //	rename, migrate mode             older copies under the old name go first; one rename in
 //	                                 the layer that shows the file; synced; older copies under
 //	                                 the new name go. Of those, what cannot be removed stays

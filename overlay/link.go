@@ -107,7 +107,8 @@ func (fs *FS) linkBelow(ctx context.Context, n, dir *node, name string) (done bo
 	if !ok {
 		return false, nil
 	}
-	claims, err := fs.claimNames(ctx, claimedName{d, copyup.Lock})
+	claims, err := fs.claimNames(ctx,
+		claimedName{dentry: d, kind: copyup.Lock}, claimedName{dentry: dentry{dir, name}, free: true})
 	if err != nil {
 		return false, err
 	}

@@ -69,7 +69,7 @@ func (fs *FS) removeOnce(ctx context.Context, d dentry, isDir bool) error {
 		}
 	}
 	fs.upCounted(ctx, n)
-	claims, err := fs.claimNames(ctx, claimedName{d, copyup.Revoke})
+	claims, err := fs.claimNames(ctx, claimedName{dentry: d, kind: copyup.Revoke})
 	if err != nil {
 		return err
 	}

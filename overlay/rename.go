@@ -183,7 +183,7 @@ func (fs *FS) ensureNamed(ctx context.Context, d dentry, n *node) error {
 	if err != nil || has {
 		return err
 	}
-	claims, err := fs.claimNames(ctx, claimedName{d, copyup.Lock})
+	claims, err := fs.claimNames(ctx, claimedName{dentry: d, kind: copyup.Lock})
 	if err != nil {
 		return err
 	}

@@ -100,7 +100,8 @@ func (fs *FS) claimAndRename(ctx context.Context, m *move) (up bool, err error) 
 	if m.exchange() {
 		kind = copyup.Lock
 	}
-	claims, err := fs.claimNames(ctx, claimedName{m.from, copyup.Lock}, claimedName{m.to, kind})
+	claims, err := fs.claimNames(ctx,
+		claimedName{dentry: m.from, kind: copyup.Lock}, claimedName{dentry: m.to, kind: kind}, claimedName{dentry: m.to, free: true})
 	if err != nil {
 		return false, err
 	}

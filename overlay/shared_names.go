@@ -2,6 +2,8 @@ package overlay
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"slices"
 
@@ -20,6 +22,9 @@ type claimed map[copyup.Origin]*copyup.Claim
 type claimedName struct {
 	dentry
 	kind copyup.Kind
+	// free says that the name itself is claimed, as what is about to get it must not
+	// meet another thing there.
+	free bool
 }
 
 // claimNames takes the claims of what lowers have at the given names, in one order
@@ -32,6 +37,13 @@ func (fs *FS) claimNames(ctx context.Context, names ...claimedName) (claimed, er
 	var order []copyup.Origin
 	for _, d := range names {
 		fs.notice(d.parent)
+		if d.free {
+			for _, o := range fs.placesOf(d.dentry) {
+				want[o] = copyup.Lock
+				order = append(order, o)
+			}
+			continue
+		}
 		origins, err := fs.originsAt(d.dentry)
 		if err != nil {
 			return nil, err
@@ -102,6 +114,28 @@ func (fs *FS) claimedAt(d dentry, c claimed, of copyup.Origin) (bool, error) {
 
 // origin is what copies of what stands at the name in p say of where they come from.
 func (p *part) origin() copyup.Origin { return (&lowerRef{layer: p.layer, attr: &p.attr}).origin() }
+
+// placesOf returns what stands for the name d itself among claims: one for each lower
+// that has a part of the directory.
+func (fs *FS) placesOf(d dentry) (places []copyup.Origin) {
+	d.parent.mu.RLock()
+	defer d.parent.mu.RUnlock()
+	for i := range d.parent.lowers {
+		sum := sha256.Sum256([]byte(d.name))
+		places = append(places, d.parent.lowers[i].origin()+copyup.Origin("+"+hex.EncodeToString(sum[:8])))
+	}
+	return places
+}
+
+// held reports whether all claims were ours all the time until now.
+func (c claimed) held() bool {
+	for _, claim := range c {
+		if !claim.Held() {
+			return false
+		}
+	}
+	return true
+}
 
 func (c claimed) release() {
 	for _, claim := range c {

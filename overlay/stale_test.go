@@ -216,3 +216,57 @@ func TestIntentOfAnother(t *testing.T) {
 		t.Error("it is not ended once nobody is at it")
 	}
 }
+
+// TestDeathInACreate has a daemon die when it has just made a file, to whose name another
+// has begun to rename one in the lower: that is what has the name, and its content shows.
+func TestDeathInACreate(t *testing.T) {
+	for name, do := range map[string]func(d *driver) unix.Errno{
+		"create":  func(d *driver) unix.Errno { return d.create("new", "") },
+		"symlink": func(d *driver) unix.Errno { return d.symlink("to", "new") },
+	} {
+		w := newWorld(t, worlds(t), stacking{name: "many hosts", mode: Migrate, lowers: 1, hosts: Many})
+		must(t, w.open())
+		other := w.second(t)
+		w.fs.turns.Stale, other.turns.Stale = 2*time.Second, 2*time.Second
+		renamed, me, claimed, made := make(chan unix.Errno, 1), goid(), false, false
+		sys.SetHook(func(c sys.Change) error {
+			switch {
+			case goid() != me:
+				return nil
+			case made:
+				return errDead
+			case string(c) != name:
+				return nil
+			case name == "symlink" && !claimed:
+				claimed = true // that is what a claim is
+				return nil
+			}
+			made = true
+			go func() {
+				d := &driver{fs: other}
+				defer d.end()
+				renamed <- d.rename("low", "new", 0)
+			}()
+			select {
+			case errno := <-renamed:
+				t.Errorf("%s: somebody else had the name as it was made: %v", name, errno)
+				renamed <- errno
+			case <-time.After(50 * time.Millisecond):
+			}
+			return nil
+		})
+		d := &driver{fs: w.fs}
+		_ = do(d)
+		if errno := <-renamed; errno != 0 {
+			t.Errorf("%s: renamed: %v", name, errno)
+		}
+		sys.SetHook(nil)
+		v, err := w.look()
+		must(t, err)
+		if v["new"].content != "lower low" || v["low"].content != "" {
+			t.Errorf("%s: after its maker died, new is %v", name, v["new"])
+		}
+		d.end()
+		w.remove()
+	}
+}
