@@ -44,11 +44,12 @@ type look struct {
 	list  []Missing // of below
 }
 
-// amounts returns what there is in the scope, and what of it is not in the upper.
-func (k *look) amounts() (total, below Amount) {
+// counted returns what there is in the scope, what of it is not in the upper, and when
+// the look ended: zero while it is under way.
+func (k *look) counted() (total, below Amount, when time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.total, k.below
+	return k.total, k.below, k.when
 }
 
 // whole reports whether it has ended, and found all of the scope in the upper.

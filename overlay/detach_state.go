@@ -190,10 +190,10 @@ func (fs *FS) State(ctx context.Context) (State, error) {
 		l = e.job.now
 	}
 	if l != nil {
-		total, below := l.amounts()
+		total, below, when := l.counted()
 		s.Here = Amount{total.Files - below.Files, total.Bytes - below.Bytes + here}
 		s.Missing = Amount{s.Missing.Files + below.Files, s.Missing.Bytes + below.Bytes}
-		s.Looked = l.when
+		s.Looked = when
 	}
 	switch {
 	case fs.Detached():
