@@ -177,7 +177,7 @@ func TestBadArchives(t *testing.T) {
 	if _, err := z.Write(head[:512]); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := z.Write(make([]byte, 64<<20)); err != nil {
+	if _, err := z.Write(make([]byte, 4<<20)); err != nil {
 		t.Fatal(err)
 	}
 	if err := z.Close(); err != nil {

@@ -334,6 +334,11 @@ func TestEveryTruncation(t *testing.T) {
 		ends[off] = true
 	}
 	m := golden(t, "plain")
+	for name := range m {
+		if strings.HasPrefix(name, "mm-") || strings.HasPrefix(name, "pagemap-") {
+			delete(m, name) // there are many rounds, and these have no part in it
+		}
+	}
 	for n := range len(whole) {
 		m["files.img"] = &fstest.MapFile{Data: whole[:n], Mode: 0o600}
 		_, err := LoadFS(m, "")
