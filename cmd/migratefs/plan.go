@@ -36,7 +36,7 @@ owner, hard links, sparse and special files; what of it NEW cannot hold, which i
 temporary directory; and whether all fits into NEW's free space and the quotas of users and groups.
 Nothing is written to OLD.
 
-Given a checkpoint (a directory that criu dump wrote, or an archive of podman container checkpoint --export
+Given a checkpoint (a directory that criu dump wrote, also on another host as user@host:/dir, or an archive of podman container checkpoint --export
 or of the kubelet), say what its processes refer to and where each thing would come from: the source, an
 identical copy on this host, this host's own /dev, /run and the like, the images, or nowhere; how many bytes
 must arrive before the first instruction can run, and how many in all; and everything that would make the

@@ -9,12 +9,16 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/migratefs/migratefs/criu"
+	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/remote"
+	"github.com/migratefs/migratefs/layers/seed"
 )
 
 // imagesFlags are the flags of migratefs plan that are about checkpoints.
@@ -135,12 +139,21 @@ type plannedHurdle struct {
 }
 
 // looksLikeImages reports whether path is a checkpoint rather than a tree to move.
-func looksLikeImages(path string) bool { return criu.IsImages(path) || criu.IsArchive(path) }
+func looksLikeImages(path string) bool {
+	return isRemote(path) || criu.IsImages(path) || criu.IsArchive(path)
+}
 
 // run plans the restore of the checkpoint at images. Args are CRIU's.
 func (f *imagesFlags) run(ctx context.Context, out io.Writer, images string, args []string, asJSON bool) error {
-	c, err := f.load(images, args)
+	if err := f.check(args); err != nil {
+		return err
+	}
+	c, end, err := f.load(ctx, images)
 	if err != nil {
+		return err
+	}
+	defer end()
+	if err := f.mapTrees(c); err != nil {
 		return err
 	}
 	p := newImagesPlan(c, images, f.from, args)
@@ -175,31 +188,67 @@ func (f *imagesFlags) run(ctx context.Context, out io.Writer, images string, arg
 	return err
 }
 
-// load reads the images and puts --map to use.
-func (f *imagesFlags) load(images string, args []string) (*criu.Checkpoint, error) {
+// check finds what is wrong with the flags, and with args, CRIU's.
+func (f *imagesFlags) check(args []string) error {
 	if _, err := criu.ConfigLines(args); err != nil {
-		return nil, usageErrorf("%v", err)
+		return usageErrorf("%v", err)
 	}
 	for i, b := range f.binds {
 		if !filepath.IsAbs(b) || filepath.Clean(b) == "/" {
-			return nil, usageErrorf("--bind %q: give the absolute path of a directory below /", b)
+			return usageErrorf("--bind %q: give the absolute path of a directory below /", b)
 		}
 		f.binds[i] = filepath.Clean(b)
 	}
-	c, err := criu.Load(images)
-	if err != nil {
-		return nil, err
+	for _, m := range f.maps {
+		if i := strings.LastIndex(m, "="); i <= 0 || !filepath.IsAbs(m[i+1:]) {
+			return usageErrorf("--map %q: write KEY=/path, KEY being the mount's key or mountpoint", m)
+		}
 	}
+	return nil
+}
+
+// load reads the images, those on another host over a connection that end closes.
+// That host is then the source, if none was named.
+func (f *imagesFlags) load(ctx context.Context, images string) (c *criu.Checkpoint, end func(), err error) {
+	if !isRemote(images) {
+		c, err = criu.Load(images)
+		return c, func() {}, err
+	}
+	target, err := remote.ParseTarget(images)
+	if err != nil {
+		return nil, nil, usageErrorf("%v", err)
+	}
+	l, err := f.dial(ctx, target)
+	if err != nil {
+		return nil, nil, err
+	}
+	end = func() { l.Close() }
+	far, err := seed.OpenImages(ctx, l, layers.Root)
+	if err == nil {
+		c, err = criu.LoadFS(far.FS(ctx), images)
+	}
+	if err == nil && c.Arch != runtime.GOARCH {
+		err = &criu.ArchError{Dir: images, Arch: c.Arch, Host: runtime.GOARCH}
+	}
+	if err != nil {
+		end()
+		return nil, nil, err
+	}
+	if target.Path = "/"; f.from == "" {
+		f.from = target.String()
+	}
+	return c, end, nil
+}
+
+// mapTrees puts --map to use.
+func (f *imagesFlags) mapTrees(c *criu.Checkpoint) error {
 	for _, m := range f.maps {
 		i := strings.LastIndex(m, "=")
-		if i <= 0 || !filepath.IsAbs(m[i+1:]) {
-			return nil, usageErrorf("--map %q: write KEY=/path, KEY being the mount's key or mountpoint", m)
-		}
 		if err := c.MapTree(m[:i], filepath.Clean(m[i+1:])); err != nil {
-			return nil, usageErrorf("--map %v", err)
+			return usageErrorf("--map %v", err)
 		}
 	}
-	return c, nil
+	return nil
 }
 
 func newImagesPlan(c *criu.Checkpoint, images, from string, args []string) *imagesPlan {

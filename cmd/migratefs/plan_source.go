@@ -27,13 +27,7 @@ func (p *imagesPlan) askSource(ctx context.Context, f *imagesFlags) error {
 	if err != nil {
 		return usageErrorf("--from: %v", err)
 	}
-	conf := f.sshConfig
-	if conf != "" {
-		if conf, err = filepath.Abs(conf); err != nil {
-			return err
-		}
-	}
-	l, err := remote.New(ctx, remote.Config{Target: target, SSHConfig: conf, ControlDir: controlDir()})
+	l, err := f.dial(ctx, target)
 	if err != nil {
 		return err
 	}
@@ -43,6 +37,18 @@ func (p *imagesPlan) askSource(ctx context.Context, f *imagesFlags) error {
 	}
 	p.askProcess(ctx, l)
 	return nil
+}
+
+// dial connects to a directory on another host.
+func (f *imagesFlags) dial(ctx context.Context, target remote.Target) (*remote.Layer, error) {
+	conf := f.sshConfig
+	if conf != "" {
+		var err error
+		if conf, err = filepath.Abs(conf); err != nil {
+			return nil, err
+		}
+	}
+	return remote.New(ctx, remote.Config{Target: target, SSHConfig: conf, ControlDir: controlDir()})
 }
 
 // askProcess looks whether the process still is where it was.

@@ -186,10 +186,24 @@ func (r *restoreCommand) load(dir string) (err error) {
 	if err := r.checkpoint.CheckPages(); err != nil {
 		return err
 	}
+	if r.plan.Options, err = criu.ConfigLines(append(ownOptions(r.checkpoint), r.extra...)); err != nil {
+		return usageErrorf("%v", err)
+	}
 	if r.checkpoint.MountNS || r.checkpoint.PidNS {
 		return fmt.Errorf("checkpoint %q is of a container (it brings mount or pid namespaces of its own): mount its files with -o criu=, and restore it with what made it (runc restore, say)", r.images)
 	}
 	return nil
+}
+
+// ownOptions are the options that CRIU needs since the images are as they are:
+// without --file-locks it would leave the locks out and say nothing.
+func ownOptions(c *criu.Checkpoint) (args []string) {
+	for _, o := range c.Options() {
+		if o != "shell-job" { // RestoreRequest.ShellJob
+			args = append(args, "--"+o)
+		}
+	}
+	return args
 }
 
 // source is --from as a lower.

@@ -156,3 +156,19 @@ func TestHostTools(t *testing.T) {
 		t.Errorf("a tool without its host: %v", err)
 	}
 }
+
+// TestOwnOptions: locks are in the images, and CRIU leaves them out unless it is told.
+func TestOwnOptions(t *testing.T) {
+	c, err := criu.LoadFS(os.DirFS("../../criu/testdata/kinds"), "kinds")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.ShellJob = true
+	if got := ownOptions(c); !slices.Equal(got, []string{"--file-locks"}) {
+		t.Errorf("options %q", got)
+	}
+	c.Locks = nil
+	if got := ownOptions(c); len(got) != 0 {
+		t.Errorf("options %q", got)
+	}
+}

@@ -34,9 +34,14 @@ func (r planReport) from(path string) string {
 	return "not listed"
 }
 
-func (m *move) plan(works bool, args ...string) (r planReport) {
+func (m *move) plan(works bool, args ...string) planReport {
 	m.t.Helper()
-	out, err := m.b.Command(m.program, append([]string{"plan", "--json", "--criu", m.criu, "--from", "source", "/srv/images"}, args...)...).Output()
+	return m.planOf("/srv/images", works, append([]string{"--from", "source"}, args...)...)
+}
+
+func (m *move) planOf(images string, works bool, args ...string) (r planReport) {
+	m.t.Helper()
+	out, err := m.b.Command(m.program, append([]string{"plan", "--json", "--criu", m.criu, images}, args...)...).Output()
 	must(m.t, json.Unmarshal(out, &r))
 	if r.Works != works || (err == nil) != works {
 		m.t.Errorf("works: %v (%v), want %v: %+v", r.Works, err, works, r.Obstacles)
@@ -57,6 +62,10 @@ func TestPlanFromSource(t *testing.T) {
 	}
 	if r.All.Source < 30<<20 || r.First.Source == 0 || r.First.Source > 1<<20 || r.First.Images == 0 || r.All.Here != 0 {
 		t.Errorf("first %+v, all %+v", r.First, r.All)
+	}
+	far := m.planOf("source:/srv/images", true) // the same images where they were made
+	if far.from(never) != "source" || far.All != r.All || len(far.Files) != len(r.Files) {
+		t.Errorf("of images on the source: %+v, want %+v", far.All, r.All)
 	}
 	m.sourceUntouched()
 
