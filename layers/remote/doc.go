@@ -37,7 +37,10 @@
 // The main connection is for whoever waits, and has all handles that stay open.
 // Besides it there are lanes, made when they are needed: a swift one for small files
 // and listings, and bulk ones for what is done under layers.Background, which so does
-// not stand before demand, but for 2 MiB while there is no bulk lane. Nothing depends
+// not stand before demand, but for 2 MiB while there is no bulk lane. A read that
+// somebody waits for is not striped over lanes: of the 1 MiB that the kernel asks for at
+// most, all is on its way in one round trip anyway (20 ms away: 24 ms, striped 26;
+// of 8 MiB, which nobody asks for at once, 109 and 68). Nothing depends
 // on a lane: what fails on one is asked on the main connection, which has the last
 // word, and one that is held up does not hold up the others. On lanes of a server that
 // hands out handles as OpenSSH's does, a file or directory is opened and read in the
