@@ -183,6 +183,9 @@ func (r *restoreCommand) load(dir string) (err error) {
 	if r.checkpoint, err = criu.Load(dir); err != nil {
 		return err
 	}
+	if st, err := os.Stat(dir); err == nil && !st.IsDir() { // CRIU reads directories
+		return fmt.Errorf("%q is an archive: have the engine that made it restore it (podman container restore --import), or unpack it and name the directory with the images", r.images)
+	}
 	if err := r.checkpoint.CheckPages(); err != nil {
 		return err
 	}

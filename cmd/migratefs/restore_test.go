@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -170,5 +171,17 @@ func TestOwnOptions(t *testing.T) {
 	c.Locks = nil
 	if got := ownOptions(c); len(got) != 0 {
 		t.Errorf("options %q", got)
+	}
+}
+
+// TestRestoreArchive: CRIU reads directories, and would fail late.
+func TestRestoreArchive(t *testing.T) {
+	archive := filepath.Join(t.TempDir(), "images.tar")
+	if out, err := exec.Command("tar", "-cf", archive, "-C", "../../criu/testdata/plain", ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r := restoreCommand{images: archive}
+	if err := r.load(archive); err == nil || !strings.Contains(err.Error(), "is an archive") {
+		t.Errorf("loaded an archive: %v", err)
 	}
 }
