@@ -93,6 +93,10 @@ func (st *stack) seed(ctx context.Context, inner layers.Layer, spec lowerSpec) (
 	if st.o.viewAll {
 		cfg.Hide = criu.HostDirs()
 	}
+	if st.o.viewPaths {
+		cfg.Hide = systemDirs
+		cfg.Seed, _ = splitSystem(cfg.Seed)
+	}
 	if !st.o.noLocal && isRoot() {
 		cfg.Local = "/"
 	}

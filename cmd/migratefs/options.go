@@ -25,6 +25,8 @@ type options struct {
 	names   seed.Names
 	viewAll bool // view=root: the live / of this host is the lowest lower
 
+	viewPaths bool // view=paths: what the system consists of comes from there
+
 	verify   seed.Verify
 	noLocal  bool // programs of this host that are the same are fetched all the same
 	imagesAt string
@@ -94,7 +96,7 @@ var optionTable = map[string]func(o *options, v string) error{
 	"mode":      func(o *options, v string) error { return oneOf(&o.mode, "mode", v, "migrate", "overlay") },
 	"hosts":     func(o *options, v string) error { return oneOf(&o.hosts, "hosts", v, "many", "single") },
 	"names":     setNames,
-	"view":      func(o *options, v string) error { o.viewAll = true; var s string; return oneOf(&s, "view", v, "root") },
+	"view":      setView,
 	"verify":    setVerify,
 	"no_local":  func(o *options, _ string) error { o.noLocal = true; return nil },
 	"images_at": func(o *options, v string) error { o.imagesAt = v; return nil },

@@ -12,3 +12,11 @@ func setVerify(o *options, v string) error {
 	o.verify = map[string]seed.Verify{"strict": seed.Strict, "warn": seed.Warn, "off": seed.Off}[s]
 	return err
 }
+
+// setView puts this host's / below all lowers.
+func setView(o *options, v string) error {
+	var s string
+	err := oneOf(&s, "view", v, "root", "paths")
+	o.viewAll, o.viewPaths = true, s == "paths"
+	return err
+}

@@ -31,6 +31,7 @@ type restoreCommand struct {
 
 	images     string // absolute, or user@host:/dir
 	verify     string
+	view       string
 	noLocal    bool
 	checkpoint *criu.Checkpoint
 	plan       restorePlan
@@ -57,7 +58,9 @@ is read there, over the same connection, and nothing of it is copied first.
 
 The process gets mount and pid namespaces of its own. Its root is the view:
 the upper, the other host's files, and below both this host's. /proc is fresh;
-/sys, /dev, /run and every --bind are this host's.
+/sys, /dev, /run and every --bind are this host's. With --view=paths its root is
+this host's, and the view is mounted, for it alone, over the smallest directories
+that its files lie in; /usr, /etc and the like are this host's and must be the same.
 
 The view stays mounted when the process has ended, so that its results can be
 read there; they are in the upper in any case. End it with migratefs umount.
@@ -88,6 +91,7 @@ restored where it was dumped.`),
 	f.StringVar(&r.criuPath, "criu", "", "the criu to use (default: the one in PATH)")
 	f.StringVar(&r.sshConfig, "ssh-config", "", "configuration file for ssh")
 	f.StringVar(&r.verify, "verify", "strict", "of files that changed on the source since the dump: strict refuses, warn names them and goes on, off does not look")
+	f.StringVar(&r.view, "view", "root", "root: the view is the root of the process; paths: it is mounted over the directories of its files only")
 	f.BoolVar(&r.noLocal, "no-local", false, "fetch programs and libraries from the source also where this host has the same")
 	f.StringArrayVar(&r.binds, "bind", nil, "take this directory from this host, as /run is (repeatable)")
 	f.StringArrayVarP(&r.options, "options", "o", nil, "more mount options for the view")
@@ -147,6 +151,12 @@ func (r *restoreCommand) check() (err error) {
 	if err := setVerify(new(options), r.verify); err != nil {
 		return err
 	}
+	if err := setView(new(options), r.view); err != nil {
+		return err
+	}
+	if r.view == "paths" && len(r.binds) > 0 {
+		return usageErrorf("--bind is for --view=root: with --view=paths all is this host's but the directories of the process's files")
+	}
 	if _, err := remote.ParseTarget(r.source()); err != nil {
 		return usageErrorf("--from: %v", err)
 	}
@@ -195,6 +205,9 @@ func (r *restoreCommand) load(dir string) (err error) {
 	if r.checkpoint.MountNS || r.checkpoint.PidNS {
 		return fmt.Errorf("checkpoint %q is of a container (it brings mount or pid namespaces of its own): mount its files with -o criu=, and restore it with what made it (runc restore, say)", r.images)
 	}
+	if r.view == "paths" {
+		return r.planPaths()
+	}
 	return nil
 }
 
@@ -232,6 +245,10 @@ func (r *restoreCommand) say(format string, args ...any) {
 func (r *restoreCommand) announce(out io.Writer, s *restoreState) {
 	comm := r.checkpoint.Tasks[0].Comm
 	fmt.Fprintf(out, "process %d (%q) runs, outside as %d\n", r.checkpoint.Tasks[0].PID, comm, s.Pid)
-	fmt.Fprintf(out, "its root is %s, its changes go to %s\n", r.plan.View, r.upper)
+	where := "its root is " + r.plan.View
+	if r.plan.InPlace {
+		where = "it has this host's root, and another " + strings.Join(r.plan.Paths, ", ")
+	}
+	fmt.Fprintf(out, "%s, its changes go to %s\n", where, r.upper)
 	fmt.Fprintf(out, "when it has ended: migratefs umount %s\n", r.plan.View)
 }

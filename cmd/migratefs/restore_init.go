@@ -29,6 +29,9 @@ type restorePlan struct {
 	Options  string // lines for CRIU's configuration
 	LogLevel int32
 	Wait     bool // the command wants to know how the process ends
+
+	InPlace bool     // --view=paths: this host's root stays, and the view covers Paths
+	Paths   []string //
 }
 
 // restoreReport is the helper's answer, as JSON on descriptor reportFd; with Wait a
@@ -154,8 +157,10 @@ func restoreInside(plan *restorePlan) (r restoreReport, err error) {
 	if r.Criu, err = w.Version(); err != nil {
 		return r, fmt.Errorf("%q: %w: see %s", plan.Criu, err, filepath.Join(plan.State, helperLog))
 	}
-	if err := enter(plan.View); err != nil {
-		return r, err
+	if !plan.InPlace {
+		if err := enter(plan.View); err != nil {
+			return r, err
+		}
 	}
 	r.Pid, err = w.Restore(criu.RestoreRequest{
 		Images:     images,
@@ -202,6 +207,9 @@ func furnish(plan *restorePlan) error {
 	// CRIU looks around before the root is changed.
 	if err := unix.Mount("proc", "/proc", "proc", procFlags, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
+	}
+	if plan.InPlace {
+		return coverPaths(plan)
 	}
 	if err := mountInView(plan.View, "/proc", func(at string) error {
 		return unix.Mount("proc", at, "proc", procFlags, "")

@@ -134,7 +134,7 @@ func (r *restoreCommand) rollBack() {
 func (r *restoreCommand) mountView(ctx context.Context) error {
 	opts := []string{
 		"criu=" + escapeOption(r.images), "lowerdir=" + escapeOption(r.source()),
-		"upperdir=" + escapeOption(r.upper), "view=root", "hard", "verify=" + r.verify,
+		"upperdir=" + escapeOption(r.upper), "view=" + r.view, "hard", "verify=" + r.verify,
 	}
 	if r.noLocal {
 		opts = append(opts, "no_local")

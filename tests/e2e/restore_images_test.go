@@ -111,3 +111,39 @@ func TestVerifyModes(t *testing.T) {
 	m.nothingLeft()
 	m.refuse(2, "--verify", "maybe", "/srv/images")
 }
+
+// TestMoveViewPaths: the process keeps b's root, and what it had on a covers as little
+// of it as can be, for it alone.
+func TestMoveViewPaths(t *testing.T) {
+	m := newMove(t)
+	r := m.restore("--view", "paths", "--upperdir", "/srv/upper", "/srv/images")
+	work := m.b.Path(r.view + workDir)
+	testbed.Until(t, "the job to go on", func() bool { return len(m.log(work)) >= m.steps+20 })
+	m.checkLog(m.log(work))
+	var ours []string
+	info, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", r.pid))
+	must(t, err)
+	for line := range strings.Lines(string(info)) {
+		if strings.Contains(line, " fuse.migratefs ") {
+			ours = append(ours, strings.Fields(line)[4])
+		}
+	}
+	// b has no /srv/job; and /srv is the nearest that it has.
+	if len(ours) != 1 || ours[0] != "/srv" {
+		t.Errorf("the job has mounts of ours on %q", ours)
+	}
+	root := fmt.Sprintf("/proc/%d/root", r.pid)
+	here, err1 := os.Stat(m.b.Path("/etc"))
+	there, err2 := os.Stat(root + "/etc")
+	if err1 != nil || err2 != nil || !os.SameFile(here, there) {
+		t.Errorf("its /etc is not b's: %v, %v", err1, err2)
+	}
+	if _, err := os.Stat(root + "/srv/images/inventory.img"); err != nil {
+		t.Errorf("what b has in /srv is hidden: %v", err)
+	}
+	if _, err := os.Stat(m.b.Path(jobDir)); err == nil {
+		t.Error("everybody on b sees the job's directory")
+	}
+	m.sourceUntouched()
+	m.end(r)
+}
