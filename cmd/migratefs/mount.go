@@ -232,6 +232,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 	}
 	m.endOnSignal(server, st.point, log)
 	m.leash.orElse(func() { _ = unix.Kill(os.Getpid(), unix.SIGTERM) })
+	m.foretell(st)
 	_ = os.Chdir("/")
 	notifySystemd("READY=1")
 	tell(exitOK, st.summary())
