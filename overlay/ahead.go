@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,9 +36,10 @@ const (
 
 // ahead is what is fetched before it is asked for, of all files.
 type ahead struct {
-	off bool            // immutable once the store is open
-	ctx context.Context // of all that is under way; immutable
-	end context.CancelFunc
+	off    bool            // immutable once the store is open
+	paused atomic.Bool     // nothing begins for now
+	ctx    context.Context // of all that is under way; immutable
+	end    context.CancelFunc
 
 	limit int64 // extent.Store.Limit; immutable once the store is open
 
@@ -82,6 +84,9 @@ func (a *ahead) close() {
 // begin runs f, which fetches n bytes, beside the caller; not if there is no room
 // for them, which it reports.
 func (a *ahead) begin(n int64, f func() error) bool {
+	if a.paused.Load() {
+		return false
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.ended || a.bytes+n > aheadBytes && a.bytes > 0 || a.jobs == aheadJobs || time.Now().Before(a.resting) {

@@ -29,9 +29,9 @@ import (
 // Raw returns what is served to the kernel.
 func (fs *FS) Raw() fuse.RawFileSystem {
 	if fs.cfg.AsCaller {
-		return callerFS{fs}
+		return &metered{callerFS{fs}, fs}
 	}
-	return fs
+	return &metered{fs, fs}
 }
 
 // callerFS runs requests as their callers. Requests that have nothing but an open

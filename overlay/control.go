@@ -82,7 +82,7 @@ func (fs *FS) controlGet(ctx context.Context, n *node, attr string, c *fuse.Call
 			return nil, orNoData(err)
 		}
 		conflict.Path, _ = n.path()
-		return json.Marshal(conflict.report())
+		return json.Marshal(conflict.Report())
 	}
 	if attr == ControlState || strings.HasPrefix(attr, ControlMissing) {
 		return fs.controlEnding(ctx, attr)
@@ -110,7 +110,7 @@ func orNoData(err error) error {
 func pageOf(all []Conflict, number int) ([]byte, error) {
 	var b bytes.Buffer
 	for _, c := range all {
-		line, err := json.Marshal(c.report())
+		line, err := json.Marshal(c.Report())
 		if err != nil {
 			return nil, err
 		}
@@ -128,7 +128,8 @@ func pageOf(all []Conflict, number int) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-func (c *Conflict) report() ConflictReport {
+// Report is c as it is told.
+func (c *Conflict) Report() ConflictReport {
 	return ConflictReport{
 		Path: copyup.Quoted(c.Path), Source: copyup.Quoted(c.Source), Layer: c.LayerID, Since: c.Since.UTC(), Why: c.Why,
 		Size: c.Size, Missing: c.Missing, Written: c.Written,

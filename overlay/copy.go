@@ -65,13 +65,21 @@ func (fs *FS) upFile(ctx context.Context, n *node, size int64) (cut bool, err er
 	if n.isUp(size) {
 		return false, nil
 	}
+	began, below := fs.meter.now(), n.bytesBelow()
 	if n.isUpper() {
-		return fs.complete(ctx, n, size)
+		cut, err = fs.complete(ctx, n, size)
+		fs.meter.cameUp(ctx, n, below, began, err)
+		return cut, err
 	}
 	if fs.notice(n) {
 		return false, nil // another host was faster
 	}
-	if cut, err = fs.upLocked(ctx, n, size); err != nil {
+	cut, err = fs.upLocked(ctx, n, size)
+	if cut {
+		below = size
+	}
+	fs.meter.cameUp(ctx, n, below, began, err)
+	if err != nil {
 		return false, err
 	}
 	if err := fs.upNames(ctx, n); err != nil {

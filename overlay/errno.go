@@ -85,6 +85,7 @@ type complaint struct {
 }
 
 func (fs *FS) complain(op string, n *node, name string, errno unix.Errno, err error) {
+	fs.meter.failed(err, errno)
 	c, now := &fs.complaints, time.Now()
 	c.mu.Lock()
 	k := complaint{op, errno}

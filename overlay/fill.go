@@ -46,8 +46,9 @@ type FillConfig struct {
 
 // demand is how busy sources are with what somebody waits for.
 type demand struct {
-	busy atomic.Int64
-	last atomic.Int64 // when it was last answered: Unix time, ns
+	meter *meter // immutable
+	busy  atomic.Int64
+	last  atomic.Int64 // when it was last answered: Unix time, ns
 }
 
 func (d *demand) begin() (end func()) {
@@ -73,6 +74,8 @@ type fill struct {
 	stop   context.CancelFunc // nil: nothing runs
 	begun  chan struct{}      // closed when the mount is there
 	ended  chan struct{}
+
+	rate atomic.Int64 // bytes a second; 0: as fast as it comes
 
 	fetched  atomic.Int64 // bytes, by the filler since the mount
 	finished atomic.Int64 // files, since the mount
@@ -117,6 +120,7 @@ type failure struct {
 func (fs *FS) startFill() error {
 	q := &fs.fill
 	q.fs, q.cfg = fs, fs.cfg.Fill
+	q.rate.Store(q.cfg.Rate)
 	q.files, q.away = make(map[extent.ID]*filling), make(map[string]time.Time)
 	q.pieces, q.woken = make(chan struct{}, fillPieces), make(chan struct{}, 1)
 	if fs.store == nil {

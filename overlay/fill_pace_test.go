@@ -10,7 +10,9 @@ import (
 
 // paced is a filler that fetches nothing, of which the clock is the test's.
 func paced(rate int64) *fill {
-	return &fill{cfg: FillConfig{Fetch: true, Rate: rate}, pieces: make(chan struct{}, fillPieces)}
+	q := &fill{cfg: FillConfig{Fetch: true}, pieces: make(chan struct{}, fillPieces)}
+	q.rate.Store(rate)
+	return q
 }
 
 // What fill_rate= allows is not exceeded, from the first second on, by several files at

@@ -143,7 +143,7 @@ func (q *fill) enter(ctx context.Context, n int64) error {
 			return err
 		}
 	}
-	if rate := q.cfg.Rate; rate > 0 {
+	if rate := q.rate.Load(); rate > 0 {
 		q.mu.Lock()
 		now := time.Now()
 		q.next = latest(q.next, now).Add(time.Duration(float64(n) / float64(rate) * float64(time.Second)))

@@ -157,6 +157,7 @@ type FS struct {
 	losses     losses
 	removals   removals
 	ahead      ahead
+	meter      meter
 
 	// strange: a layer is not the one that was mounted.
 	strange atomic.Bool
@@ -225,6 +226,8 @@ func newFS(cfg Config) *FS {
 	}
 	fs.copies.Lenient, fs.copies.LeftOut = cfg.Lenient, fs.leftOut
 	fs.removals.init(cfg.gather)
+	fs.meter.init()
+	fs.fill.demand.meter = &fs.meter
 	fs.ahead.init(cfg.NoPrefetch)
 	fs.giveBack = newGiveBack()
 	fs.dirs.init()

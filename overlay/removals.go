@@ -62,6 +62,13 @@ type removals struct {
 	skipped atomic.Int64 // since
 }
 
+// waiting is how many lower copies are still to be removed.
+func (q *removals) waiting() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.queue) + q.busy
+}
+
 func (q *removals) late() bool {
 	until := q.until.Load()
 	return until != 0 && time.Now().UnixNano() > until

@@ -117,8 +117,11 @@ func (r *request) Deadline() (time.Time, bool) { return time.Time{}, false }
 
 // Value implements context.Context.
 func (r *request) Value(key any) any {
-	if key == layers.AsOfKey {
+	switch key {
+	case layers.AsOfKey:
 		return &r.asOf
+	case whoAsks{}:
+		return r.pid
 	}
 	return nil
 }

@@ -122,7 +122,11 @@ func (s *source) ReadAt(ctx context.Context, b []byte, off int64) (int, error) {
 	if s.busy != nil && !layers.IsBackground(ctx) {
 		defer s.busy.begin()()
 	}
+	began := time.Now()
 	n, err := f.ReadAt(ctx, b, off)
+	if s.busy != nil {
+		s.busy.meter.fetchedFor(ctx, s.path, n, time.Since(began))
+	}
 	return n, s.note(err)
 }
 

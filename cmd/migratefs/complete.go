@@ -1,6 +1,8 @@
 package main
 
 import (
+	"slices"
+
 	"github.com/spf13/cobra"
 )
 
@@ -12,7 +14,7 @@ func completeArguments(root *cobra.Command) {
 		}
 		switch {
 		case c.ValidArgsFunction != nil:
-		case c.Name() == "umount", c.Name() == "reauth":
+		case slices.Contains([]string{"umount", "reauth", "status", "top", "set", "report"}, c.Name()):
 			c.ValidArgsFunction = completeMounts
 		default:
 			c.ValidArgsFunction = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -21,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/internal/control"
 	"github.com/migratefs/migratefs/internal/sys"
 )
 
@@ -35,6 +35,7 @@ type mountCommand struct {
 	opts   *options
 	daemon bool   // in the background
 	leash  *leash // of a restore that is being made
+	log    *control.Log
 }
 
 func (m *mountCommand) args(_ *cobra.Command, args []string) error {
@@ -227,6 +228,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 	unregister := register(st.point, st.dirs)
 	defer unregister()
 	defer noteOptions(st.point, m.options)()
+	endControl := m.serveControl(st, log)
 	if err := nameUmountHelper(m.opts.fsName, st.point); err != nil {
 		log.Debug("umount(8) will not wait for this daemon", "cause", err)
 	}
@@ -240,6 +242,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 		detachStdio()
 	}
 	server.Wait()
+	endControl()
 	images.end()
 	shareLock(st.lock)
 	notifySystemd("STOPPING=1")
@@ -274,7 +277,9 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 		ExplicitDataCacheControl: st.fs.Alone(),
 		ExtraCapabilities: fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP |
 			fuse.CAP_SETXATTR_EXT | fuse.CAP_NO_EXPORT_SUPPORT,
-		Debug: m.debug,
+	}
+	if m.debug {
+		st.fs.Trace(m.log.Trace)
 	}
 	if entry == 0 {
 		// Names that are not kept are asked for again at once: their attributes go
@@ -380,33 +385,6 @@ func (m *mountCommand) endOnSignal(server *fuse.Server, point string, log *slog.
 		<-c
 		os.Exit(exitFailure)
 	}()
-}
-
-// logger writes to the file that log= names, else to stderr; a daemon in the
-// background without log= has nobody to read its stderr and writes to syslog.
-func (m *mountCommand) logger(background bool) (*slog.Logger, error) {
-	level := slog.LevelInfo
-	if m.debug {
-		level = slog.LevelDebug
-	}
-	var w io.Writer = os.Stderr
-	switch {
-	case m.opts.logFile != "":
-		path, err := filepath.Abs(m.opts.logFile)
-		if err != nil {
-			return nil, err
-		}
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-		if err != nil {
-			return nil, fmt.Errorf("log file: %w", err)
-		}
-		w = f
-	case background:
-		w = syslogOrNothing()
-	}
-	log := slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
-	slog.SetDefault(log)
-	return log, nil
 }
 
 // detachStdio lets go of the terminal, or of the pipes of who started us.

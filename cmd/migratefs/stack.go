@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/internal/control"
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/local"
 	"github.com/migratefs/migratefs/layers/remember"
@@ -30,6 +31,7 @@ type stack struct {
 
 	fs       *overlay.FS
 	lowers   []overlay.Lower
+	shown    []control.LayerSpec // of lowers, for status
 	hosts    overlay.Hosts
 	lock     *os.File // the upper, flocked, where this mount has it alone
 	private  *os.File // UPPER/.migratefs/id, flocked
@@ -235,6 +237,7 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 			return err
 		}
 		st.lowers = append([]overlay.Lower{{Layer: l, Seed: seedNames(l)}}, st.lowers...)
+		st.shown = append([]control.LayerSpec{{Name: "criu=" + st.o.criu}}, st.shown...)
 	}
 	if st.o.viewAll {
 		l, err := local.Open("/", local.Config{Recursive: true})
@@ -242,6 +245,7 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 			return fmt.Errorf("this host's /: %w", err)
 		}
 		st.lowers = append(st.lowers, overlay.Lower{Layer: l, Changes: true})
+		st.shown = append(st.shown, control.LayerSpec{Name: "/", Layer: l})
 	}
 	return nil
 }
@@ -253,6 +257,7 @@ func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer,
 			return nil, false, err
 		}
 		l, err := local.Open(real, local.Config{Private: st.o.mode == "overlay", Name: spec.text})
+		st.shown = append(st.shown, control.LayerSpec{Name: spec.text, Layer: l})
 		return l, false, err
 	}
 	st.remote = true
@@ -272,7 +277,9 @@ func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer,
 	if err != nil {
 		return nil, false, err
 	}
-	return remember.New(source, st.o.remembering()), !st.o.immutable, nil
+	memory := remember.New(source, st.o.remembering())
+	st.shown = append(st.shown, control.LayerSpec{Name: spec.text, Remote: source, Memory: memory})
+	return memory, !st.o.immutable, nil
 }
 
 // openWork opens the work directory, which is made if it is not there. It must
@@ -376,6 +383,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		if cfg.Upper, err = local.Open(st.upper, local.Config{Name: st.o.upper}); err != nil {
 			return err
 		}
+		st.shown = append([]control.LayerSpec{{Upper: true, Name: st.o.upper, Layer: cfg.Upper}}, st.shown...)
 	}
 	if st.fs, err = overlay.New(ctx, cfg); err != nil {
 		if cfg.Upper != nil {

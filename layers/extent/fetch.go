@@ -173,6 +173,7 @@ func (o *Object) fly(ctx context.Context, fetch Fetcher, f *flight) {
 	settled := o.settled(fetch)
 	f.buf = newBuf(int(f.to - f.from)) // which a fetch that succeeds fills
 	n, err := fetch.ReadAt(ctx, f.buf, f.from)
+	o.store.count.fetched.Add(int64(n))
 	switch {
 	case n == len(f.buf):
 	case err == io.EOF:

@@ -66,7 +66,11 @@ func (o *Object) ReadBy(off, n int64, f func(fd int) bool) bool {
 		return false
 	}
 	o.use(off, n)
-	return f(o.data) && drops == o.drops.Load()
+	if !f(o.data) || drops != o.drops.Load() {
+		return false
+	}
+	o.store.count.hit(n)
+	return true
 }
 
 // readWindow is ReadAt for at most one window.
@@ -97,7 +101,9 @@ func (o *Object) readWindow(ctx context.Context, fetch Fetcher, b []byte, off in
 			if drops != o.drops.Load() {
 				continue // it may have gone while we read
 			}
+			o.store.count.hit(int64(n))
 		} else {
+			o.store.count.misses.Add(1)
 			n, err = o.readMissing(ctx, fetch, want, off)
 		}
 		if err != nil {

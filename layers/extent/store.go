@@ -90,7 +90,8 @@ type Store struct {
 	dirMu     sync.Mutex // by whoever has or wants that lock; no other lock is taken under it
 	busyUntil time.Time  // protected by dirMu: nobody tries before
 
-	said sync.Map // what logOnce has said
+	said  sync.Map // what logOnce has said
+	count counters
 
 	stop, stopped chan struct{} // nil without a periodic Sync
 	reported      error         // the last error it logged; its goroutine's own

@@ -1,0 +1,75 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+)
+
+var levels = map[string]slog.Level{"error": slog.LevelError, "warn": slog.LevelWarn, "info": slog.LevelInfo, "debug": slog.LevelDebug}
+
+func (m *Mount) settings() Settings {
+	rate, prefetch, trace := m.FS.FillRate(), m.FS.Prefetches(), m.FS.Traces()
+	s := Settings{FillRate: &rate, Prefetch: &prefetch, Trace: &trace}
+	for name, level := range levels {
+		if m.Log != nil && m.Log.Level() == level {
+			s.LogLevel = &name
+		}
+	}
+	return s
+}
+
+// change sets what s has. Nothing is set if anything of it cannot be.
+func (m *Mount) change(s *Settings) error {
+	level := slog.LevelInfo
+	if s.LogLevel != nil {
+		var ok bool
+		if level, ok = levels[*s.LogLevel]; !ok {
+			return refused{fmt.Errorf("log_level %q: it is error, warn, info or debug", *s.LogLevel)}
+		}
+	}
+	if s.FillRate != nil && *s.FillRate < 0 {
+		return refused{errors.New("fill_rate is a number of bytes a second, 0 for no limit")}
+	}
+	if s.FillRate != nil && !m.hasSource() {
+		return refused{errors.New("fill_rate is for mounts with a lower on another host")}
+	}
+	if s.Prefetch != nil && *s.Prefetch && !m.hasSource() || s.Prefetch != nil && !m.FS.SetPrefetch(*s.Prefetch) {
+		return refused{errors.New("prefetch cannot be turned on: the mount has prefetch=off, no lower on another host, or no place to keep anything")}
+	}
+	if s.FillRate != nil {
+		m.FS.SetFillRate(*s.FillRate)
+	}
+	if s.LogLevel != nil {
+		m.Log.SetLevel(level)
+	}
+	if s.Trace != nil {
+		m.FS.Trace(nil)
+		if *s.Trace {
+			m.FS.Trace(m.Log.Trace)
+		}
+	}
+	m.logger().Info("settings changed", "by", "control socket", "settings", settingsText(s))
+	return nil
+}
+
+func settingsText(s *Settings) string {
+	text := ""
+	add := func(name string, v any) { text += fmt.Sprintf(" %s=%v", name, v) }
+	if s.FillRate != nil {
+		add("fill_rate", *s.FillRate)
+	}
+	if s.Prefetch != nil {
+		add("prefetch", *s.Prefetch)
+	}
+	if s.LogLevel != nil {
+		add("log_level", *s.LogLevel)
+	}
+	if s.Trace != nil {
+		add("trace", *s.Trace)
+	}
+	if text == "" {
+		return "none"
+	}
+	return text[1:]
+}

@@ -1,0 +1,158 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/tests/testbed"
+)
+
+// deviceOf is the device number of what is mounted on path.
+func deviceOf(t *testing.T, path string) string {
+	t.Helper()
+	out, err := exec.Command("stat", "-c", "%Hd-%Ld", path).Output()
+	must(t, err)
+	return strings.TrimSpace(string(out))
+}
+
+// TestStatus: a mount is found by itself, tells how it is, takes what can be changed,
+// and leaves nothing; what is dead says so.
+func TestStatus(t *testing.T) {
+	testbed.NeedRoot(t)
+	testbed.NeedFUSE(t)
+	s := newSite(t)
+	point := filepath.Join(s.dir, "mount\npoint")
+	must(t, os.Mkdir(point, 0o755))
+	m := testbed.Mount(t, "mode=overlay,lowerdir="+s.at("lower")+",upperdir="+s.at("upper"), point)
+	socket := "/run/migratefs/control/" + deviceOf(t, point) + ".sock"
+	var st unix.Stat_t
+	if err := unix.Lstat(socket, &st); err != nil || st.Mode != unix.S_IFSOCK|0o600 {
+		t.Errorf("the socket: mode %o, %v", st.Mode, err)
+	}
+	must(t, os.WriteFile(m.Path("file"), []byte("changed"), 0o644))
+
+	out, _ := tool(t, 0, "status", point)
+	contains(t, "status", out, `mount\npoint  overlay`, "upper      "+s.at("upper")+": ", "copied up  1 file", "requests")
+	out, _ = tool(t, 0, "status", "--json", point)
+	var got struct {
+		PID        int
+		Mountpoint string
+		Mode       string
+		Activity   struct {
+			CopyUps int `json:"copy_ups"`
+		}
+	}
+	must(t, json.Unmarshal([]byte(out), &got))
+	if got.PID != m.Pid() || got.Mode != "overlay" || !strings.HasSuffix(got.Mountpoint, `mount\npoint`) || got.Activity.CopyUps != 1 {
+		t.Errorf("%+v", got)
+	}
+	// Of another mount namespace, whose daemon answers all the same.
+	cmd := exec.Command("unshare", "-m", "sh", "-c", `umount -l "$1" && exec "$2" status "$1"`, "sh", point, testbed.Build(t))
+	other, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("from another mount namespace: %v", err)
+	}
+	contains(t, "status in another mount namespace", string(other), `mount\npoint  overlay  (not mounted in this mount namespace`)
+
+	out, _ = tool(t, 0, "set", point, "log_level=debug,trace=on")
+	contains(t, "set", out, "log_level=debug\n", "trace=on\n", "prefetch=", "fill_rate=off\n")
+	must(t, os.WriteFile(m.Path("traced file"), nil, 0o644))
+	testbed.Until(t, "the trace", func() bool { return strings.Contains(m.Log(), `msg=create path="/traced file"`) })
+	tool(t, 0, "set", point, "trace=off")
+	for _, bad := range [][]string{
+		{"2", "set", point, "upperdir=/x"}, {"2", "set", point, "log_level=loud"}, {"2", "set"}, {"1", "set", point, "fill_rate=1M"},
+		{"1", "set", point, "prefetch=on"}, {"1", "status", s.at("lower")}, {"2", "status", "a", "b"}, {"2", "status", "--interval", "1ms"},
+		{"2", "top"}, {"2", "top", "--interval", "1h", point}, {"1", "top", s.at("lower")},
+	} {
+		_, line := tool(t, int(bad[0][0]-'0'), bad[1:]...)
+		contains(t, strings.Join(bad[1:], " "), line, "migratefs: ")
+	}
+
+	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+	resp, err := c.Get("http://migratefs/metrics")
+	must(t, err)
+	b, err := io.ReadAll(resp.Body)
+	must(t, err)
+	resp.Body.Close()
+	c.CloseIdleConnections()
+	contains(t, "metrics", string(b), "migratefs_copy_up_seconds_count 1\n", `migratefs_request_seconds_count{operation="create"} 1`, `migratefs_layer_up{layer="1",role="lower",kind="local"} 1`)
+	if strings.Contains(string(b), "mount") && strings.Contains(string(b), s.dir) {
+		t.Error("a name is in the metrics")
+	}
+
+	m.Unmount()
+	if err := unix.Lstat(socket, &st); err != unix.ENOENT {
+		t.Errorf("the socket after the mount: %v", err)
+	}
+	m = testbed.Mount(t, "mode=overlay,lowerdir="+s.at("lower")+",upperdir="+s.at("upper"), point)
+	m.Kill()
+	_, line := tool(t, exitFound, "status", point)
+	contains(t, "status of a dead mount", line, "is dead", "migratefs umount")
+	m.RemoveDead()
+	_, line = tool(t, 1, "status", point)
+	contains(t, "status of nothing", line, "is not mounted")
+}
+
+// TestTop: who does what with which file is seen while it is looked at.
+func TestTop(t *testing.T) {
+	testbed.NeedFUSE(t)
+	s := newSite(t)
+	m := testbed.Mount(t, "mode=overlay,passthrough=off,lowerdir="+s.at("lower")+",upperdir="+s.at("upper"), s.at("mnt"))
+	end := make(chan struct{})
+	busy, err := testbed.Start(exec.Command("sh", "-c", `while :; do echo more >> "$1"; done`, "sh", m.Path("file")))
+	must(t, err)
+	go func() { defer close(end); _ = busy.Wait() }()
+	defer func() { busy.KillTree(); <-end }()
+	testbed.Until(t, "top to see it", func() bool {
+		out, _ := tool(t, 0, "top", "-n", "1", "--interval", "500ms", s.at("mnt"))
+		return strings.Contains(out, " sh\n") && strings.Contains(out, "  /file\n") && strings.Contains(out, " B ")
+	})
+	out, _ := tool(t, 0, "top", "--json", "-n", "1", "--interval", "100ms", s.at("mnt"))
+	var top struct {
+		Processes []struct {
+			PID     int
+			Written int64 `json:"written_bytes"`
+		}
+	}
+	must(t, json.Unmarshal([]byte(out), &top))
+	found := false
+	for _, p := range top.Processes {
+		found = found || p.PID == busy.Pid && p.Written > 0
+	}
+	if !found {
+		t.Errorf("process %d is not in %s", busy.Pid, out)
+	}
+}
+
+// TestStatusWatch: without a terminal it is lines.
+func TestStatusWatch(t *testing.T) {
+	testbed.NeedFUSE(t)
+	s := newSite(t)
+	testbed.Mount(t, "lowerdir="+s.at("lower")+",upperdir="+s.at("upper"), s.at("mnt"))
+	log := s.at("log")
+	f, err := os.Create(log)
+	must(t, err)
+	defer f.Close()
+	cmd := exec.Command(testbed.Build(t), "status", "--watch", "--interval", "100ms", s.at("mnt"))
+	cmd.Stdout, cmd.Stderr = f, f
+	must(t, cmd.Start())
+	testbed.Until(t, "two lines", func() bool {
+		b, err := os.ReadFile(log)
+		must(t, err)
+		return strings.Count(string(b), s.at("mnt")+"  migrate, hosts=many\n") >= 2
+	})
+	must(t, cmd.Process.Signal(unix.SIGINT))
+	must(t, cmd.Wait())
+}
