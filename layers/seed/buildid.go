@@ -21,6 +21,7 @@ import (
 const (
 	elfHead   = 4096    // bytes that mostly hold the header, the program headers and the notes
 	elfReach  = 1 << 20 // no note is looked for beyond: CRIU maps no more
+	elfBehind = 36      // behind a note segment: a note with a SHA-1
 	elfPhdrs  = 256     // program headers that are looked at
 	elfAtOnce = 16      // files
 )
@@ -127,7 +128,17 @@ func buildID(read func(b []byte, off int64) (int, error)) ([]byte, error) {
 		} else if err != nil {
 			return nil, err
 		}
-		if id := buildIDNote(h.order, notes, align); id != nil {
+		id := buildIDNote(h.order, notes, align)
+		if id == nil {
+			// Go's linker leaves its GNU note behind the end of the segment, and CRIU
+			// finds it there.
+			if notes, err = part(off, size+elfBehind); err == nil {
+				id = buildIDNote(h.order, notes, align)
+			} else if !errors.Is(err, errNoBuildID) {
+				return nil, err
+			}
+		}
+		if id != nil {
 			return id, nil
 		}
 	}
