@@ -217,7 +217,7 @@ func (m *move) nothingLeft() {
 	if s := m.b.Run("sh", "-c", "ls -A /srv"); s != "images\n" {
 		m.t.Errorf("on b, /srv holds %q", s)
 	}
-	if s := m.b.Run("sh", "-c", "find /run/migratefs -mindepth 1 ! -path /run/migratefs/mounts ! -name restore-\\* ! -name criu ! -name \\*.log 2>/dev/null || true"); s != "" {
+	if s := m.b.Run("sh", "-c", "find /run/migratefs -mindepth 1 ! -path /run/migratefs/mounts ! -path /run/migratefs/control ! -path /run/migratefs/control/.lock ! -name restore-\\* ! -name criu ! -name \\*.log 2>/dev/null || true"); s != "" {
 		m.t.Errorf("left on b: %s", s)
 	}
 	if pids := m.jobs(); len(pids) != 0 {
@@ -267,7 +267,7 @@ func (m *move) unmount(r restored) {
 	testbed.Until(m.t, "the view to end", func() bool {
 		return m.b.Command(m.program, "umount", r.view).Run() == nil
 	})
-	if s := m.b.Run("find", "/run/migratefs", "-mindepth", "1", "!", "-path", "/run/migratefs/mounts"); s != "" {
+	if s := m.b.Run("find", "/run/migratefs", "-mindepth", "1", "!", "-path", "/run/migratefs/mounts", "!", "-path", "/run/migratefs/control", "!", "-path", "/run/migratefs/control/.lock"); s != "" {
 		m.t.Errorf("left in /run/migratefs: %s", s)
 	}
 	testbed.Until(m.t, "every process to end", func() bool { return len(m.jobs()) == 0 })
@@ -359,7 +359,7 @@ func TestMoveDefaults(t *testing.T) {
 	if s := m.b.Run("sh", "-c", "ls -d /var/lib/migratefs/*/upper"+workDir+"/log"); strings.Count(s, "\n") != 1 {
 		t.Errorf("the default upper: %q", s)
 	}
-	if s := m.b.Run("find", "/run/migratefs", "-mindepth", "1", "!", "-path", "/run/migratefs/mounts"); s != "" {
+	if s := m.b.Run("find", "/run/migratefs", "-mindepth", "1", "!", "-path", "/run/migratefs/mounts", "!", "-path", "/run/migratefs/control", "!", "-path", "/run/migratefs/control/.lock"); s != "" {
 		t.Errorf("left in /run/migratefs: %s", s)
 	}
 	m.sourceUntouched()
