@@ -125,11 +125,12 @@ func (r *restoreCommand) run(out io.Writer) error {
 		r.rollBack()
 		return err
 	}
+	signals := r.tell.passOn()
 	stop()
 	r.announce(out, state)
 	r.tell.ready()
 	if r.tell.wait {
-		return awaitEnd(answer, state.Pid)
+		return awaitEnd(answer, state.Pid, signals)
 	}
 	return nil
 }

@@ -86,6 +86,16 @@ func (t *restoreTell) ready() {
 	}
 }
 
+// passOn takes the signals that are for the process, with --wait. It comes before anybody
+// is told that there is one.
+func (t *restoreTell) passOn() <-chan os.Signal {
+	signals := make(chan os.Signal, 8)
+	if t.wait {
+		signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
+	}
+	return signals
+}
+
 // restoreEnd is the helper's second message, with --wait: how the root task ended.
 type restoreEnd struct {
 	Status int // as wait(2) has it
@@ -94,13 +104,10 @@ type restoreEnd struct {
 // awaitEnd waits for the end of the restored process, to which it passes signals on,
 // and returns an error that carries its exit code: 128 and the signal's number if one
 // killed it.
-func awaitEnd(answer *json.Decoder, pid int) error {
+func awaitEnd(answer *json.Decoder, pid int, signals <-chan os.Signal) error {
 	process, err := unix.PidfdOpen(pid, 0)
 	if err == nil {
 		defer unix.Close(process)
-		signals := make(chan os.Signal, 8)
-		signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
-		defer signal.Stop(signals)
 		go func() {
 			for s := range signals {
 				_ = unix.PidfdSendSignal(process, s.(unix.Signal), nil, 0)
