@@ -49,7 +49,7 @@ func exported(t testing.TB, images string) map[string][]byte {
 	files := map[string][]byte{
 		"spec.dump": []byte(`{"root":{"path":"/var/lib/containers/merged"},"annotations":{"io.container.manager":"libpod"},
 			"mounts":[{"destination":"/external","type":"bind","source":"/srv/data"},{"destination":"/proc","type":"proc","source":"proc"}]}`),
-		"config.dump":            []byte(`{"id":"c0ffee","name":"web","rootfsImageName":"docker.io/library/nginx"}`),
+		"config.dump":            []byte(`{"id":"c0ffee","name":"web","rootfsImageName":"localhost/nginx"}`),
 		"rootfs-diff.tar":        make([]byte, 5000),
 		"volumes/v1.tar":         make([]byte, 10),
 		"checkpoint/pages-1.img": make([]byte, 1<<20),
