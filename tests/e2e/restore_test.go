@@ -217,7 +217,7 @@ func (m *move) nothingLeft() {
 	if s := m.b.Run("sh", "-c", "ls -A /srv"); s != "images\n" {
 		m.t.Errorf("on b, /srv holds %q", s)
 	}
-	if s := m.b.Run("sh", "-c", "find /run/migratefs -mindepth 1 ! -path /run/migratefs/mounts ! -path /run/migratefs/control ! -path /run/migratefs/control/.lock ! -name restore-\\* ! -name criu ! -name \\*.log 2>/dev/null || true"); s != "" {
+	if s := m.b.Run("sh", "-c", "find /run/migratefs -mindepth 1 ! -path /run/migratefs/mounts ! -path /run/migratefs/control ! -path /run/migratefs/control/\\* ! -name restore-\\* ! -name criu ! -name \\*.log 2>/dev/null || true"); s != "" {
 		m.t.Errorf("left on b: %s", s)
 	}
 	if pids := m.jobs(); len(pids) != 0 {
