@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -101,6 +102,7 @@ func startDaemon(ctx context.Context, args []string, leash *os.File) (daemon *os
 	}
 	defer r.Close()
 	cmd := exec.Command(self, args...)
+	cmd.Args[0] = filepath.Join(filepath.Dir(self), "migratefs") // not as what a copy of it is called, such as mount.migratefs
 	cmd.Env = append(os.Environ(), readyEnv+"=3")
 	cmd.ExtraFiles = []*os.File{w}
 	if leash != nil {
