@@ -67,17 +67,6 @@ func (o *Obstacle) Lifted(args []string) bool {
 	return false
 }
 
-// Blockers returns those of list that args, CRIU's, do not lift and that make
-// the restore fail.
-func Blockers(list []Obstacle, args []string) (out []Obstacle) {
-	for _, o := range list {
-		if o.Level == Blocker && !o.Lifted(args) {
-			out = append(out, o)
-		}
-	}
-	return out
-}
-
 // Options are the options that CRIU needs at restore as at dump, without
 // dashes: without the first, locks would be gone and nobody told.
 func (c *Checkpoint) Options() []string {

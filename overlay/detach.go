@@ -7,7 +7,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -212,6 +211,3 @@ func processName(pid uint32) string {
 	b, _ := os.ReadFile("/proc/" + strconv.FormatUint(uint64(pid), 10) + "/comm")
 	return strings.TrimSuffix(string(b), "\n")
 }
-
-// saidAt is when something was last said: Unix time, ns.
-type saidAt struct{ atomic.Int64 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -94,8 +95,8 @@ type ending struct {
 	stop context.CancelFunc
 	jobs sync.WaitGroup
 
-	seeded bool   // the lowers have names that the migration is about; immutable
-	said   saidAt // that a read has failed
+	seeded bool         // the lowers have names that the migration is about; immutable
+	said   atomic.Int64 // when that a read has failed was last logged: Unix time, ns
 
 	// coming is held shared while a file of a source becomes pending, and to depart.
 	coming sync.RWMutex

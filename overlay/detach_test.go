@@ -291,6 +291,15 @@ func TestSettleRefuses(t *testing.T) {
 	if _, err := s.Run(context.Background()); !errors.Is(err, ErrUnwhole) || !slices.Contains(said, "low") {
 		t.Errorf("with a stub: %v, about %q", err, said)
 	}
+	// Asked for in the other format, it is not seen to be one: its content is here still.
+	d := Departure{sources: []*departed{{id: "a source"}}}
+	must(t, d.write(s.Work))
+	s.Format = whiteout.User
+	if _, err := s.Run(context.Background()); !errors.Is(err, errHidden) {
+		t.Errorf("with a stub that is not seen: %v", err)
+	}
+	must(t, os.Remove(w.at("work", detachedFile)))
+	s.Format = whiteout.Trusted
 	must(t, os.Remove(w.at("upper", "low")))
 	if _, err := s.Run(context.Background()); !errors.Is(err, ErrAttached) {
 		t.Errorf("not detached: %v", err)

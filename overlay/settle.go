@@ -58,6 +58,7 @@ var (
 	ErrAttached = errors.New("the mount was not detached from its source: what is not in the upper would be lost")
 	ErrUnwhole  = errors.New("not all of its content is in the upper")
 
+	errHidden   = errors.New("content of files that the upper does not show to be pending would be lost")
 	errStub     = fmt.Errorf("%w: the rest was left on the source: mount it, and remove it or say 'migratefs resolve --keep-local --yes'", ErrUnwhole)
 	errMetacopy = fmt.Errorf("%w: only its metadata was changed, and its data is in a lower: mount it and write to it, or copy it", ErrUnwhole)
 )
@@ -74,6 +75,7 @@ func (s *Settle) Run(ctx context.Context) (done Settled, err error) {
 	if err := w.each(ctx, s.Upper, layers.Root, w.inspect); err != nil {
 		return done, err
 	}
+	done.Nested = 0 // they are counted as they are left
 	switch {
 	case w.inTheWay > 0:
 		return done, ErrUnwhole
@@ -84,6 +86,11 @@ func (s *Settle) Run(ctx context.Context) (done Settled, err error) {
 	}
 	done.Dropped = d.Left()
 	if !d.Settling {
+		// What stubs stand for goes with the work directory: marks of another format
+		// than the mount's would not have shown them.
+		if left, err := stubsOf(ctx, s.Work); err != nil || left > 0 {
+			return done, cmp.Or(err, fmt.Errorf("%w: pending files in the work directory: %d: give --userxattr as the mount had it, or mount it once more", errHidden, left))
+		}
 		d.Settling = true
 		d.sources = []*departed{{id: "settled", dirs: map[layers.Path]*departedDir{
 			layers.Root: {attr: layers.Attr{Mode: unix.S_IFDIR | 0o755}},
@@ -111,6 +118,20 @@ func (s *Settle) Run(ctx context.Context) (done Settled, err error) {
 		return done, err
 	}
 	return done, copyup.SyncDir(s.Work, copyup.Config{})
+}
+
+// stubsOf counts the pending files of a work directory.
+func stubsOf(ctx context.Context, work int) (int, error) {
+	fd, err := sys.OpenAt(work, "stubs", unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOENT) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	es, err := local.ReadDirAt(ctx, fd)
+	return len(es), err
 }
 
 // settling is one walk through the upper.
