@@ -28,16 +28,17 @@ func Identify(root int, anyOwner bool) (id string, f *os.File, err error) {
 		fd, err := sys.OpenAt(dir, idName, unix.O_RDWR)
 		if err == nil {
 			f = os.NewFile(uintptr(fd), Reserved+"/"+idName)
-			if id, err = readID(dir, f); err != nil {
+			if id, err = readID(f); err != nil {
 				f.Close()
 				return "", nil, err
 			}
+			_ = copyup.Sweep(dir) // what others are making cannot become the id any more
 			return id, f, nil
 		}
 		if err != unix.ENOENT {
 			return "", nil, fmt.Errorf("%s/%s: %w", Reserved, idName, err)
 		}
-		// ENOENT: somebody swept what was to become the id. Once more.
+		// ENOENT: somebody who found an id swept what was to become one.
 		if err := makeID(dir); err != nil && err != unix.ENOENT && err != unix.EEXIST {
 			return "", nil, fmt.Errorf("%s/%s: %w", Reserved, idName, err)
 		}
@@ -83,14 +84,7 @@ func isOurs(dir int, anyOwner bool) error {
 	return nil
 }
 
-func readID(dir int, f *os.File) (string, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return "", err
-	}
-	if st.Nlink > 1 {
-		_ = copyup.Sweep(dir) // who made it died before it could take its first name away
-	}
+func readID(f *os.File) (string, error) {
 	b := make([]byte, idDigits+1)
 	n, err := sys.Pread(int(f.Fd()), b, 0)
 	if err != nil {
@@ -102,9 +96,9 @@ func readID(dir int, f *os.File) (string, error) {
 	return string(b[:n]), nil
 }
 
-// makeID gives a layer an id, unless it has one by then.
+// makeID gives a layer an id, unless it has one by then. It sweeps nothing: of many
+// at once, each would take away what the others are making, and none be done.
 func makeID(dir int) error {
-	_ = copyup.Sweep(dir)
 	temp := copyup.TempName()
 	fd, err := sys.Create(dir, temp, unix.O_WRONLY|unix.O_EXCL, 0o600)
 	if err != nil {
