@@ -61,8 +61,8 @@ install: ## put what was built under $(DESTDIR)$(PREFIX): make build completions
 	@packaging/install.sh '$(DESTDIR)' '$(BINARY)' '$(BINDIR)' '$(SBINDIR)' '$(DATADIR)' '$(UNITDIR)' '$(SYSCONFIG)'
 
 .PHONY: man
-man: ## write what the manual pages and docs/options.md take from the commands
-	go test ./cmd/migratefs -run '^TestPages$$' -update
+man: ## write what the manual pages, docs/options.md and words.txt take from the program
+	go test ./cmd/migratefs -run '^(TestPages|TestWords)$$' -update
 
 .PHONY: release
 release: ## tarballs, deb and rpm for amd64 and arm64, SBOM and checksums, into dist

@@ -14,7 +14,7 @@ func completeArguments(root *cobra.Command) {
 		}
 		switch {
 		case c.ValidArgsFunction != nil:
-		case slices.Contains([]string{"umount", "reauth", "status", "top", "set", "report"}, c.Name()):
+		case slices.Contains([]string{"umount", "reauth", "status", "top", "set", "report", "bugreport"}, c.Name()):
 			c.ValidArgsFunction = completeMounts
 		default:
 			c.ValidArgsFunction = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {

@@ -59,17 +59,23 @@ func optionsFile(m mountInfo) string {
 
 // optionsOf returns how the mount m was made.
 func optionsOf(m mountInfo) (*options, error) {
+	o, _, err := madeOptions(m)
+	return o, err
+}
+
+// madeOptions is optionsOf with the note that says it.
+func madeOptions(m mountInfo) (*options, *madeOf, error) {
 	text, err := os.ReadFile(optionsFile(m))
 	var made madeOf
 	if err == nil {
 		err = json.Unmarshal(text, &made)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the layers of the mount on %q are not known here (%v): give -o lowerdir=...,upperdir=... as it has them", m.point, bare(err))
+		return nil, nil, fmt.Errorf("the layers of the mount on %q are not known here (%v): give -o lowerdir=...,upperdir=... as it has them", m.point, bare(err))
 	}
 	o, err := parseOptions(made.Options)
 	if err != nil {
-		return nil, err
+		return nil, &made, err
 	}
 	from := func(path *string) {
 		if *path != "" && !filepath.IsAbs(*path) {
@@ -83,8 +89,9 @@ func optionsOf(m mountInfo) (*options, error) {
 	}
 	from(&o.upper)
 	from(&o.work)
+	from(&o.cacheDir)
 	from(&o.sshConfig)
-	return o, nil
+	return o, &made, nil
 }
 
 // layers finds the layers, and the path in them, that are meant: by -o, or by what

@@ -19,7 +19,8 @@
 //	GET   /v1/top        Top; the first call begins to look, 15 s without one end it
 //	GET   /v1/history    {"every_seconds": N, "samples": [Sample]}, the oldest first
 //	GET   /v1/slow       {"slow": [Slow]}, the files whose requests took longest
-//	GET   /v1/log        {"lines": [string]}, the last log messages
+//	GET   /v1/log        {"lines": [string], "records": [LogRecord]}, the last log messages
+//	GET   /v1/goroutines {"text": string}, what each goroutine of the daemon does: functions, no data
 //	GET   /v1/settings   Settings
 //	PATCH /v1/settings   Settings, with those fields that change; answers all of them
 //	GET   /metrics       for Prometheus, text format 0.0.4; no label has a file's name

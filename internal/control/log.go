@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/migratefs/migratefs/copyup"
 )
 
 // Log is where a daemon's messages go: to a sink, of one kind no more than a few in a
@@ -17,7 +19,7 @@ type Log struct {
 	sink  slog.Handler
 
 	mu      sync.Mutex
-	lines   [logKept]string
+	kept    [logKept]LogRecord
 	next    int
 	kinds   map[string]*logKind
 	dropped uint64
@@ -69,18 +71,41 @@ func (l *Log) Dropped() uint64 {
 	return l.dropped
 }
 
-// Lines returns the last messages, the oldest first.
-func (l *Log) Lines() []string {
-	lines := []string{}
+// LogRecord is one message: its text, and what it is about.
+type LogRecord struct {
+	When    time.Time     `json:"when"`
+	Level   string        `json:"level"`
+	Message copyup.Quoted `json:"message"`
+	About   []LogAbout    `json:"about,omitempty"`
+}
+
+// LogAbout is one thing that a message is about.
+type LogAbout struct {
+	Key   string        `json:"key"`
+	Value copyup.Quoted `json:"value"`
+}
+
+// Records returns the last messages, the oldest first.
+func (l *Log) Records() []LogRecord {
+	all := []LogRecord{}
 	if l == nil {
-		return lines
+		return all
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range logKept {
-		if s := l.lines[(l.next+i)%logKept]; s != "" {
-			lines = append(lines, s)
+		if r := l.kept[(l.next+i)%logKept]; !r.When.IsZero() {
+			all = append(all, r)
 		}
+	}
+	return all
+}
+
+// Lines returns the last messages, each on a line, the oldest first.
+func (l *Log) Lines() []string {
+	lines := []string{}
+	for _, r := range l.Records() {
+		lines = append(lines, r.line())
 	}
 	return lines
 }
@@ -114,8 +139,13 @@ func (l *Log) admit(message string, now time.Time) (ok bool, before int) {
 	return true, before
 }
 
-func (l *Log) keep(line string) {
-	l.lines[l.next] = line
+func (l *Log) keep(r *slog.Record) {
+	k := LogRecord{When: r.Time.UTC(), Level: r.Level.String(), Message: copyup.Quoted(r.Message)}
+	r.Attrs(func(a slog.Attr) bool {
+		k.About = append(k.About, LogAbout{a.Key, copyup.Quoted(a.Value.Resolve().String())})
+		return true
+	})
+	l.kept[l.next] = k
 	l.next = (l.next + 1) % logKept
 }
 
@@ -145,7 +175,7 @@ func (h limited) Handle(ctx context.Context, r slog.Record) error {
 		ok, before = l.admit(r.Message, l.now())
 	}
 	if ok {
-		l.keep(lineOf(&r))
+		l.keep(&r)
 	}
 	l.mu.Unlock()
 	if !ok {
@@ -158,14 +188,13 @@ func (h limited) Handle(ctx context.Context, r slog.Record) error {
 	return h.sink.Handle(ctx, r)
 }
 
-// lineOf is a message on one line.
-func lineOf(r *slog.Record) string {
+// line is a message on one line.
+func (r *LogRecord) line() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s %s", r.Time.UTC().Format(time.RFC3339), r.Level, r.Message)
-	r.Attrs(func(a slog.Attr) bool {
-		fmt.Fprintf(&b, " %s=%s", a.Key, quoteIfNeeded(a.Value.String()))
-		return true
-	})
+	fmt.Fprintf(&b, "%s %s %s", r.When.Format(time.RFC3339), r.Level, r.Message)
+	for _, a := range r.About {
+		fmt.Fprintf(&b, " %s=%s", a.Key, quoteIfNeeded(string(a.Value)))
+	}
 	return b.String()
 }
 

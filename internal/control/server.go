@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/pprof"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -82,7 +84,10 @@ func (s *Server) handler() http.Handler {
 	get("/v1/top", func(context.Context) (any, error) { return s.m.top(), nil })
 	get("/v1/history", func(context.Context) (any, error) { return s.m.history.read(), nil })
 	get("/v1/slow", func(context.Context) (any, error) { return map[string]any{"slow": s.m.slow()}, nil })
-	get("/v1/log", func(context.Context) (any, error) { return map[string]any{"lines": s.m.Log.Lines()}, nil })
+	get("/v1/log", func(context.Context) (any, error) {
+		return map[string]any{"lines": s.m.Log.Lines(), "records": s.m.Log.Records()}, nil
+	})
+	get("/v1/goroutines", func(context.Context) (any, error) { return map[string]any{"text": goroutines()}, nil })
 	get("/v1/settings", func(context.Context) (any, error) { return s.m.settings(), nil })
 	mux.HandleFunc("PATCH /v1/settings", func(w http.ResponseWriter, r *http.Request) {
 		var change Settings
@@ -114,6 +119,13 @@ func (s *Server) handler() http.Handler {
 		}
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// goroutines is what each goroutine does.
+func goroutines() string {
+	var b strings.Builder
+	_ = pprof.Lookup("goroutine").WriteTo(&b, 1)
+	return b.String()
 }
 
 func answer(w http.ResponseWriter, v any, err error) {
