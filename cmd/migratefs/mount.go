@@ -44,6 +44,8 @@ func (m *mountCommand) args(_ *cobra.Command, args []string) error {
 		if len(args) != 2 {
 			return usageErrorf("mount helper: want SOURCE MOUNTPOINT, got %q", args)
 		}
+		// By it 'mount -a' knows that a line of fstab is mounted already.
+		m.options = append([]string{"fsname=" + escapeOption(args[0])}, m.options...)
 		args = args[1:]
 	}
 	switch len(args) {

@@ -1,6 +1,6 @@
-// Package packages tests what administrators meet: deb and RPM, installed into a root
-// that is thrown away, mounts made by lines of fstab there, the unit and what it takes
-// away from the daemon, old kernels, and the documents.
+// Package packages tests what administrators meet: deb and RPM, installed into a bare
+// root that is thrown away, mounts made by lines of fstab there, the unit and what it
+// takes away from the daemon, old kernels, and the documents.
 //
 // With MIGRATEFS_TEST_LONG set it also makes a whole release, twice, in two places.
 package packages

@@ -11,10 +11,11 @@ import (
 	"github.com/migratefs/migratefs/tests/testbed"
 )
 
-const version = "1.2.3"
+// The versions that packages are made of: an older and a newer one.
+var versions = []string{"1.2.3", "1.2.4"}
 
-// packaged builds deb and RPM of the program that the tests have, and returns the
-// directory they are in.
+// packaged builds deb and RPM of the program that the tests have, in two versions, and
+// an RPM "world" that provides what Fedora has; it returns the directory they are in.
 func packaged(t *testing.T) (dist string) {
 	t.Helper()
 	dist = testbed.TempDir(t)
@@ -35,90 +36,153 @@ func packaged(t *testing.T) (dist string) {
 	script := `
 		umask 022
 		export SOURCE_DATE_EPOCH=1700000000 BINARY COMPLETIONS DEB_COMPRESSION=none RPM_PAYLOAD=w1.gzdio
-		packaging/deb.sh $V $ARCH $D/deb $D
-		# The spec wants the source for documents alone, where the program is built already.
-		mkdir $D/migratefs-$V
-		cp -r LICENSE README.md CHANGELOG.md docs packaging $D/migratefs-$V/
-		tar -C $D -czf $D/migratefs-$V.tar.gz migratefs-$V
 		make -s install DESTDIR=$D/tree BINARY=$BINARY
-		tar -C $D/tree -czf $D/migratefs-$V-linux-$ARCH.tar.gz etc usr
-		packaging/rpm.sh $V $ARCH $D/rpm $D
-		rm -r $D/deb $D/rpm $D/tree $D/migratefs-$V`
+		tar -C $D/tree -cf - etc usr | gzip -1 >$D/program
+		for V in $VERSIONS; do
+			packaging/deb.sh $V $ARCH $D/deb $D
+			# The spec wants the source for documents alone, where the program is built already.
+			mkdir $D/migratefs-$V
+			cp -r LICENSE README.md CHANGELOG.md docs packaging $D/migratefs-$V/
+			tar -C $D -czf $D/migratefs-$V.tar.gz migratefs-$V
+			cp $D/program $D/migratefs-$V-linux-$ARCH.tar.gz
+			packaging/rpm.sh $V $ARCH $D/rpm $D
+			rm -r $D/deb $D/rpm $D/migratefs-$V
+		done
+		rm -r $D/tree
+		mkdir $D/world
+		cat >$D/world.spec <<-E
+			Name: world
+			Version: 1
+			Release: 1
+			Summary: What Fedora has
+			License: none
+			BuildArch: noarch
+			Provides: fuse3, openssh-clients, /bin/sh, /bin/bash
+			%description
+			%files
+		E
+		rpmbuild -bb --define "_topdir $D/world" --define "_rpmdir $D/world" $D/world.spec >/dev/null 2>&1`
 	cmd := exec.Command("bash", "-euc", script)
 	cmd.Dir = testbed.ModuleDir()
-	cmd.Env = append(os.Environ(), "V="+version, "ARCH="+runtime.GOARCH, "D="+dist, "BINARY="+program, "COMPLETIONS="+completions)
+	cmd.Env = append(os.Environ(), "VERSIONS="+strings.Join(versions, " "), "ARCH="+runtime.GOARCH, "D="+dist, "BINARY="+program, "COMPLETIONS="+completions)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	return dist
 }
 
-// Both packages, in a root that is this host's with an upper of memory over it: what
-// they leave behind is what that holds in the end.
+// Both packages, each in a bare root, as its distribution installs it and with all that
+// it depends on: mounts are made by lines of fstab, upgraded under, and ended; the
+// package goes while one of them is there; and nothing is left.
 func TestPackages(t *testing.T) {
 	testbed.NeedFUSE(t)
 	dist := packaged(t)
 	t.Run("metadata", func(t *testing.T) { metadata(t, dist) })
-	for _, kind := range []struct{ name, install, upgrade, remove string }{
-		{"deb", "dpkg --force-depends -i /p/*.deb", "dpkg --force-depends -i /p/*.deb", "dpkg --purge migratefs"},
-		{"rpm", "rpm --force-debian -i --nodeps /p/*.rpm", "rpm --force-debian -U --nodeps --force /p/*.rpm", "rpm --force-debian -e migratefs"},
+	for _, kind := range []struct{ name, prepare, install, version, remove string }{
+		{"deb", `
+			mkdir root/p
+			mount --bind "$D" root/p`,
+			`chroot root dpkg -i /p/$(cd "$D"; echo migratefs_${V}_*.deb)`,
+			`chroot root dpkg-query -W -f '${Version}\n' migratefs`,
+			`chroot root dpkg --purge migratefs`},
+		{"rpm", `
+			# Directories that every Fedora has.
+			mkdir -p root/etc/sysconfig root/usr/share/{fish/vendor_completions.d,licenses,zsh/site-functions}
+			root=(--root "$PWD/root" --dbpath /var/lib/rpm)
+			rpm "${root[@]}" --initdb
+			root+=(--force-debian)
+			# It depends on what it uses, and on nothing else.
+			V=1.2.3; rpm "${root[@]}" -i "$D"/migratefs-$V-*.rpm 2>&1 | grep -o '[^[:space:]]* is needed' | sort
+			rpm "${root[@]}" -i --ignorearch "$D"/world/noarch/world-*.rpm`,
+			`rpm "${root[@]}" -U "$D"/migratefs-$V-*.rpm`,
+			`rpm "${root[@]}" -q --qf '%{version}\n' migratefs`,
+			`rpm "${root[@]}" -e migratefs`},
 	} {
 		t.Run(kind.name, func(t *testing.T) {
-			dir := testbed.TempDir(t)
-			cmd := exec.Command("unshare", "-m", "--propagation", "private", "bash", "-euc", `
-				mount -t tmpfs tmpfs .
-				mkdir upper work root layers layers/old layers/new
-				mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root
-				mkdir -p root/p root/l root/a root/b root/etc/systemd/system/multi-user.target.wants
-				mount --bind "$D" root/p
-				mount --bind layers root/l
-				mount -t proc proc root/proc
-				mount --rbind /dev root/dev
-				mount -t tmpfs run root/run
-				echo old >layers/old/f
+			out, err := inRoot(t, `
+				exec 2>&1
+				quietly() { "$@" >log 2>&1 || { cat log; exit 1; }; }
+				in_root() { chroot root "$@"; }
+				install() { V=$1; quietly eval '`+kind.install+`'; `+kind.version+`; }
+				remove() { quietly eval '`+kind.remove+`'; }
+				# A file that the package did not bring is what it was, to the nanosecond.
+				everything() {
+					find root -xdev \( -path root/var/lib/dpkg -o -path root/var/lib/apt -o -path root/var/lib/rpm -o -path root/var/cache -o -path root/var/log \) -prune \
+						-o -type d -printf '%p %m %U:%G\n' -o -printf '%p %y %m %U:%G %s %T@ %l\n' | sort
+				}
+				# What tells one daemon, and one mount, from another.
+				pid_of() { in_root pidof -s migratefs; }
+				mount_of() { grep " $1 fuse.migratefs " /proc/self/mounts; grep " $1 " /proc/self/mountinfo | cut -d " " -f 1; }
+
 				cat >>root/etc/fstab <<-E
-					one /a fuse.migratefs noauto,nofail,_netdev,x-systemd.automount,lowerdir=/l/old,upperdir=/l/new 0 0
-					two /b migratefs      noauto,lowerdir=/l/old,upperdir=/l/new 0 0
+					one /a fuse.migratefs nofail,_netdev,x-systemd.automount,lowerdir=/l/old,upperdir=/l/new 0 0
+					two,b /b migratefs      noauto,lowerdir=/l/old,upperdir=/l/new 0 0
 				E
-				cat >root/script <<-'E'
-					exec 2>&1
-					`+kind.install+` >/run/log || { cat /run/log; exit 1; }
-					migratefs version | grep -o "migratefs devel"
-					mount /a 2>&1 | cut -c1-30
-					echo more >>/a/f
-					`+kind.upgrade+` >/run/log || { cat /run/log; exit 1; }
-					xargs </a/f
-					umount /a
-					mount /b 2>&1 | cut -c1-30
-					echo again >>/b/f
-					grep -c " /b fuse.migratefs " /proc/mounts
-					umount /b
-					ls /l/old
-					xargs </l/new/f
-					systemd-analyze --man=no verify migratefs@b.service
-					systemd-analyze security --offline=yes --threshold=70 migratefs@b.service >/run/log || { cat /run/log; exit 1; }
-					bash -n /usr/share/bash-completion/completions/migratefs
-					ln -s /usr/lib/systemd/system/migratefs@.service /etc/systemd/system/multi-user.target.wants/migratefs@b.service
-					`+kind.remove+` >/run/log || { cat /run/log; exit 1; }
-					echo removed
-				E
-				chroot root sh -e /script
-				cd upper
-				find . -type f -o -type l -o -type c | grep -v -e '^\./var/\(lib/\(dpkg\|rpm\|systemd\)\|log\|cache\)/' -e '^\./root/\.rpmdb' -e '^\./\(script\|etc/fstab\)$' || echo "nothing is left"
-				find . -name '*migratefs*'`)
-			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), "D="+dist)
-			out, err := cmd.CombinedOutput()
-			const want = `migratefs devel
+				mkdir root/a root/b root/l/old root/l/new root/etc/systemd/system/multi-user.target.wants -p
+				echo old >root/l/old/f
+				`+kind.prepare+`
+				everything >before
+
+				install 1.2.3
+				in_root migratefs version | grep -o "migratefs devel"
+				in_root mount -a 2>&1 | cut -c1-30
+				in_root mount -a # and what is mounted is not mounted again
+				in_root findmnt -no SOURCE,FSTYPE /a
+				exec 9>>root/a/f
+				echo more >&9
+				daemon=$(pid_of) mounted=$(mount_of "$PWD/root/a")
+
+				install 1.2.4
+				[ "$daemon" = "$(pid_of)" ] || echo "the daemon is another one"
+				[ "$mounted" = "$(mount_of "$PWD/root/a")" ] || echo "the mount is another one"
+				readlink /proc/$daemon/exe | grep -o "migratefs (deleted)"
+				echo upgraded >&9
+				exec 9>&-
+				xargs <root/a/f
+				in_root umount /a
+				[ ! -e /proc/$daemon ] || echo "umount came back before the daemon had ended"
+
+				in_root mount -t migratefs /b 2>&1 | cut -c1-30
+				in_root findmnt -no SOURCE /b
+				in_root sh -c "echo again >>/b/f; grep -c ' /b fuse.migratefs ' /proc/mounts"
+				in_root ls /l/old
+				in_root systemd-analyze --man=no verify migratefs@b.service
+				quietly in_root systemd-analyze security --offline=yes --threshold=70 migratefs@b.service
+				in_root bash -n /usr/share/bash-completion/completions/migratefs
+				in_root ln -s /usr/lib/systemd/system/migratefs@.service /etc/systemd/system/multi-user.target.wants/migratefs@b.service
+				echo MOUNTPOINT=/b >root/etc/migratefs/b.conf
+
+				remove
+				echo removed
+				xargs <root/b/f
+				daemon=$(pid_of)
+				in_root umount /b
+				while [ -e /proc/$daemon ]; do sleep 0.05; done
+				xargs <root/l/new/f
+				everything | diff before - | grep "^[<>]" | cut -d " " -f 1-5
+				find root -xdev -path root/var/log -prune -o -name "*migratefs*" -print`, "D="+dist)
+			needed := ""
+			if kind.name == "rpm" {
+				needed = "/bin/bash is needed\n/bin/sh is needed\nfuse3 is needed\nopenssh-clients is needed\n"
+			}
+			want := needed + `1.2.3
+migratefs devel
 migratefs: /a is mounted, mode
-old more
+one    fuse.migratefs
+1.2.4
+migratefs (deleted)
+old more upgraded
 migratefs: /b is mounted, mode
+two,b
 1
-old more again
 removed
-nothing is left
+old more upgraded again
+old more upgraded again
+> root/etc/migratefs 755 0:0
+> root/etc/migratefs/b.conf f 644 0:0
+root/etc/migratefs
 `
-			if err != nil || string(out) != want {
+			if err != nil || out != want {
 				t.Errorf("%v, and\n%s\nwant\n%s", err, out, want)
 			}
 		})
@@ -135,8 +199,8 @@ func metadata(t *testing.T, dist string) {
 		}
 		return string(out)
 	}
-	rpms, _ := filepath.Glob(dist + "/*.rpm")
-	debs, _ := filepath.Glob(dist + "/*.deb")
+	rpms, _ := filepath.Glob(dist + "/migratefs-" + versions[0] + "-*.rpm")
+	debs, _ := filepath.Glob(dist + "/migratefs_" + versions[0] + "_*.deb")
 	if len(rpms) != 1 || len(debs) != 1 {
 		t.Fatalf("%q, %q", rpms, debs)
 	}

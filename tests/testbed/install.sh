@@ -40,6 +40,7 @@ rpmbuild    | rpm            | rpm-build
 systemd-analyze | systemd    | systemd
 setpriv     | util-linux     | util-linux
 runc        | runc           | runc
+debootstrap | debootstrap    | debootstrap
 "
 
 bench="$tests
@@ -112,3 +113,4 @@ go mod download || die "$(go version) cannot build this: install the Go that go.
 
 criu=$(./criu.sh)
 [ -x "$criu" ] || die "tests/testbed/criu.sh named no CRIU"
+[ "$want" != "$tests" ] || ./bareroot.sh >/dev/null
