@@ -3,6 +3,7 @@ package copyup
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"time"
 
@@ -38,7 +39,7 @@ type Plan struct {
 	// only the largest file must fit twice.
 	Same bool `json:"same_filesystem"`
 
-	Quotas []QuotaFit `json:"quotas"` // of those that have one
+	Quotas []QuotaFit `json:"quotas"` // of those that have one, and of NEW itself
 	// QuotaUnknown is why quotas could not be asked for; empty if they could.
 	QuotaUnknown string `json:"quota_unknown,omitempty"`
 
@@ -54,10 +55,11 @@ type Largest struct {
 	Bytes int64  `json:"bytes"`
 }
 
-// QuotaFit is a user's or group's quota on NEW beside what comes.
+// QuotaFit is a quota on NEW beside what comes: a user's, a group's, that of the project
+// of NEW, or of a quota group of btrfs.
 type QuotaFit struct {
-	Kind string `json:"kind"` // "user" or "group"
-	ID   uint32 `json:"id"`
+	Kind string `json:"kind"` // "user", "group", "project", "qgroup" or "exclusive qgroup"
+	ID   uint64 `json:"id"`
 	Name string `json:"name,omitempty"`
 	Need Size   `json:"need"`
 	Used Size   `json:"used"`
@@ -128,13 +130,19 @@ func (w *planWalk) tryRest(t *tally) {
 	}
 }
 
-// quotas asks for the quotas of everybody to whom something comes.
+// quotas asks for the quotas of NEW, and of everybody to whom something comes.
 func (w *planWalk) quotas(p *Plan) {
+	w.qgroups(p)
+	var project []Charge
+	var x sys.Fsxattr
+	if sys.GetFsxattr(w.probe.root, &x) == nil && x.Inherits() {
+		project = []Charge{{ID: x.Project(), Need: p.Need}}
+	}
 	for _, k := range []struct {
 		name string
 		kind int
 		of   []Charge
-	}{{"user", sys.UserQuota, p.Users}, {"group", sys.GroupQuota, p.Groups}} {
+	}{{"project", sys.ProjectQuota, project}, {"user", sys.UserQuota, p.Users}, {"group", sys.GroupQuota, p.Groups}} {
 		for _, c := range k.of {
 			q, err := w.cfg.Quota(w.probe.root, k.kind, c.ID)
 			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
@@ -144,22 +152,51 @@ func (w *planWalk) quotas(p *Plan) {
 				p.QuotaUnknown = fmt.Sprintf("the kernel cannot tell %s quotas of %s: %v", k.name, p.New, err)
 				return
 			}
-			f := QuotaFit{
-				Kind: k.name, ID: c.ID, Need: c.Need,
+			p.addQuota(QuotaFit{
+				Kind: k.name, ID: uint64(c.ID), Need: c.Need,
 				Used: Size{int64(q.Bytes), int64(q.Inodes)},
 				Hard: Size{int64(q.BytesHard), int64(q.InodesHard)},
 				Soft: Size{int64(q.BytesSoft), int64(q.InodesSoft)},
-			}
-			if f.Hard == (Size{}) && f.Soft == (Size{}) {
-				continue
-			}
-			then := f.Used
-			then.add(f.Need)
-			f.Fits = !then.above(f.Hard)
-			f.Over = then.above(f.Soft)
-			p.Quotas = append(p.Quotas, f)
+			})
 		}
 	}
+}
+
+// qgroups asks for the quota groups that NEW is in on btrfs, but for those that OLD is in,
+// too: what moves within a group takes nothing of it.
+func (w *planWalk) qgroups(p *Plan) {
+	_ = sys.Syncfs(w.probe.root) // what they use is counted then
+	all, err := sys.Qgroups(w.probe.root)
+	if err != nil {
+		return // no btrfs, or one without quotas: the kernel is asked for those of users next, and says if nobody may know
+	}
+	var old []sys.Qgroup
+	if fd, err := sys.OpenAt(w.old.Root(), ".", unix.O_RDONLY|unix.O_DIRECTORY); err == nil {
+		old, _ = sys.Qgroups(fd)
+		unix.Close(fd)
+	}
+	for _, g := range all {
+		if slices.ContainsFunc(old, func(o sys.Qgroup) bool { return o.FS == g.FS && o.ID == g.ID }) {
+			continue
+		}
+		f := QuotaFit{Kind: "qgroup", ID: g.ID, Name: fmt.Sprintf("%d/%d", g.ID>>48, g.ID&(1<<48-1)), Need: p.Need}
+		f.Used.Bytes, f.Hard.Bytes = int64(g.Referenced), int64(g.MaxReferenced)
+		p.addQuota(f)
+		f.Kind, f.Used.Bytes, f.Hard.Bytes = "exclusive qgroup", int64(g.Exclusive), int64(g.MaxExclusive)
+		p.addQuota(f)
+	}
+}
+
+// addQuota adds f if it is a limit at all.
+func (p *Plan) addQuota(f QuotaFit) {
+	if f.Hard == (Size{}) && f.Soft == (Size{}) {
+		return
+	}
+	then := f.Used
+	then.add(f.Need)
+	f.Fits = !then.above(f.Hard)
+	f.Over = then.above(f.Soft)
+	p.Quotas = append(p.Quotas, f)
 }
 
 // above reports whether s exceeds one of the limits, of which 0 is none.

@@ -3,7 +3,9 @@ package copyup
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -179,7 +181,7 @@ func TestPlanAsksForQuotas(t *testing.T) {
 		return sys.Quota{}, unix.ENOENT
 	}})
 	must(t, err)
-	got := map[uint32]QuotaFit{}
+	got := map[uint64]QuotaFit{}
 	for _, q := range p.Quotas {
 		got[q.ID] = q
 	}
@@ -194,6 +196,100 @@ func TestPlanAsksForQuotas(t *testing.T) {
 	if !p.Fits || p.QuotaUnknown == "" {
 		t.Errorf("a tmpfs has no quotas that can be asked: fits %v, %q", p.Fits, p.QuotaUnknown)
 	}
+}
+
+// What is made in NEW is charged to NEW's project as well, and to its quota groups.
+func TestPlanAsksForQuotasOfNew(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts")
+	}
+	old, next := oldAndNew(t)
+	for name, content := range map[string]string{"one": "1", "two": strings.Repeat("2", 5<<20)} {
+		write(t, filepath.Join(old, name), content)
+	}
+	run := func(name string, args ...string) {
+		t.Helper()
+		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+		}
+	}
+	disk := func(fs string) {
+		t.Helper()
+		image := filepath.Join(t.TempDir(), fs)
+		must(t, os.WriteFile(image, nil, 0o600))
+		must(t, os.Truncate(image, 400<<20))
+		run("mkfs."+fs, "-q", image)
+		run("mount", "-o", "loop", image, next)
+		t.Cleanup(func() { run("umount", next) })
+	}
+	plan := func(old, next string, quota func(fd, kind int, id uint32) (sys.Quota, error)) (p *Plan, says string) {
+		t.Helper()
+		p, err := NewPlan(context.Background(), PlanConfig{Old: old, New: next, Quota: quota})
+		must(t, err)
+		for _, q := range p.Quotas {
+			says += fmt.Sprintf("%s %d %q: %v of %d, ", q.Kind, q.ID, q.Name, q.Fits, q.Hard.Bytes>>20)
+		}
+		return p, says
+	}
+
+	t.Run("project", func(t *testing.T) {
+		disk("xfs")
+		in := filepath.Join(next, "in")
+		must(t, os.Mkdir(in, 0o755))
+		asked := func(_, kind int, id uint32) (sys.Quota, error) {
+			if kind != sys.ProjectQuota || id != 42 {
+				return sys.Quota{}, unix.ESRCH
+			}
+			return sys.Quota{Bytes: 1 << 20, BytesHard: 6 << 20}, nil
+		}
+		if p, says := plan(old, in, asked); !p.Fits || says != "" {
+			t.Errorf("a project that is not asked for: fits %v, %s", p.Fits, says)
+		}
+		run("xfs_io", "-c", "chproj 42", "-c", "chattr +P", in)
+		if p, says := plan(old, in, asked); p.Fits || says != `project 42 "": false of 6, ` {
+			t.Errorf("fits %v, %s", p.Fits, says)
+		}
+	})
+	t.Run("btrfs", func(t *testing.T) {
+		disk("btrfs")
+		none := func(_, _ int, _ uint32) (sys.Quota, error) { return sys.Quota{}, unix.ESRCH }
+		sub, beside := filepath.Join(next, "sub"), filepath.Join(next, "beside")
+		run("btrfs", "subvolume", "create", sub)
+		run("btrfs", "subvolume", "create", beside)
+		if p, says := plan(old, sub, none); !p.Fits || says != "" {
+			t.Errorf("without quotas: fits %v, %s", p.Fits, says)
+		}
+		run("btrfs", "quota", "enable", next)
+		run("btrfs", "quota", "rescan", "-w", next)
+		run("btrfs", "qgroup", "create", "1/7", next)
+		run("btrfs", "qgroup", "create", "2/9", next)
+		run("btrfs", "qgroup", "assign", "--no-rescan", "1/7", "2/9", next)
+		run("btrfs", "qgroup", "limit", "20M", sub)
+		run("btrfs", "qgroup", "limit", "-e", "30M", sub)
+		write(t, filepath.Join(sub, "there"), strings.Repeat("3", 12<<20))
+		if p, says := plan(old, sub, none); !p.Fits || says != `qgroup 256 "0/256": true of 20, exclusive qgroup 256 "0/256": true of 30, ` {
+			t.Errorf("12 of 20 MiB used: fits %v, %s", p.Fits, says)
+		}
+		write(t, filepath.Join(sub, "more"), strings.Repeat("4", 5<<20))
+		if p, says := plan(old, sub, none); p.Fits || says != `qgroup 256 "0/256": false of 20, exclusive qgroup 256 "0/256": true of 30, ` {
+			t.Errorf("17 of 20 MiB used: fits %v, %s", p.Fits, says)
+		}
+		// Groups of groups; of one that OLD is in, too, nothing is taken.
+		for _, s := range []string{sub, beside} {
+			run("btrfs", "qgroup", "limit", "none", s)
+			run("btrfs", "qgroup", "limit", "-e", "none", s)
+			run("btrfs", "qgroup", "assign", s, "1/7", next)
+		}
+		run("btrfs", "qgroup", "limit", "21M", "2/9", next)
+		above := fmt.Sprintf(`qgroup %d "2/9": false of 21, `, uint64(2)<<48+9)
+		if p, says := plan(old, sub, none); p.Fits || says != above {
+			t.Errorf("17 of 21 MiB of the group used: fits %v, %s", p.Fits, says)
+		}
+		write(t, filepath.Join(beside, "moves"), strings.Repeat("5", 3<<20))
+		if p, says := plan(beside, sub, none); !p.Fits || says != "" {
+			t.Errorf("within the group: fits %v, %s", p.Fits, says)
+		}
+	})
 }
 
 // Whatever bytes are in a name, the report is JSON and tells them.

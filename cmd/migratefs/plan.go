@@ -33,8 +33,8 @@ func newPlanCommand() *cobra.Command {
 		Short: "Say what a migration of a tree or a checkpoint would move, and whether it can work",
 		Long: `Given two directories, walk OLD and say what a migration to NEW would move: files and bytes by age and
 owner, hard links, sparse and special files; what of it NEW cannot hold, which is tried out there in a
-temporary directory; and whether all fits into NEW's free space and the quotas of users and groups.
-Nothing is written to OLD.
+temporary directory; and whether all fits into NEW's free space and the quotas of users and groups, and
+of NEW itself (its project, quota groups of btrfs). Nothing is written to OLD.
 
 Given a checkpoint (a directory that criu dump wrote, also on another host as user@host:/dir, or an archive of podman container checkpoint --export
 or of the kubelet), say what its processes refer to and where each thing would come from: the source, an
@@ -209,11 +209,12 @@ func nameOwners(ctx context.Context, p *copyup.Plan) {
 		p.Groups[i].Name = groups[p.Groups[i].ID]
 	}
 	for i := range p.Quotas {
-		names := users
-		if p.Quotas[i].Kind == "group" {
-			names = groups
+		switch q := &p.Quotas[i]; q.Kind {
+		case "user":
+			q.Name = users[uint32(q.ID)]
+		case "group":
+			q.Name = groups[uint32(q.ID)]
 		}
-		p.Quotas[i].Name = names[p.Quotas[i].ID]
 	}
 }
 
@@ -298,7 +299,11 @@ func writeFit(line func(string, ...any), p *copyup.Plan) {
 		case q.Over:
 			says = "above the soft limit: the grace time begins"
 		}
-		line("quota of %s %s\t%d + %d of %s inodes\t%s + %s of %s\t%s", q.Kind, ownerText(q.ID, q.Name),
+		who := q.Name
+		if q.Kind == "user" || q.Kind == "group" || who == "" {
+			who = ownerText(uint32(q.ID), q.Name)
+		}
+		line("quota of %s %s\t%d + %d of %s inodes\t%s + %s of %s\t%s", q.Kind, who,
 			q.Used.Inodes, q.Need.Inodes, limitText(q.Hard.Inodes, false), bytesText(q.Used.Bytes), bytesText(q.Need.Bytes), limitText(q.Hard.Bytes, true), says)
 	}
 	if p.QuotaUnknown != "" {

@@ -11,6 +11,10 @@ import (
 // project id, copy-on-write extent size, padding.
 type Fsxattr [28]byte
 
+// Inherits reports whether what is made in the directory is its project's as well
+// (FS_XFLAG_PROJINHERIT).
+func (x *Fsxattr) Inherits() bool { return binary.NativeEndian.Uint32(x[0:])&0x200 != 0 }
+
 // Project returns the project id.
 func (x *Fsxattr) Project() uint32 { return binary.NativeEndian.Uint32(x[12:]) }
 

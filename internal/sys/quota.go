@@ -8,17 +8,18 @@ import (
 
 // Kinds of quotas, of linux/quota.h.
 const (
-	UserQuota  = 0 // USRQUOTA
-	GroupQuota = 1 // GRPQUOTA
+	UserQuota    = 0 // USRQUOTA
+	GroupQuota   = 1 // GRPQUOTA
+	ProjectQuota = 2 // PRJQUOTA
 )
 
-// Quota is what a user or group uses and may use; a limit of zero is none.
+// Quota is what a user, group or project uses and may use; a limit of zero is none.
 type Quota struct {
 	Bytes, BytesSoft, BytesHard    uint64
 	Inodes, InodesSoft, InodesHard uint64
 }
 
-// GetQuota returns the quota of the user or group id on the filesystem of fd
+// GetQuota returns the quota of the user, group or project id on the filesystem of fd
 // (quotactl_fd(2), Linux 5.14). ESRCH: its quotas are off; ENOENT: it has none for
 // id; ENOSYS: the filesystem or the kernel has no quotas that can be asked this way,
 // which says nothing of a server's.
