@@ -88,12 +88,12 @@ fuzz: ## fuzz every package that has a fuzz target, FUZZTIME=60 seconds each
 	@tests/fuzz.sh $(FUZZTIME)
 
 # What `make bench` measures, where, how often; ORIGINAL is a build of the C
-# migratefs, BASE another one of ours. A run of everything writes the page; a run
+# migratefs, BASE another one of ours, SIZES are MiB of what a process is moved with. A run of everything writes the page; a run
 # of less does so where DOCS says.
 .PHONY: bench
 bench: build ## measure beside the peers, into docs/performance.md: ONLY=untar,git MOUNTS=ours-overlay RUNS=3 QUICK=1 (root)
 	@tests/testbed/install.sh --bench
-	go run ./tests/bench $(if $(ONLY)$(MOUNTS)$(QUICK)$(DOCS),$(if $(DOCS),-docs $(DOCS)),-docs docs) $(if $(ONLY),-only $(ONLY)) $(if $(MOUNTS),-mounts $(MOUNTS)) $(if $(RUNS),-runs $(RUNS)) \
+	go run ./tests/bench $(if $(ONLY)$(MOUNTS)$(QUICK)$(DOCS),$(if $(DOCS),-docs $(DOCS)),-docs docs) $(if $(ONLY),-only $(ONLY)) $(if $(MOUNTS),-mounts $(MOUNTS)) $(if $(RUNS),-runs $(RUNS)) $(if $(SIZES),-sizes $(SIZES)) \
 		$(if $(QUICK),-quick) $(if $(DETAIL),-detail) $(if $(COUNTS),-counts=$(COUNTS)) $(if $(BASE),-base $(BASE)) $(if $(ORIGINAL),-original $(ORIGINAL))
 
 .PHONY: lint

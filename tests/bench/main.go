@@ -25,6 +25,7 @@ type config struct {
 	original  string
 	dir       string
 	files     int
+	sizes     []int64 // of what a process that is moved has open, MiB
 }
 
 func main() {
@@ -49,6 +50,7 @@ func parse() *config {
 	flag.BoolVar(&c.counts, "counts", true, "count FUSE requests and system calls too")
 	flag.BoolVar(&c.detail, "detail", false, "name the requests and calls that were counted")
 	flag.IntVar(&c.files, "files", 1000, "how many small files are searched over SSH; a mount that asks for each needs an hour for 10000, three times")
+	sizes := flag.String("sizes", "", "`MiB,...` of open files that a process moves with (10,1024,8192)")
 	flag.StringVar(&c.docs, "docs", "", "`directory` for performance.md and its chart")
 	flag.StringVar(&c.migratefs, "migratefs", "build/migratefs", "the `binary` to measure")
 	flag.StringVar(&c.base, "base", "", "another build of it, to compare with (BASE-overlay, BASE-migrate)")
@@ -60,6 +62,13 @@ func parse() *config {
 		c.base, _ = filepath.Abs(c.base)
 	}
 	c.migratefs, _ = filepath.Abs(c.migratefs)
+	var err error
+	if c.sizes, err = sizesOf(*sizes); err != nil {
+		log.Fatal(err)
+	}
+	if c.sizes == nil {
+		c.sizes = heldSizes(c.quick)
+	}
 	return c
 }
 
@@ -132,15 +141,30 @@ func run(cfg *config) (err error) {
 		}
 		rep.remoteTable(os.Stdout)
 	}
+	if wants(cfg.only, "restore") {
+		log.Printf("%v: restore", time.Since(began).Round(time.Second))
+		if rep.restores, err = bed.restores(); err != nil {
+			return fmt.Errorf("restore: %w", err)
+		}
+		rep.restoreTable(os.Stdout)
+	}
 	rep.took = time.Since(began)
 	log.Printf("took %v", rep.took.Round(time.Second))
 	if cfg.docs == "" || cfg.quick {
 		return nil
 	}
 	if rep.remotes != nil {
-		if err := rep.writeRemote(cfg.docs); err != nil || len(rep.rows) == 0 {
+		if err := writePage(cfg.docs, "performance-remote", rep.remotePage, rep.remoteChart()); err != nil {
 			return err
 		}
+	}
+	if rep.restores != nil {
+		if err := writePage(cfg.docs, "performance-restore", rep.restorePage, rep.restoreChart()); err != nil {
+			return err
+		}
+	}
+	if len(rep.rows) == 0 && (rep.remotes != nil || rep.restores != nil) {
+		return nil
 	}
 	return rep.write(cfg.docs)
 }

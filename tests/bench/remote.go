@@ -153,8 +153,8 @@ func (s *stand) end() {
 
 type failure string
 
-// remote runs every errand in every way over every link, run by run.
-func (b *bed) remote() (all []told, err error) {
+// standing calls f, and then undoes what was made on the stand, also when that has failed.
+func standing(f func(tb *stand) error) (err error) {
 	tb := &stand{}
 	defer tb.end()
 	defer func() {
@@ -166,6 +166,19 @@ func (b *bed) remote() (all []told, err error) {
 			err = errors.New(string(why))
 		}
 	}()
+	return f(tb)
+}
+
+// remote runs every errand in every way over every link, run by run.
+func (b *bed) remote() (all []told, err error) {
+	err = standing(func(tb *stand) error {
+		all, err = b.remoteOn(tb)
+		return err
+	})
+	return all, err
+}
+
+func (b *bed) remoteOn(tb *stand) (all []told, err error) {
 	dir := filepath.Join(b.dir, "source")
 	if err := fillSource(b.cfg, dir); err != nil {
 		return nil, err

@@ -60,51 +60,76 @@ func (d *told) oursOf(name string) string {
 }
 
 // by is the median over the runs of the time of the way called name by ours.
-func (d *told) by(name string) float64 {
+func (d *told) by(name string) float64 { return byOurs(d.took[name], d.took["ours"]) }
+
+// byOurs is the median over the runs of a time by ours.
+func byOurs(took, ours []float64) float64 {
 	var v []float64
-	for i, t := range d.took[name] {
-		if i < len(d.took["ours"]) {
-			v = append(v, t/d.took["ours"][i])
-		}
+	for i := range min(len(took), len(ours)) {
+		v = append(v, took[i]/ours[i])
 	}
 	return median(v)
 }
 
-// remoteChart draws a bar for each way and errand over the longest link: its time by
-// ours, on a scale on which each step is ten times the one before.
+// bars are some of a chart, of one thing.
+type bars struct {
+	name  string
+	value []bar
+}
+
+// bar is a time by ours; NaN: it was not measured.
+type bar struct {
+	name string
+	by   float64
+}
+
+// remoteChart draws a bar for each way and errand over the longest link.
 func (r *report) remoteChart() string {
+	var all []bars
+	each := len(r.remotes) / len(rtts)
+	for i := range each {
+		d := &r.remotes[len(r.remotes)-each+i]
+		g := bars{name: d.errand}
+		for _, w := range ways {
+			g.value = append(g.value, bar{w.name, d.by(w.name)})
+		}
+		all = append(all, g)
+	}
+	return barChart("time", all)
+}
+
+// barChart draws times by ours, over the longest link, on a scale on which each step is ten
+// times the one before.
+func barChart(what string, all []bars) string {
 	const (
-		bar, gap     = 11, 16
+		high, gap    = 11, 16
 		left, decade = 300, 140 // where bars begin that take as long as ours; the length of ten times as long
 		least, most  = 0.1, 300.0
 	)
 	var b strings.Builder
 	y := 50
-	each := len(r.remotes) / len(rtts)
-	for i := range r.remotes[len(r.remotes)-each:] {
-		d := &r.remotes[len(r.remotes)-each+i]
-		fmt.Fprintf(&b, `<text x="10" y="%d" font-weight="bold">%s</text>`+"\n", y, html.EscapeString(d.errand))
+	for _, g := range all {
+		fmt.Fprintf(&b, `<text x="10" y="%d" font-weight="bold">%s</text>`+"\n", y, html.EscapeString(g.name))
 		y += 6
-		for _, w := range ways {
-			v := d.by(w.name)
-			if math.IsNaN(v) {
+		for _, v := range g.value {
+			if math.IsNaN(v.by) {
 				continue
 			}
-			length := decade * math.Log10(min(max(v, least), most)/least)
+			length := decade * math.Log10(min(max(v.by, least), most)/least)
 			color := "#bbbbbb"
-			if strings.HasPrefix(w.name, "ours") {
+			if strings.HasPrefix(v.name, "ours") {
 				color = "#2060b0"
 			}
-			fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s</text>`, left-decade-8, y+bar-2, html.EscapeString(w.name))
-			fmt.Fprintf(&b, `<rect x="%d" y="%d" width="%.0f" height="%d" fill="%s"/>`, left-decade, y, length, bar-1, color)
-			fmt.Fprintf(&b, `<text x="%.0f" y="%d" font-size="9">%.2f</text>`+"\n", left-decade+length+3, y+bar-2, v)
-			y += bar
+			fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s</text>`, left-decade-8, y+high-2, html.EscapeString(v.name))
+			fmt.Fprintf(&b, `<rect x="%d" y="%d" width="%.0f" height="%d" fill="%s"/>`, left-decade, y, length, high-1, color)
+			fmt.Fprintf(&b, `<text x="%.0f" y="%d" font-size="9">%.2f</text>`+"\n", left-decade+length+3, y+high-2, v.by)
+			y += high
 		}
 		y += gap
 	}
 	width := left + int(decade*math.Log10(most)) + 60
 	head := fmt.Sprintf(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="10">`+"\n"+
-		`<rect width="100%%" height="100%%" fill="white"/><text x="10" y="21">time by ours, round trip %v; each line ten times the one before; longer is slower</text>`+"\n", width, y, rtts[len(rtts)-1].Round(time.Millisecond))
+		`<rect width="100%%" height="100%%" fill="white"/><text x="10" y="21">%s by ours, round trip %v; each line ten times the one before; longer is slower</text>`+"\n", width, y, what, rtts[len(rtts)-1].Round(time.Millisecond))
 	for n := range 4 {
 		x := left + (n-1)*decade
 		head += fmt.Sprintf(`<line x1="%d" x2="%d" y1="30" y2="%d" stroke="#888" stroke-dasharray="3 3"/><text x="%d" y="36">%g</text>`+"\n", x, x, y, x+3, math.Pow(10, float64(n-1)))

@@ -17,14 +17,15 @@ import (
 
 // report collects what was measured.
 type report struct {
-	cfg     *config
-	kinds   []*kind
-	began   time.Time
-	took    time.Duration
-	rows    []row
-	memory  map[*kind]memoryUse
-	drains  []moved
-	remotes []told
+	cfg      *config
+	kinds    []*kind
+	began    time.Time
+	took     time.Duration
+	rows     []row
+	memory   map[*kind]memoryUse
+	drains   []moved
+	remotes  []told
+	restores []hopped
 }
 
 // row is one step of one load on all mounts.
@@ -178,17 +179,17 @@ func (r *report) write(dir string) error {
 	return f.Close()
 }
 
-// writeRemote is write for what was measured over SSH.
-func (r *report) writeRemote(dir string) error {
+// writePage writes a page of its own, and its chart.
+func writePage(dir, name string, page func(w io.Writer), chart string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	var page bytes.Buffer
-	r.remotePage(&page)
-	if err := os.WriteFile(filepath.Join(dir, "performance-remote.svg"), []byte(r.remoteChart()), 0o644); err != nil {
+	var text bytes.Buffer
+	page(&text)
+	if err := os.WriteFile(filepath.Join(dir, name+".svg"), []byte(chart), 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "performance-remote.md"), page.Bytes(), 0o644)
+	return os.WriteFile(filepath.Join(dir, name+".md"), text.Bytes(), 0o644)
 }
 
 // page is docs/performance.md.
