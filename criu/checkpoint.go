@@ -43,6 +43,10 @@ type Checkpoint struct {
 	// container; nil if the images are not of its archive.
 	Container *Container
 
+	// Origin is what migratefs dump wrote beside the images; its Root is "" if they are
+	// not of it, and the paths are those of the host that was dumped.
+	Origin Origin
+
 	// Obstacles are what the images alone show to be in the way of a restore.
 	// CheckHost adds what this host lacks.
 	Obstacles []Obstacle

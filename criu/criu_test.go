@@ -3,6 +3,7 @@ package criu
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -47,6 +48,90 @@ func TestConfigLines(t *testing.T) {
 		}
 		if err == nil && got != c.want {
 			t.Errorf("%q: %q, want %q", c.args, got, c.want)
+		}
+	}
+}
+
+func TestDumpConfigLines(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		want string // "" is an error
+	}{
+		{[]string{"--tcp-established", "-l"}, "tcp-established\nfile-locks\n"},
+		{[]string{"--ghost-limit", "10M"}, "ghost-limit \"10M\"\n"},
+		{[]string{"--images-dir", "/x"}, ""},
+		{[]string{"--tree", "7"}, ""},
+		{[]string{"-t", "7"}, ""},
+		{[]string{"--leave-running"}, ""},
+		{[]string{"--prev-images-dir", "../1"}, ""},
+		{[]string{"--page-server"}, ""},
+		{[]string{"--action-script", "/x"}, ""},
+	} {
+		got, err := DumpConfigLines(c.args)
+		if got != c.want || (err != nil) != (c.want == "") {
+			t.Errorf("%q: %q, %v, want %q", c.args, got, err, c.want)
+		}
+	}
+}
+
+// TestDumpLog: what CRIU 4.1.1 says of a dump that fails.
+func TestDumpLog(t *testing.T) {
+	for msg, want := range map[string]string{
+		"Some file locks are hold by dumping tasks!You can try --file-locks to dump them.": "-- --file-locks",
+		"Connected TCP socket, consider using --tcp-established option.":                   "--tcp-close",
+		"Can't dump ghost file /srv/x (deleted) of 2097152 size, increase limit":           "--ghost-limit",
+		"Can't create link remap for /srv/x. Use link-remap option.":                       "--link-remap",
+		"A session leader of 77(77) is outside of its pid namespace":                       "--shell-job",
+		"fsnotify: Can't dump that handle":                                                 "--irmap-scan-path",
+		"Can't write img: No space left on device":                                         "make room",
+		"Can't dump nested pid namespace for 77":                                           "runtime",
+		"External socket is used. Consider using --ext-unix-sk option.":                    "--ext-unix-sk",
+	} {
+		if s := DumpSummary([]string{msg, "Dumping FAILED."}); !strings.Contains(s, msg[:20]) || !strings.Contains(s, want) {
+			t.Errorf("%q means %q, want something about %q", msg, s, want)
+		}
+	}
+}
+
+// TestOrigin: what migratefs dump writes beside the images, as somebody may have made it.
+func TestOrigin(t *testing.T) {
+	b, err := Origin{Host: "b", Root: "/run/migratefs/restore-1/root"}.JSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, good := range map[string]bool{
+		string(b):                          true,
+		"":                                 false,
+		"[]":                               false,
+		`{"version":2,"root":"/x"}`:        false,
+		`{"version":1}`:                    false,
+		`{"version":1,"root":"x"}`:         false,
+		`{"version":1,"root":"/x/../y"}`:   false,
+		`{"version":1,"root":"/x\u0000y"}`: false,
+		`{"version":1,"root":"/x","host":"` + strings.Repeat("y", 1<<17) + `"}`: false,
+	} {
+		images := fstest.MapFS{}
+		if err := fs.WalkDir(golden(t, "plain"), ".", func(name string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				data, err := fs.ReadFile(golden(t, "plain"), name)
+				images[name] = &fstest.MapFile{Data: data}
+				return err
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := LoadFS(images, "x"); err != nil || c.Origin.Root != "" {
+			t.Fatalf("without one: %+v, %v", c, err)
+		}
+		images[OriginFile] = &fstest.MapFile{Data: []byte(text)}
+		c, err := LoadFS(images, "x")
+		var ie *ImageError
+		switch {
+		case !good && (!errors.As(err, &ie) || ie.File != OriginFile):
+			t.Errorf("%.40q: %v", text, err)
+		case good && (err != nil || c.Origin != Origin{Version: 1, Host: "b", Root: "/run/migratefs/restore-1/root"}):
+			t.Errorf("%.40q: %+v, %v", text, c, err)
 		}
 	}
 }
@@ -143,7 +228,7 @@ func TestBrokenWorker(t *testing.T) {
 	}
 	defer null.Close()
 	for _, lines := range []string{"exit 1", "echo nonsense >&3", "printf '\\010\\012\\020\\000' >&3"} {
-		w, err := StartWorker(fakeCriu(t, lines), nil, null, null)
+		w, err := StartWorker(fakeCriu(t, lines), nil, null, null, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -156,7 +241,7 @@ func TestBrokenWorker(t *testing.T) {
 		_ = w.Close()
 		_, _ = w.proc.Wait()
 	}
-	if _, err := StartWorker("/no/criu", nil, null, null); err == nil {
+	if _, err := StartWorker("/no/criu", nil, null, null, false); err == nil {
 		t.Error("started what is not there")
 	}
 }
@@ -172,7 +257,7 @@ func TestWorkerEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("CRIU_LIBS_DIR", "/theirs")
-	worker, err := StartWorker(fakeCriu(t, `echo "$1 $CRIU_LIBS_DIR"`), []string{"CRIU_LIBS_DIR=/ours"}, null, w)
+	worker, err := StartWorker(fakeCriu(t, `echo "$1 $CRIU_LIBS_DIR"`), []string{"CRIU_LIBS_DIR=/ours"}, null, w, false)
 	if err != nil {
 		t.Fatal(err)
 	}

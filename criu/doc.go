@@ -64,8 +64,12 @@
 // iptables) has to be kept from it by StartWorker's environment: there it would
 // be the source's, and run as root.
 //
+// A dump is the same the other way round: the caller enters the namespaces of the tasks,
+// and has CRIU loaded before it gets their root. Dump's request tells when the images are
+// written and the tasks still stand still, so that the images can be made durable first.
+//
 // Options that the RPC has no field for go through a configuration file
-// (ConfigLines); what went wrong is in CRIU's log (LogErrors, Summary).
+// (ConfigLines, DumpConfigLines); what went wrong is in CRIU's log (LogErrors, Summary, DumpSummary).
 //
 // Start reading at Load, Checkpoint and Worker.
 package criu

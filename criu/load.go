@@ -74,7 +74,7 @@ func load(fsys fs.FS, dir string, from *archive) (*Checkpoint, error) {
 		ttys:   make(map[uint32]string),
 	}
 	steps := []func() error{
-		l.inventory, l.tasks, l.mountpoints, l.fileTable, l.remaps, l.references, l.locks, l.leftRunning, l.listing, l.collect,
+		l.inventory, l.tasks, l.mountpoints, l.fileTable, l.remaps, l.references, l.locks, l.leftRunning, l.origin, l.listing, l.collect,
 	}
 	if from != nil {
 		steps = append(steps, func() error { return l.container(from) })

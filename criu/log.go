@@ -47,12 +47,15 @@ func isHarmless(msg string) bool {
 	return false
 }
 
-// meanings are what CRIU's errors mean for somebody who restores elsewhere; the
-// first that matches counts.
-var meanings = []struct {
+// meaning is what an error that matches means for people.
+type meaning struct {
 	match   *regexp.Regexp
 	meaning string
-}{
+}
+
+// meanings are what CRIU's errors mean for somebody who restores elsewhere; the
+// first that matches counts.
+var meanings = []meaning{
 	{regexp.MustCompile(`No space left on device|Disk quota exceeded`), "the filesystem that the upper lies on is full: make room, or name another with --upperdir, and restore again"},
 	{regexp.MustCompile(`has bad size|has bad mode|has bad build-ID|build-ID`), "a file is not the one that the process had when it was dumped; bring it back on the source, or dump again"},
 	{regexp.MustCompile(`(?i)can't open file .*: No such file|can't open .* on .*No such file`), "a file that the process had is missing on the source, or lies under a directory that does not move (/proc, /sys, /dev, /run; --bind PATH takes more from this host)"},
@@ -69,11 +72,30 @@ var meanings = []struct {
 	{regexp.MustCompile(`(?i)operation not permitted|permission denied`), "root lacks a right here that restoring needs (a container, perhaps?)"},
 }
 
+// dumpMeanings are those of a dump's errors.
+var dumpMeanings = []meaning{
+	{regexp.MustCompile(`No space left on device|Disk quota exceeded`), "the filesystem of the images is full: make room, or name another directory with -D"},
+	{regexp.MustCompile(`--file-locks`), "the process holds locks on files: give -- --file-locks, if no process that is not dumped holds any on the same files"},
+	{regexp.MustCompile(`(?i)--shell-job|session leader .*outside|is not a session leader|dangling tty`), "the process belongs to a terminal or a session that is not dumped: give -- --shell-job, or start it with setsid and without a terminal"},
+	{regexp.MustCompile(`Connected TCP socket`), "the process holds TCP connections: see CRIU's --tcp-established and --tcp-close"},
+	{regexp.MustCompile(`ghost file .*increase limit`), "a deleted file that is still open is larger than what CRIU puts into the images: give -- --ghost-limit SIZE"},
+	{regexp.MustCompile(`(?i)link[-_ ]remap`), "a file that is open was deleted and has another name: give -- --link-remap, which makes a name link_remap.N beside it"},
+	{regexp.MustCompile(`Can't find suitable path for handle|Can't dump that handle|irmap`), "the process watches files (inotify, fanotify) whose names CRIU does not find: give -- --force-irmap --irmap-scan-path DIR, DIR being a directory above them"},
+	{regexp.MustCompile(`(?i)ext-unix-sk|half of stream unix|External socket`), "the process is connected to another that is not dumped: end the connection, or see CRIU's --ext-unix-sk"},
+	{regexp.MustCompile(`(?i)unable to (seize|interrupt)|PTRACE_SEIZE|already traced`), "a debugger or tracer has the process: end that"},
+	{regexp.MustCompile(`(?i)nested .* namespace`), "the process has namespaces of its own: it is a container, which its runtime dumps (runc checkpoint, podman container checkpoint)"},
+	{regexp.MustCompile(`(?i)Dumping tasks in a different|need to be run .*root|CAP_`), "root lacks a right here that dumping needs (a container, perhaps?)"},
+	{regexp.MustCompile(`Input/output error|Stale file handle|Transport endpoint is not connected`), "a file could not be fetched from the source, or changed there meanwhile: see the system's log, and dump again when the source answers"},
+	{regexp.MustCompile(`(?i)vdso`), "this CRIU is too old for this kernel: use a newer one (--criu PATH)"},
+}
+
 // namedFile is a file that an error names; CRIU leaves out the first slash.
 var namedFile = regexp.MustCompile(`(?i)(?:file|open|path|link|mkfifo|unlink) (?:file )?['"]?/?([^\s'"():]+/[^\s'"():]+)`)
 
 // Explain returns what the errors of a log mean, and for which file, or "".
-func Explain(errs []string) string {
+func Explain(errs []string) string { return explain(errs, meanings) }
+
+func explain(errs []string, meanings []meaning) string {
 	for _, m := range meanings {
 		for _, e := range errs {
 			if !m.match.MatchString(e) {
@@ -89,12 +111,17 @@ func Explain(errs []string) string {
 }
 
 // Summary is one line of all that a log says about why a restore failed.
-func Summary(errs []string) string {
+func Summary(errs []string) string { return summary(errs, meanings) }
+
+// DumpSummary is that for a dump.
+func DumpSummary(errs []string) string { return summary(errs, dumpMeanings) }
+
+func summary(errs []string, meanings []meaning) string {
 	if len(errs) == 0 {
 		return "its log names no error"
 	}
 	s := fmt.Sprintf("it says %q", strings.Join(errs, "; "))
-	if why := Explain(errs); why != "" {
+	if why := explain(errs, meanings); why != "" {
 		s += ": " + why
 	}
 	return s

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// shortOptions are CRIU's one-letter options that make sense for a restore
+// shortOptions are CRIU's one-letter options that make sense for a restore or a dump
 // (criu/config.c).
 var shortOptions = map[byte]string{
 	'j': "shell-job",
@@ -28,17 +28,40 @@ var ourOptions = map[string]string{
 	"libdir":         "plugins would be looked for in the view",
 }
 
+// ourDumpOptions are those for a dump.
+var ourDumpOptions = map[string]string{
+	"images-dir":      "give the directory to migratefs dump",
+	"tree":            "give the pid to migratefs dump",
+	"root":            "the process's own root is meant",
+	"log-file":        "it lies beside the images",
+	"work-dir":        "it is the directory of the images",
+	"leave-running":   "give it to migratefs dump",
+	"leave-stopped":   "the process runs or ends",
+	"config":          "give its options here",
+	"action-script":   "it would be looked for in the process's root",
+	"libdir":          "plugins would be looked for in the process's root",
+	"page-server":     "the images are written to the directory that is given to migratefs dump",
+	"lazy-pages":      "memory is dumped into the images; it can be read from there as it is needed",
+	"prev-images-dir": "a restore over SSH needs all images in one directory",
+	"stream":          "the images are written to a directory",
+}
+
+// DumpConfigLines is ConfigLines for options as `criu dump` takes them.
+func DumpConfigLines(args []string) (string, error) { return configLines(args, ourDumpOptions) }
+
 // ConfigLines turns options as `criu restore` takes them ("--tcp-established",
 // "--external", "mnt[x]:/y") into the lines of a CRIU configuration file, which
 // is how a client of its RPC gives options that the protocol has no field for.
-func ConfigLines(args []string) (string, error) {
+func ConfigLines(args []string) (string, error) { return configLines(args, ourOptions) }
+
+func configLines(args []string, ours map[string]string) (string, error) {
 	var b strings.Builder
 	for i := 0; i < len(args); i++ {
 		name, value, hasValue, err := optionName(args[i])
 		if err != nil {
 			return "", err
 		}
-		if why, ours := ourOptions[name]; ours {
+		if why, isOurs := ours[name]; isOurs {
 			return "", fmt.Errorf("criu option %q cannot be given: %s", "--"+name, why)
 		}
 		if !hasValue && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/checkpoint-restore/go-criu/v8/rpc"
 	"golang.org/x/sys/unix"
@@ -28,19 +29,26 @@ const maxReply = 64 << 10
 // Env is added to this process's environment; CRIU_LIBS_DIR and PATH in it decide
 // where CRIU finds plugins to load and programs to execute, which by default is
 // in the root directory it finds itself in, and that is not this host's by then.
+// With shareRoot its root and working directories are those of the calling thread,
+// whatever that makes of them, until the thread unshares them (CLONE_FS of clone(2)).
 // The caller reaps the process.
-func StartWorker(path string, env []string, stdin, out *os.File) (*Worker, error) {
+func StartWorker(path string, env []string, stdin, out *os.File, shareRoot bool) (*Worker, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socketpair: %w", err)
 	}
 	theirs := os.NewFile(uintptr(pair[1]), "swrk")
 	defer theirs.Close()
+	sys := new(syscall.SysProcAttr)
+	if shareRoot {
+		sys.Cloneflags = unix.CLONE_FS
+	}
 	// Not exec.Cmd: its Wait would compete with a caller that reaps everything.
 	proc, err := os.StartProcess(path, []string{path, "swrk", "3"}, &os.ProcAttr{
 		Dir:   "/",
 		Env:   withEnv(env),
 		Files: []*os.File{stdin, out, out, theirs},
+		Sys:   sys,
 	})
 	if err != nil {
 		_ = unix.Close(pair[0])
@@ -59,6 +67,12 @@ func withEnv(more []string) []string {
 		}
 	}
 	return env
+}
+
+// Wait waits until CRIU has ended.
+func (w *Worker) Wait() error {
+	_, err := w.proc.Wait()
+	return err
 }
 
 // Pid is CRIU's process id, as this process sees it.

@@ -7,12 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/criu"
+	"github.com/migratefs/migratefs/internal/control"
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/remote"
 	"github.com/migratefs/migratefs/layers/seed"
@@ -73,6 +75,58 @@ func (st *stack) farImages(ctx context.Context, l layers.Layer, spec lowerSpec) 
 		return &criu.ArchError{Dir: st.o.criu, Arch: a, Host: runtime.GOARCH}
 	}
 	return nil
+}
+
+// farCheckpoint reads images on another host, if that is where they are, and returns the
+// lower that has the files: l, or what outside makes of it once they are read.
+func (st *stack) farCheckpoint(ctx context.Context, l layers.Layer, spec lowerSpec) (layers.Layer, lowerSpec, error) {
+	if err := st.farImages(ctx, l, spec); err != nil {
+		l.Close()
+		return nil, spec, err
+	}
+	other := st.outside(spec)
+	if other.text == spec.text {
+		return l, spec, nil
+	}
+	if st.images.own == nil {
+		st.images.own = l // they are read through it
+	} else {
+		l.Close()
+	}
+	st.shown = slices.DeleteFunc(st.shown, func(s control.LayerSpec) bool { return s.Name == spec.text })
+	l, _, err := st.openLower(ctx, other)
+	return l, other, st.explainOutside(other, err)
+}
+
+// outside is spec as it has to be for a process that ran in a view: its files are below
+// that, and what the host has in its own root is another thing. Who names another
+// directory than the root means that.
+func (st *stack) outside(spec lowerSpec) lowerSpec {
+	if st.images.cp == nil || st.images.cp.Origin.Root == "" {
+		return spec
+	}
+	if target, err := remote.ParseTarget(spec.text); err == nil && target.Path == "/" {
+		target.Path = st.images.cp.Origin.Root
+		spec.text = target.String()
+	}
+	return spec
+}
+
+// isView reports whether spec is the view that the process of the checkpoint ran in.
+func (st *stack) isView(spec lowerSpec) bool {
+	if st.images.cp == nil || st.images.cp.Origin.Root == "" {
+		return false
+	}
+	target, err := remote.ParseTarget(spec.text)
+	return err == nil && target.Path == st.images.cp.Origin.Root
+}
+
+// explainOutside says more of an error when that was opened.
+func (st *stack) explainOutside(spec lowerSpec, err error) error {
+	if err == nil || !st.isView(spec) {
+		return err
+	}
+	return fmt.Errorf("%w; there host %q had the files of the process mounted when it was dumped, and has to have them as long as this host has not got them all", err, st.images.cp.Origin.Host)
 }
 
 // inLower returns the path that a directory has in the lower of that name.

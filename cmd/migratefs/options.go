@@ -335,6 +335,11 @@ func (o *options) check() error {
 	case o.readOnly && o.upper == "":
 		o.readOnly = false // it is anyway
 	}
+	if o.criu != "" {
+		// CRIU sees the locks that the kernel keeps, and no others: it would dump a
+		// process without them.
+		o.localFlock, o.localFcntl = true, true
+	}
 	if o.mode == "" {
 		o.mode = "overlay"
 		if remote == "" && o.criu == "" && o.upper != "" && !o.userXattr && !oci {

@@ -46,6 +46,11 @@ func cutLower(s string) (one, rest string) {
 	if i < 0 {
 		return s, ""
 	}
+	if at := strings.LastIndexByte(s[:i], '[') + 1; at > 0 { // an IPv6 address, which has more
+		if end := strings.Index(s, "]:/"); end > at && !strings.Contains(s[:end], "/") {
+			i = end + 1
+		}
+	}
 	if !strings.Contains(s[:i], "/") && i+1 < len(s) && s[i+1] == '/' {
 		j := indexEscaped(s[i+1:], ':')
 		if j < 0 {

@@ -416,13 +416,16 @@ func isStillThere(c *criu.Checkpoint, exe func(pid uint32) string) bool {
 	return false
 }
 
-// sourceTarget is --from as a layer of that host's whole tree.
+// sourceTarget is --from as a layer: of that host's whole tree, if it names no directory.
 func sourceTarget(from string) string {
 	rest, url := strings.CutPrefix(from, "ssh://")
-	switch {
-	case url && !strings.Contains(rest, "/"):
+	if url {
+		if strings.Contains(rest, "/") {
+			return from
+		}
 		return from + "/"
-	case url, strings.Contains(strings.TrimPrefix(from, "["), ":/"):
+	}
+	if strings.Contains(from[strings.LastIndex(from, "]")+1:], ":") { // behind an IPv6 address
 		return from
 	}
 	return from + ":/"

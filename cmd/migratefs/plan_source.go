@@ -27,6 +27,9 @@ func (p *imagesPlan) askSource(ctx context.Context, f *imagesFlags) error {
 	if err != nil {
 		return usageErrorf("--from: %v", err)
 	}
+	if from := p.c.Origin; from.Root != "" && target.Path == "/" {
+		target.Path = from.Root // as outside does it
+	}
 	l, err := f.dial(ctx, target)
 	if err != nil {
 		return err

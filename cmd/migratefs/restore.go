@@ -158,7 +158,7 @@ func (r *restoreCommand) check() (err error) {
 	if r.view == "paths" && len(r.binds) > 0 {
 		return usageErrorf("--bind is for --view=root: with --view=paths all is this host's but the directories of the process's files")
 	}
-	if _, err := remote.ParseTarget(r.source()); err != nil {
+	if _, err := remote.ParseTarget(sourceTarget(r.from)); err != nil {
 		return usageErrorf("--from: %v", err)
 	}
 	if r.plan.Options, err = criu.ConfigLines(r.extra); err != nil {
@@ -221,20 +221,6 @@ func ownOptions(c *criu.Checkpoint) (args []string) {
 		}
 	}
 	return args
-}
-
-// source is --from as a lower.
-func (r *restoreCommand) source() string {
-	if rest, ok := strings.CutPrefix(r.from, "ssh://"); ok {
-		if !strings.Contains(rest, "/") {
-			return r.from + "/"
-		}
-		return r.from
-	}
-	if strings.Contains(r.from, ":") {
-		return r.from
-	}
-	return r.from + ":/"
 }
 
 func (r *restoreCommand) say(format string, args ...any) {

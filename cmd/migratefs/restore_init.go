@@ -185,15 +185,12 @@ func startCriu(plan *restorePlan) (*criu.Worker, error) {
 	if err := os.WriteFile(filepath.Join(plan.State, criuConf), []byte(plan.Options), 0o600); err != nil {
 		return nil, err
 	}
-	tools, err := makeHostTools(plan.State)
+	tools, err := makeHostTools(plan.State, 1)
 	if err != nil {
 		return nil, err
 	}
-	return criu.StartWorker(plan.Criu, []string{
-		"CRIU_LIBS_DIR=" + plugins,
-		"PATH=" + tools,
-		hostPathEnv + "=" + os.Getenv("PATH") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
-	}, os.Stdin, os.Stderr)
+	env := append(hostToolsEnv(tools, 1), "CRIU_LIBS_DIR="+plugins)
+	return criu.StartWorker(plan.Criu, env, os.Stdin, os.Stderr, false)
 }
 
 // furnish gives this mount namespace, which is a copy of the host's, what the

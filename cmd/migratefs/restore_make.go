@@ -133,7 +133,7 @@ func (r *restoreCommand) rollBack() {
 // namespace: the daemon and its ssh must never live in the view they serve.
 func (r *restoreCommand) mountView(ctx context.Context) error {
 	opts := []string{
-		"criu=" + escapeOption(r.images), "lowerdir=" + escapeOption(r.source()),
+		"criu=" + escapeOption(r.images), "lowerdir=" + escapeOption(sourceTarget(r.from)),
 		"upperdir=" + escapeOption(r.upper), "view=" + r.view, "hard", "verify=" + r.verify,
 	}
 	if r.noLocal {

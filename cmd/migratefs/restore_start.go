@@ -67,7 +67,7 @@ func (r *restoreCommand) report(answer *json.Decoder, init int) (*restoreState, 
 	r.say("criu %s restored pid %d", rep.Criu, rep.Pid)
 	s := &restoreState{
 		Init: init, Started: startTime(init), Pid: outerPid(init, rep.Pid),
-		Images: r.images, From: r.from, Upper: r.upper,
+		Images: r.images, From: r.from, Upper: r.upper, ShellJob: r.plan.ShellJob,
 	}
 	if s.Pid == 0 {
 		return nil, fmt.Errorf("process %d ended as soon as it was restored: see %s", rep.Pid, r.keepLog())

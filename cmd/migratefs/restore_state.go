@@ -28,6 +28,8 @@ type restoreState struct {
 	Images  string
 	From    string
 	Upper   string
+
+	ShellJob bool // it is dumped with --shell-job again
 }
 
 // restoreDir is the directory that belongs to the mountpoint of a restore, or
@@ -48,6 +50,35 @@ func (s *restoreState) save(dir string) error {
 	return os.WriteFile(filepath.Join(dir, stateFile), append(b, '\n'), 0o600)
 }
 
+// readState reads what save wrote; nil if there is none, or its helper has ended.
+func readState(dir string) *restoreState {
+	b, err := os.ReadFile(filepath.Join(dir, stateFile))
+	if err != nil {
+		return nil // nothing was restored
+	}
+	var s restoreState
+	if json.Unmarshal(b, &s) != nil || s.Init <= 0 || startTime(s.Init) != s.Started {
+		return nil
+	}
+	return &s
+}
+
+// restoreOf returns the restore whose processes live in the pid namespace ns, as
+// /proc/PID/ns/pid names it, and its directory; nil if there is none.
+func restoreOf(ns string) (dir string, s *restoreState) {
+	dirs, _ := filepath.Glob(filepath.Join(runDir, "restore-*"))
+	for _, dir := range dirs {
+		s := readState(dir)
+		if s == nil {
+			continue
+		}
+		if own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", s.Init)); err == nil && own == ns {
+			return dir, s
+		}
+	}
+	return "", nil
+}
+
 // stillRestored returns an error if point is the view of a process that was
 // restored and still runs.
 func stillRestored(point string) error {
@@ -55,12 +86,8 @@ func stillRestored(point string) error {
 	if dir == "" {
 		return nil
 	}
-	b, err := os.ReadFile(filepath.Join(dir, stateFile))
-	if err != nil {
-		return nil // nothing was restored
-	}
-	var s restoreState
-	if json.Unmarshal(b, &s) != nil || s.Init <= 0 || startTime(s.Init) != s.Started {
+	s := readState(dir)
+	if s == nil {
 		return nil
 	}
 	var pids []string

@@ -13,16 +13,24 @@ import (
 
 func TestRestoreSource(t *testing.T) {
 	for from, want := range map[string]string{
-		"host":               "host:/",
-		"user@host":          "user@host:/",
-		"user@host:/data":    "user@host:/data",
-		"ssh://u@host":       "ssh://u@host/",
-		"ssh://u@host:22":    "ssh://u@host:22/",
-		"ssh://host:22/data": "ssh://host:22/data",
+		"host":                "host:/",
+		"user@host":           "user@host:/",
+		"user@host:/data":     "user@host:/data",
+		"ssh://u@host":        "ssh://u@host/",
+		"ssh://u@host:22":     "ssh://u@host:22/",
+		"ssh://host:22/data":  "ssh://host:22/data",
+		"[::1]":               "[::1]:/",
+		"user@[fe80::1%eth0]": "user@[fe80::1%eth0]:/",
+		"[::1]:/data":         "[::1]:/data",
+		"ssh://[::1]":         "ssh://[::1]/",
+		"ssh://u@[::1]:22":    "ssh://u@[::1]:22/",
 	} {
-		r := restoreCommand{from: from}
-		if got := r.source(); got != want {
+		if got := sourceTarget(from); got != want {
 			t.Errorf("--from %s is %q, want %q", from, got, want)
+		}
+		o, err := parseOptions([]string{"lowerdir=" + want + ",mode=overlay"})
+		if err != nil || len(o.lowers) != 1 || o.lowers[0].text != want || !o.lowers[0].remote {
+			t.Errorf("lowerdir=%s: %+v, %v", want, o, err)
 		}
 	}
 }
@@ -135,7 +143,7 @@ func TestUndo(t *testing.T) {
 
 func TestHostTools(t *testing.T) {
 	state := t.TempDir()
-	dir, err := makeHostTools(state)
+	dir, err := makeHostTools(state, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

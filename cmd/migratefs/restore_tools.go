@@ -31,16 +31,18 @@ var hostTools = []string{
 const (
 	toolsDir = "bin" // in the state directory
 
-	// hostPathEnv is set for CRIU only: the PATH of the host.
+	// hostPathEnv and hostNsEnv are set for CRIU only: the PATH of the host, and
+	// the path of its mount namespace, which is a descriptor of the helper.
 	hostPathEnv = "MIGRATEFS_HOST_PATH"
+	hostNsEnv   = "MIGRATEFS_HOST_NS"
 
-	// hostNsFd is the helper's descriptor of the host's mount namespace; pid 1
-	// is the helper to everything in there.
+	// hostNsFd is that descriptor.
 	hostNsFd = 5
 )
 
-// makeHostTools makes the links, and returns the directory they are in.
-func makeHostTools(state string) (dir string, err error) {
+// makeHostTools makes the links, and returns the directory they are in. Helper is the
+// pid of the process that has the descriptor, as CRIU sees it.
+func makeHostTools(state string, helper int) (dir string, err error) {
 	dir = filepath.Join(state, toolsDir)
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", err
@@ -49,7 +51,7 @@ func makeHostTools(state string) (dir string, err error) {
 		return dir, nil // its libraries would come out of the view: better no tools at all
 	}
 	for _, name := range hostTools {
-		if err := os.Symlink("/proc/1/exe", filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := os.Symlink(fmt.Sprintf("/proc/%d/exe", helper), filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrExist) {
 			return "", err
 		}
 	}
@@ -66,6 +68,15 @@ func isStatic(program string) bool {
 	return !slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
 }
 
+// hostToolsEnv is what CRIU's environment needs so that tools are the host's.
+func hostToolsEnv(dir string, helper int) []string {
+	return []string{
+		"PATH=" + dir,
+		hostPathEnv + "=" + os.Getenv("PATH") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
+		hostNsEnv + "=" + fmt.Sprintf("/proc/%d/fd/%d", helper, hostNsFd),
+	}
+}
+
 // hostTool executes args as the host's program of that name. It does nothing,
 // and returns nil, unless this process was called as one of the links.
 func hostTool(args []string) error {
@@ -78,7 +89,7 @@ func hostTool(args []string) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("%s on this host: %w", args[0], err)
 	}
-	ns, err := unix.Open(fmt.Sprintf("/proc/1/fd/%d", hostNsFd), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	ns, err := unix.Open(os.Getenv(hostNsEnv), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("%s on this host: %w", args[0], err)
 	}
@@ -94,7 +105,7 @@ func hostTool(args []string) error {
 	}
 	var env []string
 	for _, e := range os.Environ() {
-		if !strings.HasPrefix(e, hostPathEnv+"=") {
+		if !strings.HasPrefix(e, hostPathEnv+"=") && !strings.HasPrefix(e, hostNsEnv+"=") {
 			env = append(env, e)
 		}
 	}

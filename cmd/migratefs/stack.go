@@ -7,15 +7,18 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/migratefs/migratefs/criu"
 	"github.com/migratefs/migratefs/internal/control"
 	"github.com/migratefs/migratefs/layers"
 	"github.com/migratefs/migratefs/layers/local"
 	"github.com/migratefs/migratefs/layers/remember"
 	"github.com/migratefs/migratefs/layers/remote"
+	"github.com/migratefs/migratefs/layers/seed"
 	"github.com/migratefs/migratefs/layers/whiteout"
 	"github.com/migratefs/migratefs/overlay"
 )
@@ -43,8 +46,9 @@ type stack struct {
 	remote    bool
 	left      *overlay.Departure // the mount was detached from its sources; nil: it was not
 
-	images stackImages
-	notes  []string // what whoever mounts is to know
+	images   stackImages
+	fromView bool     // the source shows the view of a process that was restored there
+	notes    []string // what whoever mounts is to know
 }
 
 // namedDir is a local layer: how it was named, and where it is.
@@ -209,16 +213,20 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 	}
 	seeded := false
 	for _, spec := range st.o.lowers {
+		first := st.seeds() && !seeded && spec.remote
+		if first {
+			spec = st.outside(spec)
+		}
 		l, changes, err := st.openLower(ctx, spec)
 		if err != nil {
-			return err
+			return st.explainOutside(spec, err)
 		}
-		if st.seeds() && !seeded && spec.remote {
+		if first {
 			seeded = true
-			if err := st.farImages(ctx, l, spec); err != nil {
-				l.Close()
+			if l, spec, err = st.farCheckpoint(ctx, l, spec); err != nil {
 				return err
 			}
+			st.fromView = st.isView(spec)
 			if l, err = st.seed(ctx, l, spec); err != nil {
 				return err
 			}
@@ -240,13 +248,43 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 		st.shown = append([]control.LayerSpec{{Name: "criu=" + st.o.criu}}, st.shown...)
 	}
 	if st.o.viewAll {
-		l, err := local.Open("/", local.Config{Recursive: true})
+		return st.openHost(ctx)
+	}
+	return nil
+}
+
+// openHost puts this host's / below all. Where the source shows a view, which has all of
+// that already, only what never comes from a source is seen of it: what was deleted in
+// the view is deleted, also on the host where the files began.
+func (st *stack) openHost(ctx context.Context) error {
+	host, err := local.Open("/", local.Config{Recursive: true})
+	if err != nil {
+		return fmt.Errorf("this host's /: %w", err)
+	}
+	var l layers.Layer = host
+	if st.fromView {
+		ours := criu.HostDirs()
+		if st.o.viewPaths {
+			ours = systemDirs
+		}
+		entries, err := os.ReadDir("/")
 		if err != nil {
+			host.Close()
 			return fmt.Errorf("this host's /: %w", err)
 		}
-		st.lowers = append(st.lowers, overlay.Lower{Layer: l, Changes: true})
-		st.shown = append(st.shown, control.LayerSpec{Name: "/", Layer: l})
+		var theirs []layers.Path
+		for _, e := range entries {
+			if name := layers.Path(e.Name()); !slices.Contains(ours, name) {
+				theirs = append(theirs, name)
+			}
+		}
+		if l, err = seed.New(ctx, seed.Config{Inner: host, Hide: theirs, Logger: st.log}); err != nil {
+			host.Close()
+			return fmt.Errorf("this host's /: %w", err)
+		}
 	}
+	st.lowers = append(st.lowers, overlay.Lower{Layer: l, Changes: true})
+	st.shown = append(st.shown, control.LayerSpec{Name: "/", Layer: l})
 	return nil
 }
 

@@ -117,7 +117,7 @@ func TestMatrix(t *testing.T) {
 			together = append(together, k)
 		}
 	}
-	testKinds(t, 0, together)
+	testKinds(t, 0, together, false)
 }
 
 // TestMatrixAlone moves a kind by itself, each behind a link with and without
@@ -130,9 +130,20 @@ func TestMatrixAlone(t *testing.T) {
 			if !everything() && (!k.alone || rtt > 0) {
 				continue
 			}
-			t.Run(fmt.Sprintf("%s %v", k.name, rtt), func(t *testing.T) { testKinds(t, rtt, []kind{k}) })
+			t.Run(fmt.Sprintf("%s %v", k.name, rtt), func(t *testing.T) { testKinds(t, rtt, []kind{k}, false) })
 		}
 	}
+}
+
+// TestMatrixAgain moves them on from where they have been moved to.
+func TestMatrixAgain(t *testing.T) {
+	var together []kind
+	for _, k := range kinds {
+		if !k.alone {
+			together = append(together, k)
+		}
+	}
+	testKinds(t, 0, together, true)
 }
 
 // buildMatrix returns the program of the kinds.
@@ -168,7 +179,7 @@ func newHostsAt(t *testing.T, rtt time.Duration) *move {
 }
 
 // testKinds moves a tree of one process for each kind.
-func testKinds(t *testing.T, rtt time.Duration, ks []kind) {
+func testKinds(t *testing.T, rtt time.Duration, ks []kind, again bool) {
 	m := newHostsAt(t, rtt)
 	must(t, os.MkdirAll(m.a.Path(jobDir+"/bin"), 0o755))
 	must(t, os.Mkdir(m.a.Path(matrixDir), 0o755))
@@ -204,6 +215,10 @@ func testKinds(t *testing.T, rtt time.Duration, ks []kind) {
 	var locks []string
 	if slices.Contains(options, "--file-locks") {
 		locks = fileLocks
+	}
+	if again {
+		m.moveAgain(ks, options)
+		return
 	}
 	moved := m.moveKinds(locks)
 	m.sourceUntouched()
@@ -291,6 +306,21 @@ func inPidNamespace(ns string) (pids []int) {
 		}
 	}
 	return pids
+}
+
+// moveAgain moves what was dumped on a to b, and from there to c.
+func (m *move) moveAgain(ks []kind, options []string) {
+	m.t.Helper()
+	r := m.restore("--upperdir", "/srv/upper", "/srv/images")
+	// --file-locks comes by itself.
+	options = slices.DeleteFunc(slices.Clone(options), func(o string) bool { return o == fileLocks[0] })
+	m.dumpOn(m.b, r.pid, "/srv/onward", options...)
+	n := m.onward(m.b.Neighbour("c"), "/srv/onward")
+	moved := n.moveKinds(nil)
+	m.unmount(r)
+	for _, k := range ks {
+		judge(m.t, "moved twice", k.name, k.moved, moved)
+	}
 }
 
 // stayScript restores with CRIU alone, in a pid namespace where the pids are

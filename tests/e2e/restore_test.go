@@ -236,7 +236,7 @@ func (m *move) jobs() (pids []int) {
 		pid, err := strconv.Atoi(strings.Split(link, "/")[2])
 		must(m.t, err)
 		args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if here, err := os.Readlink(link); err != nil || here != there {
+		if here, err := os.Readlink(link); err != nil || here != there || bytes.HasPrefix(args, []byte("sshd")) {
 			continue
 		}
 		for _, name := range []string{"/srv/job", "migratefs", "criu"} {
