@@ -283,7 +283,7 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 			fuse.CAP_SETXATTR_EXT | fuse.CAP_NO_EXPORT_SUPPORT,
 	}
 	if m.debug {
-		st.fs.Trace(m.log.Trace)
+		(&control.Mount{FS: st.fs, Layers: st.shown, Log: m.log}).Trace(true)
 	}
 	if entry == 0 {
 		// Names that are not kept are asked for again at once: their attributes go

@@ -25,7 +25,7 @@ var settable = []struct {
 		s.LogLevel = &level
 		return err
 	}},
-	{"trace", "on or off: log every request", func(s *control.Settings, v string) error { return onOff(&s.Trace, "trace", v) }},
+	{"trace", "on or off: log every request, of the kernel and to sources", func(s *control.Settings, v string) error { return onOff(&s.Trace, "trace", v) }},
 }
 
 func setRate(s *control.Settings, v string) error {

@@ -44,13 +44,24 @@ func (m *Mount) change(s *Settings) error {
 		m.Log.SetLevel(level)
 	}
 	if s.Trace != nil {
-		m.FS.Trace(nil)
-		if *s.Trace {
-			m.FS.Trace(m.Log.Trace)
-		}
+		m.Trace(*s.Trace)
 	}
 	m.logger().Info("settings changed", "by", "control socket", "settings", settingsText(s))
 	return nil
+}
+
+// Trace has every request logged, or none: those of the kernel, and those to sources.
+func (m *Mount) Trace(on bool) {
+	var to func(kind string, about ...any)
+	if on {
+		to = m.Log.Trace
+	}
+	m.FS.Trace(to)
+	for i := range m.Layers {
+		if r := m.Layers[i].Remote; r != nil {
+			r.Trace(to)
+		}
+	}
 }
 
 func settingsText(s *Settings) string {

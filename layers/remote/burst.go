@@ -68,7 +68,7 @@ func (c *conn) enqueue(ctx context.Context, reqs []request) (*burst, error) {
 		if i == len(reqs)-1 {
 			w += budget
 		}
-		c.put(&reqs[i], &slot{b: b, i: i, weight: w})
+		c.put(&reqs[i], &slot{b: b, i: int32(i), weight: w})
 	}
 	c.mu.Unlock()
 	c.count.bursts.Add(1)
@@ -91,7 +91,10 @@ func (c *conn) put(r *request, s *slot) {
 	for c.pending[c.nextID] != nil {
 		c.nextID++
 	}
-	s.seq, s.sent, s.most = c.nextSeq, time.Since(c.born), r.most()
+	s.seq, s.sent, s.most = c.nextSeq, time.Since(c.born), int32(r.most())
+	if c.trace.on() {
+		s.asked = &request{typ: r.typ, body: r.body}
+	}
 	c.pending[c.nextID] = s
 	c.out = r.appendTo(c.out, c.nextID)
 	c.nextID++

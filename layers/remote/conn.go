@@ -52,6 +52,8 @@ type conn struct {
 	window *window
 	opens  *window       // bounds the handles that are open for a few exchanges only
 	main   bool          // immutable; the layer's main connection, see lane
+	trace  *tracing      // immutable
+	number int64         // immutable; of the channel, in a trace
 	caps   caps          // immutable after handshake
 	rtt    time.Duration // immutable after handshake; of one small burst
 
@@ -88,11 +90,12 @@ type caps struct {
 // slot is one request that waits for its answer.
 type slot struct {
 	b      *burst // nil: nobody waits, the answer is dropped
-	i      int
+	i      int32
+	most   int32 // the longest answer that is taken, in bytes
 	seq    uint64
 	sent   time.Duration // since born
 	weight int
-	most   int // the longest answer that is taken, in bytes
+	asked  *request // while requests are traced
 }
 
 func newConn(t transport, stall time.Duration, count *counters) *conn {
@@ -157,7 +160,11 @@ func (c *conn) fail(err, culpritErr error) {
 	}
 	c.err = err
 	var oldest *slot
-	for _, s := range c.pending {
+	var told []traced
+	for id, s := range c.pending {
+		if s.asked != nil {
+			told = append(told, c.tellLoss(s, id, err))
+		}
 		if oldest == nil || s.seq < oldest.seq {
 			oldest = s
 		}
@@ -175,6 +182,9 @@ func (c *conn) fail(err, culpritErr error) {
 	c.pending = nil
 	close(c.dead)
 	c.mu.Unlock()
+	if len(told) > 0 {
+		c.trace.tell(told...)
+	}
 
 	// Closing kills and waits; the reader ends with it.
 	c.wg.Add(1)
@@ -259,7 +269,7 @@ func (c *conn) most(id uint32) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s := c.pending[id]; s != nil {
-		return s.most
+		return int(s.most)
 	}
 	return 0
 }
@@ -304,6 +314,10 @@ func (c *conn) deliver(id uint32, r reply) error {
 		c.serial.Store(false) // it does not answer in order
 	}
 	c.answered = max(c.answered, s.seq)
+	var told traced
+	if s.asked != nil {
+		told = c.tellAnswer(s, id, &r)
+	}
 	unwanted := false
 	if b := s.b; b != nil {
 		b.replies[s.i] = r
@@ -315,6 +329,9 @@ func (c *conn) deliver(id uint32, r reply) error {
 		}
 	}
 	c.mu.Unlock()
+	if s.asked != nil {
+		c.trace.tell(told)
+	}
 	c.window.give(s.weight)
 	if unwanted {
 		s.b.drop(r)

@@ -36,6 +36,7 @@ type Layer struct {
 	ids   *idmap // nil: owners go by number
 	dial  dialer // immutable
 	count counters
+	trace tracing
 
 	ctx  context.Context // ends with Close
 	stop context.CancelFunc
@@ -93,6 +94,7 @@ func New(ctx context.Context, cfg Config) (*Layer, error) {
 		narrow:  make(chan struct{}, 2),
 		changed: make(chan struct{}),
 	}
+	l.trace.source = l.name
 	if cfg.IDMap {
 		l.ids = newIDMap(cfg.UID, cfg.GID)
 	}

@@ -192,6 +192,7 @@ func (l *Layer) connect(ctx context.Context, what kind) (*conn, error) {
 		return nil, err
 	}
 	c := newConn(t, l.cfg.Timeout/2, &l.count)
+	c.trace, c.number = &l.trace, l.trace.channel()
 	if c.main = what != besides; !c.main {
 		c.window = newWindow(bulkWindow)
 	}

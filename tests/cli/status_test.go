@@ -156,3 +156,27 @@ func TestStatusWatch(t *testing.T) {
 	must(t, cmd.Process.Signal(unix.SIGINT))
 	must(t, cmd.Wait())
 }
+
+// TestTraceOfSource: -d shows what the kernel asks and what a source is asked for it,
+// and nothing of what files hold.
+func TestTraceOfSource(t *testing.T) {
+	testbed.NeedFUSE(t)
+	s := newSite(t)
+	s.startSSHD(t)
+	must(t, os.WriteFile(s.at("lower/a b"), []byte("what it holds"), 0o644))
+	m := testbed.Mount(t, "prefetch=off,connections=1,lowerdir=source:"+s.at("lower"), s.at("mnt"), testbed.MountConfig{Env: s.env, Args: []string{"-d"}})
+	if b, err := os.ReadFile(m.Path("a b")); err != nil || string(b) != "what it holds" {
+		t.Fatal(string(b), err)
+	}
+	path := `"` + s.at("lower/a b") + `"`
+	for _, want := range []string{`msg=lookup path="/a b" `, `msg="sftp lstat" source=source:` + s.at("lower") + " channel=1 id=", "path=" + path + " result=ok size=13 ", `msg="sftp read" `, "result=ok got=13 took="} {
+		testbed.Until(t, want, func() bool { return strings.Contains(m.Log(), want) })
+	}
+	tool(t, 0, "set", s.at("mnt"), "trace=off")
+	before := strings.Count(m.Log(), `msg="sftp `)
+	_, err := os.ReadDir(m.Path("sub"))
+	must(t, err)
+	if after := strings.Count(m.Log(), `msg="sftp `); strings.Contains(m.Log(), "what it holds") || after != before {
+		t.Errorf("content, or %d lines more, in\n%s", after-before, m.Log())
+	}
+}
