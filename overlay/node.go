@@ -32,19 +32,20 @@ func (id fileID) is(other fileID) bool {
 func bornApart(a, b int64) bool { return a != 0 && b != 0 && a != b }
 
 // fileKey finds the node of a file that was seen before. For a file with an
-// inode it is that; for one without (on another host) it is the layer, the path
-// and, of a regular file, the version: another version is another node, so that
-// two versions never share pages in the kernel's cache.
+// inode it is that; for one without (on another host) it is the layer and a hash of
+// the path and, of a regular file, of the version: another version is another node, so
+// that two versions never share pages in the kernel's cache. There are two for each
+// file that the kernel knows: it is kept small.
 type fileKey struct {
-	dev   uint64
-	ino   uint64
-	mtime int64
-	path  layers.Path
+	dev  uint64
+	ino  uint64
+	more uint64 // the rest of the hash
 }
 
 // identity is a key and what tells its file from an earlier one with that key.
 type identity struct {
 	fileKey
+	path  layers.Path // of a file without an inode: its number is made of it
 	birth layers.Time // zero where unknown
 	upper bool        // lies in the upper, which may be on the filesystem of a lower
 }

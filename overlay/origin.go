@@ -262,12 +262,12 @@ func (fs *FS) foundOrigin(f *found, n *node, name string) error {
 	}
 	if f.attr.IsDir() {
 		if len(f.keys) > 1 {
-			f.shown = &f.keys[1].fileKey
+			f.shown = &f.keys[1]
 		}
 		return nil
 	}
 	if len(f.lowers) > 0 { // found by the index
-		f.origin, f.shown = true, &f.keys[1].fileKey
+		f.origin, f.shown = true, &f.keys[1]
 		return nil
 	}
 	if !fs.upper.hasHandles() || fs.table.knows(f.keys[0]) {
@@ -288,7 +288,7 @@ func (fs *FS) foundOrigin(f *found, n *node, name string) error {
 	f.origin = true
 	l, a, ok := fs.lowerByHandle(origin)
 	if ok && a.Type() == f.attr.Type() && (a.Nlink == 1 || f.indexed) {
-		k := keyOf(l, "", &a)
+		k := identityOf(l, "", &a)
 		f.shown = &k
 	}
 	return nil
@@ -297,10 +297,10 @@ func (fs *FS) foundOrigin(f *found, n *node, name string) error {
 // indexHandle is the name in WORK/index of the lower file with this handle.
 func indexHandle(origin []byte) string { return hex.EncodeToString(origin) }
 
-// shownKey is the key that the number shown is made of.
-func (f *found) shownKey() fileKey {
+// shows is whose number is shown.
+func (f *found) shows() *identity {
 	if f.shown != nil {
-		return *f.shown
+		return f.shown
 	}
-	return f.keys[0].fileKey
+	return &f.keys[0]
 }

@@ -20,8 +20,8 @@ type found struct {
 	upper   bool
 	upID    fileID
 	indexed bool
-	origin  bool     // see node.origin
-	shown   *fileKey // whose number is shown; nil: that of the first key
+	origin  bool      // see node.origin
+	shown   *identity // whose number is shown; nil: that of the first key
 	opaque  bool
 	// redirect is where an upper directory that was moved lies below.
 	redirect string

@@ -2,6 +2,8 @@ package overlay
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"sync"
@@ -57,19 +59,27 @@ func (t *table) get(id uint64) *node {
 	return t.byID[id]
 }
 
-// keyOf is the key of the file that a describes in layer l.
-func keyOf(l *layer, p layers.Path, a *layers.Attr) fileKey {
+// identityOf is that of the file at p that a describes in layer l.
+func identityOf(l *layer, p layers.Path, a *layers.Attr) identity {
+	id := identity{birth: a.Btime, upper: l.index == 0}
 	if a.Has(layers.KnownIno) && l.isLocal() {
-		return fileKey{dev: a.Dev, ino: a.Ino}
+		id.dev, id.ino = a.Dev, a.Ino
+		return id
 	}
 	if l.pairs && a.Has(layers.KnownIno|layers.KnownNlink) && a.Nlink > 1 && !a.IsDir() {
 		p = layers.Path(fmt.Sprintf("\x00%x:%x", a.Dev, a.Ino)) // no path has a NUL
 	}
-	k := fileKey{dev: noDev | uint64(l.index), path: p, ino: uint64(a.Type())}
+	var version [24]byte
+	put := binary.LittleEndian.PutUint64
+	put(version[:], uint64(a.Type()))
 	if a.IsRegular() {
-		k.ino, k.mtime = uint64(a.Size), versionTime(a)
+		put(version[8:], uint64(a.Size))
+		put(version[16:], uint64(versionTime(a)))
 	}
-	return k
+	h := sha256.Sum256(append(version[:], p...))
+	id.dev, id.path = noDev|uint64(l.index), p
+	id.ino, id.more = binary.LittleEndian.Uint64(h[:]), binary.LittleEndian.Uint64(h[8:])
+	return id
 }
 
 // versionTime is one number of the times that tell versions of a file of another
@@ -84,34 +94,30 @@ func versionTime(a *layers.Attr) int64 {
 	return t
 }
 
-func identityOf(l *layer, p layers.Path, a *layers.Attr) identity {
-	return identity{keyOf(l, p, a), a.Btime, l.index == 0}
-}
-
-// inoOf is the inode number shown for a key while nobody else shows it: the
+// inoOf is the inode number shown for a file while nobody else shows it: the
 // file's own on the main device, a hash elsewhere (Lustre, NFS and btrfs use all
 // 64 bits, so there is no room for layer bits).
-func (t *table) inoOf(k fileKey) uint64 {
-	if k.dev == t.dev && k.path == "" && k.ino > 1 {
+func (t *table) inoOf(k *identity) uint64 {
+	if k.dev&noDev != 0 {
+		return max(stableHash(k.dev, 0, k.path), 2) // stays when the source changes the content
+	}
+	if k.dev == t.dev && k.ino > 1 {
 		return k.ino
 	}
-	k.mtime = 0
-	if id, ok := t.stable[k.dev]; ok {
-		k.dev = id
+	dev := k.dev
+	if id, ok := t.stable[dev]; ok {
+		dev = id
 	}
-	if k.dev&noDev != 0 {
-		k.ino = 0 // stays when the source changes the content
-	}
-	return max(stableHash(k), 2)
+	return max(stableHash(dev, k.ino, ""), 2)
 }
 
 // freeIno is inoOf or, if another node shows that number (it had it before a
 // copy-up, and the filesystem gave it away again), one that follows from it: a
 // listing tells the number that a lookup will give. The caller holds t.mu.
-func (t *table) freeIno(k fileKey) uint64 {
+func (t *table) freeIno(k *identity) uint64 {
 	ino := t.inoOf(k)
 	for t.byIno[ino] != nil {
-		ino = max(stableHash(fileKey{dev: ino, ino: k.ino, path: k.path}), 2)
+		ino = max(stableHash(ino, k.ino, k.path), 2)
 	}
 	return ino
 }
@@ -153,7 +159,7 @@ func (t *table) shownIno(k identity, copied bool) uint64 {
 	if copied {
 		return 0
 	}
-	return t.freeIno(k.fileKey)
+	return t.freeIno(&k)
 }
 
 // inoFound is shownIno of what a lookup found.
@@ -165,7 +171,7 @@ func (t *table) inoFound(f *found) uint64 {
 			return m.n.ino
 		}
 	}
-	return t.freeIno(f.shownKey())
+	return t.freeIno(f.shows())
 }
 
 // showing returns the node that shows the inode number ino.
@@ -280,7 +286,7 @@ func (t *table) create(fs *FS, f *found) *node {
 	if t.next == 2 {
 		t.next++ // the root was made; 2 is left out to keep ids and inode numbers apart in traces
 	}
-	n.ino = t.freeIno(f.shownKey())
+	n.ino = t.freeIno(f.shows())
 	t.byIno[n.ino] = n
 	t.byID[n.id] = n
 	t.peak = max(t.peak, len(t.byID))
@@ -360,9 +366,9 @@ func (t *table) forget(id, lookups uint64) (n *node, shrunk bool) {
 	return n, t.shrinkLocked()
 }
 
-// stableHash mixes a key into 64 bits, the same in every run (FNV-1a), so that a
+// stableHash mixes what a file is known by into 64 bits, the same in every run (FNV-1a), so that a
 // file without an inode shows one st_ino across remounts.
-func stableHash(k fileKey) uint64 {
+func stableHash(dev, ino uint64, path layers.Path) uint64 {
 	const prime = 1099511628211
 	h := uint64(14695981039346656037)
 	add := func(v uint64) {
@@ -371,10 +377,10 @@ func stableHash(k fileKey) uint64 {
 			v >>= 8
 		}
 	}
-	add(k.dev)
-	add(k.ino)
-	for i := range len(k.path) {
-		h = (h ^ uint64(k.path[i])) * prime
+	add(dev)
+	add(ino)
+	for i := range len(path) {
+		h = (h ^ uint64(path[i])) * prime
 	}
 	return h
 }
