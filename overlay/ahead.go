@@ -39,6 +39,7 @@ type ahead struct {
 	off    bool            // immutable once the store is open
 	paused atomic.Bool     // nothing begins for now
 	ctx    context.Context // of all that is under way; immutable
+	waited context.Context // ctx, of what somebody waits for in a moment; immutable
 	end    context.CancelFunc
 
 	limit int64 // extent.Store.Limit; immutable once the store is open
@@ -58,7 +59,8 @@ type ahead struct {
 
 func (a *ahead) init(off bool) {
 	a.off = off
-	a.ctx, a.end = context.WithCancel(layers.Background(context.Background()))
+	a.waited, a.end = context.WithCancel(context.Background())
+	a.ctx = layers.Background(a.waited)
 	a.links = make(map[layers.Layer]*link)
 }
 

@@ -198,6 +198,16 @@ func (f *family) sort() {
 	}
 }
 
+// begin lets some of f be asked for although none was opened.
+func (f *family) begin() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sort()
+	if f.prev < 0 {
+		f.prev = len(f.files) - 1
+	}
+}
+
 func isSmall(e *layers.Entry) bool {
 	a := e.Attr
 	return a != nil && a.IsRegular() && a.Has(layers.KnownSize|layers.KnownTimes) && a.Size > 0 && a.Size <= smallMost

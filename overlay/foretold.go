@@ -15,19 +15,36 @@ import (
 // it: a checkpoint says where its process goes on.
 type Foretold struct {
 	Path     layers.Path
-	Off, Len int64 // bytes
+	Off, Len int64 // bytes; none: the file will be opened
+	Beside   bool  // not it, but some of the small files that lie beside it
+	When     When
 }
 
+// When says how soon something is needed.
+type When uint8
+
 const (
-	foretoldJobs = 4       // at once
-	foretoldMost = 1 << 20 // bytes that are fetched with one call
+	// Now is what somebody waits for in a moment: it is asked for as if somebody did.
+	// Its files are held open for a while for who opens them.
+	Now When = iota
+	// Soon stands behind everybody who waits, but does not wait for quiet.
+	Soon
+	// Later waits until nobody else waits for the source.
+	Later
+)
+
+const (
+	foretoldNow  = 32               // at once, of what is needed now
+	foretoldJobs = 4                // at once, of the rest
+	foretoldMost = 1 << 20          // bytes that are fetched with one call
+	foretoldHeld = 60 * time.Second // that what was opened for somebody is held open
+	foretoldDir  = 256 << 10        // bytes of a directory that is listed for what lies beside a file
 )
 
 // Foretell fetches parts of files of sources into the cache, in the order given, as far
-// as they are unchanged here and nobody has fetched them yet. It returns at once. Unless
-// they are read in a moment (soon), it lets everybody go first who waits for a source.
+// as they are unchanged here and nobody has fetched them yet. It returns at once.
 // Whatever fails is not fetched ahead: who reads it will ask.
-func (fs *FS) Foretell(parts []Foretold, soon bool) {
+func (fs *FS) Foretell(parts []Foretold) {
 	a := &fs.ahead
 	if a.off || len(parts) == 0 || fs.cache() == nil {
 		return
@@ -37,32 +54,43 @@ func (fs *FS) Foretell(parts []Foretold, soon bool) {
 	if a.ended {
 		return
 	}
-	a.work.Go(func() { fs.foretell(a.ctx, parts, soon) })
+	a.work.Go(func() {
+		fs.foretell(parts)
+		_ = sleep(a.ctx, foretoldHeld)
+		fs.early.drop()
+	})
 }
 
-func (fs *FS) foretell(ctx context.Context, parts []Foretold, soon bool) {
-	slots := make(chan struct{}, foretoldJobs)
+// foretell returns when all parts are here, or will not come.
+func (fs *FS) foretell(parts []Foretold) {
+	ctx := fs.ahead.ctx
+	slots := [...]chan struct{}{Now: make(chan struct{}, foretoldNow), Soon: make(chan struct{}, foretoldJobs), Later: make(chan struct{}, foretoldJobs)}
 	var all sync.WaitGroup
 	defer all.Wait()
 	for _, p := range parts {
-		for ; p.Len > 0; p.Off, p.Len = p.Off+foretoldMost, p.Len-foretoldMost {
-			piece := Foretold{p.Path, p.Off, min(p.Len, foretoldMost)}
-			for until := time.Now().Add(fillYield); !soon && !fs.fill.demand.quiet() && time.Now().Before(until); {
+		for {
+			piece := p
+			piece.Len = min(p.Len, foretoldMost)
+			for until := time.Now().Add(fillYield); p.When == Later && !fs.fill.demand.quiet() && time.Now().Before(until); {
 				if sleep(ctx, fillQuiet/4) != nil {
 					return
 				}
 			}
+			slot := slots[p.When]
 			select {
-			case slots <- struct{}{}:
+			case slot <- struct{}{}:
 			case <-ctx.Done():
 				return
 			}
 			all.Go(func() {
-				defer func() { <-slots }()
+				defer func() { <-slot }()
 				if err := fs.bringForetold(ctx, piece); err != nil && ctx.Err() == nil {
 					fs.log.Debug("not fetched ahead", "path", string(piece.Path), "cause", err)
 				}
 			})
+			if p.Off, p.Len = p.Off+foretoldMost, p.Len-foretoldMost; p.Len <= 0 {
+				break
+			}
 		}
 	}
 }
@@ -84,6 +112,8 @@ func (fs *FS) bringForetold(ctx context.Context, p Foretold) error {
 			return err
 		case l.isLocal(), !attr.IsRegular(), !attr.Has(layers.KnownSize | layers.KnownTimes):
 			return nil
+		case p.Beside:
+			return fs.bringBeside(ctx, l, p.Path)
 		}
 		return fs.fillForetold(ctx, &lowerRef{layer: l, path: p.Path, attr: &attr}, p)
 	}
@@ -91,9 +121,24 @@ func (fs *FS) bringForetold(ctx context.Context, p Foretold) error {
 }
 
 func (fs *FS) fillForetold(ctx context.Context, r *lowerRef, p Foretold) error {
+	if p.When == Now {
+		ctx = fs.ahead.waited
+	}
 	n := min(p.Len, r.attr.Size-p.Off)
-	if p.Off < 0 || n <= 0 {
+	if p.Off < 0 || n <= 0 && p.Len > 0 {
 		return nil
+	}
+	var src *source
+	if p.When != Later {
+		src = fs.early.source(r, &fs.fill.demand)
+	}
+	if src == nil {
+		src = newSource(r.layer.Layer, r.path, r.attr)
+		defer src.close()
+	}
+	if n <= 0 {
+		_, err := src.open(ctx)
+		return err
 	}
 	obj, err := fs.cache().Cached(cacheSource(r))
 	if err != nil {
@@ -103,7 +148,25 @@ func (fs *FS) fillForetold(ctx context.Context, r *lowerRef, p Foretold) error {
 	if obj.PresentRange(p.Off, n) {
 		return nil
 	}
-	src := newSource(r.layer.Layer, r.path, r.attr)
-	defer src.close()
 	return obj.Fill(ctx, src, p.Off, n)
+}
+
+// bringBeside has as many of the small files beside p fetched as when the first of them is
+// opened.
+func (fs *FS) bringBeside(ctx context.Context, l *layer, p layers.Path) error {
+	dir, _ := p.Split()
+	if _, ok := l.Layer.(layers.BulkReader); !ok {
+		return nil
+	}
+	if a, err := l.Stat(ctx, dir); err != nil || a.Size > foretoldDir {
+		return err
+	}
+	es, err := l.ReadDir(ctx, dir)
+	if err != nil {
+		return err
+	}
+	f := fs.ahead.listedAs(familyKey{l.Layer, dir}, l.ID(), es)
+	f.begin()
+	fs.bringSiblings(f, fs.ahead.link(l.Layer))
+	return nil
 }

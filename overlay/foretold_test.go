@@ -2,7 +2,11 @@ package overlay
 
 import (
 	"bytes"
+	"fmt"
+	"strings"
 	"testing"
+
+	"github.com/migratefs/migratefs/layers"
 )
 
 // What is foretold is here when it is read, and nothing besides; what is no file of a
@@ -14,8 +18,9 @@ func TestForetell(t *testing.T) {
 	far.put("d/other", want[:100])
 	w := newAheadWorld(t, far)
 	w.fs.Foretell([]Foretold{
-		{"d/file", 4 << 20, 3 << 19}, {"d/none", 0, 100}, {"d", 0, 100}, {"d/other", 50, 1 << 20}, {"d/other", 500, 1}, {"d/file", -5, 10}, {"d/file", 0, 0},
-	}, true)
+		{Path: "d/file", Off: 4 << 20, Len: 3 << 19, When: Soon}, {Path: "d/none", Len: 100}, {Path: "d", Len: 100, When: Later},
+		{Path: "d/other", Off: 50, Len: 1 << 20}, {Path: "d/other", Off: 500, Len: 1}, {Path: "d/file", Off: -5, Len: 10}, {Path: "d/none"}, {Path: "d"},
+	})
 	until(t, "it is fetched", func() (ok bool) {
 		far.count(func() { ok = far.given >= 3<<19+50 && far.under == 0 })
 		return ok
@@ -41,9 +46,76 @@ func TestForetellOff(t *testing.T) {
 	far := &faraway{}
 	far.put("file", noise(1<<20, 12))
 	w := newAheadWorld(t, far, func(c *Config) { c.NoPrefetch = true })
-	w.fs.Foretell([]Foretold{{"file", 0, 1 << 20}}, false)
+	w.fs.Foretell([]Foretold{{Path: "file", Len: 1 << 20}})
 	w.fs.ahead.work.Wait()
 	if far.given != 0 {
 		t.Errorf("%d bytes were fetched", far.given)
 	}
+}
+
+// What was opened for somebody costs nobody an exchange, and is let go of with the mount;
+// another version of it is not what was opened.
+func TestForetellOpens(t *testing.T) {
+	far := &faraway{}
+	want := noise(1<<20, 13)
+	for _, name := range []layers.Path{"a", "b", "c"} {
+		far.put(name, want)
+	}
+	w := newAheadWorld(t, far)
+	w.fs.Foretell([]Foretold{{Path: "a"}, {Path: "b"}, {Path: "c"}, {Path: "a", Len: 100}})
+	until(t, "it is open", func() (ok bool) {
+		far.count(func() { ok = far.opens >= 3 && far.given >= 100 })
+		return ok
+	})
+	fh := w.openFile("a")
+	if got := w.readAt(fh, 1<<19, kernelReads); !bytes.Equal(got, want[1<<19:1<<19+kernelReads]) {
+		t.Error("other bytes")
+	}
+	if far.opens != 3 {
+		t.Errorf("%d files were opened, want those that were foretold", far.opens)
+	}
+	w.release(fh)
+
+	anew := noise(1<<20, 14)
+	far.put("b", anew)
+	far.count(func() { far.files["b"].mtime++ })
+	fh = w.openFile("b")
+	if got := w.readAt(fh, 0, kernelReads); !bytes.Equal(got, anew[:kernelReads]) {
+		t.Error("the bytes of what was there before")
+	}
+	w.release(fh)
+}
+
+// Beside a file that nobody has opened yet some small ones come.
+func TestForetellBeside(t *testing.T) {
+	far := &faraway{}
+	far.put("d/big", noise(1<<20, 15))
+	for i := range 3 * siblingsFirst {
+		far.put(layers.Path(fmt.Sprintf("d/f%02d", i)), noise(100, byte(i)))
+	}
+	far.put("other/file", noise(100, 16))
+	w := newAheadWorld(t, far)
+	w.fs.Foretell([]Foretold{{Path: "d/big", Beside: true, When: Later}})
+	until(t, "they have come", func() (ok bool) {
+		far.count(func() { ok = len(far.brings) >= siblingsFirst })
+		return ok
+	})
+	for _, p := range far.brings {
+		if !strings.HasPrefix(string(p), "d/f") {
+			t.Errorf("%q was fetched", p)
+		}
+	}
+	if n := len(far.brings); n != siblingsFirst {
+		t.Errorf("%d files were fetched, want %d", n, siblingsFirst)
+	}
+	bulk, opens := far.bulk, far.opens
+	_, name := far.brings[0].Split()
+	fh := w.openFile("d/" + name)
+	if got := w.readAt(fh, 0, 100); !bytes.Equal(got, far.files[far.brings[0]].content) {
+		t.Error("other bytes")
+	}
+	if far.bulk != bulk || far.opens != opens {
+		t.Error("the source is asked for what has come")
+	}
+	w.release(fh)
 }

@@ -157,6 +157,7 @@ type FS struct {
 	losses     losses
 	removals   removals
 	ahead      ahead
+	early      early
 	meter      meter
 
 	// strange: a layer is not the one that was mounted.

@@ -127,8 +127,10 @@ func (fs *FS) needObject(n *node) (err error) {
 		return fmt.Errorf("size and time of %q are not known without its source: %w", string(r.path), layers.ErrOffline)
 	}
 	fs.touch(r)
-	n.src = newSource(r.layer.Layer, r.path, r.attr)
-	n.src.busy = &fs.fill.demand
+	if n.src = fs.early.take(r); n.src == nil {
+		n.src = newSource(r.layer.Layer, r.path, r.attr)
+		n.src.busy = &fs.fill.demand
+	}
 	store := fs.cache()
 	if store == nil {
 		return nil

@@ -26,6 +26,8 @@ type stackImages struct {
 	cp  *criu.Checkpoint // nil: none, or not read yet
 	far *seed.Images     // where they are, if on another host
 	own layers.Layer     // the connection for that; nil: a lower's
+
+	seed *seed.Layer // of cp; nil: none
 }
 
 // isRemote reports whether a directory is named as one on another host.
@@ -171,10 +173,17 @@ func (st *stack) seed(ctx context.Context, inner layers.Layer, spec lowerSpec) (
 		st.notes = append(st.notes, note)
 	}
 	st.noteChanges(l)
-	if n, bytes := l.Twins(); n > 0 {
-		st.log.Info("of the checkpoint's programs and libraries this host has the same", "files", n, "bytes", bytes)
+	if twins, bytes := l.Twins(); len(twins) > 0 {
+		st.log.Info("of the checkpoint's programs and libraries this host has the same", "files", len(twins), "bytes", bytes)
 	}
+	st.images.seed = l
 	return l, nil
+}
+
+// twins is how many files of the checkpoint this host has itself, and their bytes.
+func (st *stack) twins() (files int, bytes int64) {
+	twins, bytes := st.images.seed.Twins()
+	return len(twins), bytes
 }
 
 func sameHost(a, b string) bool {

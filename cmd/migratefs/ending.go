@@ -130,20 +130,25 @@ func (e *ended) endError(err error) error {
 	return fmt.Errorf("%q: %w", e.point, err)
 }
 
-// run has the daemon do something, and returns how that ended. show, if not nil, is
-// called while it is under way. If ctx ends, what is under way goes on.
-func (e *ended) run(ctx context.Context, do string, force bool, show func(*overlay.StateReport)) (*overlay.StateReport, error) {
+// begin has the daemon begin to do something. EBUSY: it does something else.
+func (e *ended) begin(do string, force bool) error {
 	e.order.Do, e.order.Force = do, force
 	word, err := json.Marshal(e.order)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	return unix.Setxattr(e.point, overlay.ControlEnd, word, 0)
+}
+
+// run has the daemon do something, and returns how that ended. show, if not nil, is
+// called while it is under way. If ctx ends, what is under way goes on.
+func (e *ended) run(ctx context.Context, do string, force bool, show func(*overlay.StateReport)) (*overlay.StateReport, error) {
 	for {
 		before, err := e.state()
 		if err != nil {
 			return nil, err
 		}
-		err = unix.Setxattr(e.point, overlay.ControlEnd, word, 0)
+		err = e.begin(do, force)
 		if err != nil && !errors.Is(err, unix.EBUSY) {
 			return before, e.endError(err)
 		}

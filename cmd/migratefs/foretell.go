@@ -17,58 +17,87 @@ const (
 	// and for who begins to read a file.
 	around = 128 << 10
 
-	foretoldSoon  = 64 << 20 // bytes, at most, before the process runs
+	// A file that is not longer comes whole when it is opened.
+	smallFile = 128 << 10
+
+	foretoldNow   = 8 << 20  // bytes, at most, that stand before everything else
+	foretoldSoon  = 64 << 20 // bytes, at most, besides, before the process runs
 	foretoldLater = 64 << 20 // bytes, at most, when it does
+	foretoldDirs  = 32       // directories, of which some small files come when it does
 )
 
 // foretell has fetched, in the background, what the process will need first. Where its
-// threads go on, and the files that it is reading, at their offsets, are fetched at once:
-// it would wait for them. The rest of what it executes comes when it runs, since much of
-// that is never touched.
+// threads go on is fetched at once, and all its files are opened, since CRIU opens one after
+// the other; then what it reads, at its offsets. The rest of what it executes comes when it
+// runs, since much of that is never touched, and then small files beside its own. This
+// host's own copies of programs and libraries come to the upper last, so that nothing that
+// is done to them here can change what runs.
 func (m *mountCommand) foretell(st *stack) {
 	cp := st.images.cp
-	if cp == nil || st.o.names != seed.Tree || st.o.noPrefetch {
+	if cp == nil || st.o.names != seed.Tree {
 		return
 	}
-	soon, later := foretold(cp)
-	st.fs.Foretell(soon, true)
+	first, later := foretold(cp)
+	st.fs.Foretell(first)
+	then := func() {
+		if m.leash != nil { // who restores by hand does not say when the process runs
+			st.fs.Foretell(later)
+		}
+		if st.images.seed != nil {
+			twins, _ := st.images.seed.Twins()
+			st.fs.BringUp(twins)
+		}
+	}
 	if m.leash == nil {
-		return // nobody restores; who does so by hand says nothing
+		then()
+		return
 	}
 	go func() {
 		select {
 		case <-m.leash.free:
-			st.fs.Foretell(later, false)
+			then()
 		case <-m.leash.lost:
 		}
 	}()
 }
 
 // foretold returns what is needed before the process runs, and then.
-func foretold(cp *criu.Checkpoint) (soon, later []overlay.Foretold) {
-	var pages, offsets, code []overlay.Foretold
+func foretold(cp *criu.Checkpoint) (first, later []overlay.Foretold) {
+	var pages, opens, offsets, code, beside []overlay.Foretold
 	for i := range cp.Files {
 		f := &cp.Files[i]
 		if f.Place != criu.OnDisk || f.Tree != "/" || f.Mode&unix.S_IFMT != unix.S_IFREG {
 			continue
 		}
 		p := layers.Path(strings.TrimPrefix(f.TreePath, "/"))
+		open := overlay.Foretold{Path: p, When: overlay.Now}
+		if f.SizeKnown && f.Size <= smallFile {
+			open.Len = f.Size
+		}
 		for _, r := range f.Refs {
-			switch {
-			case r.Kind == criu.Mapping:
+			switch r.Kind {
+			case criu.Mapping:
 				for _, off := range r.Next {
 					from := max(off-around/2, 0)
-					pages = append(pages, overlay.Foretold{Path: p, Off: from, Len: around})
+					pages = append(pages, overlay.Foretold{Path: p, Off: from, Len: around, When: overlay.Now})
 				}
 				if r.Prot&unix.PROT_EXEC != 0 {
-					code = append(code, overlay.Foretold{Path: p, Off: r.Off, Len: r.Len})
+					code = append(code, overlay.Foretold{Path: p, Off: r.Off, Len: r.Len, When: overlay.Later})
 				}
-			case r.Kind == criu.Descriptor && r.Pos > 0 && r.Flags&unix.O_ACCMODE != unix.O_WRONLY:
-				offsets = append(offsets, overlay.Foretold{Path: p, Off: r.Pos, Len: around})
+				opens = append(opens, open)
+			case criu.Descriptor:
+				if r.Pos > 0 && r.Flags&unix.O_ACCMODE != unix.O_WRONLY {
+					offsets = append(offsets, overlay.Foretold{Path: p, Off: r.Pos, Len: around, When: overlay.Soon})
+				}
+				opens = append(opens, open)
+				beside = append(beside, overlay.Foretold{Path: p, Beside: true, When: overlay.Later})
+			case criu.Executable:
+				opens = append(opens, open)
 			}
 		}
 	}
-	return atMost(foretoldSoon, slices.Concat(pages, offsets)), atMost(foretoldLater, code)
+	now := atMost(foretoldNow, slices.Concat(pages, opens))
+	return slices.Concat(now, atMost(foretoldSoon, offsets)), slices.Concat(atMost(foretoldLater, code), oneOfEach(foretoldDirs, beside))
 }
 
 // atMost returns the first of parts, n bytes of them, each once.
@@ -83,6 +112,18 @@ func atMost(n int64, parts []overlay.Foretold) (some []overlay.Foretold) {
 		}
 		seen[p] = true
 		some = append(some, p)
+	}
+	return some
+}
+
+// oneOfEach returns the first of parts in each directory, of n of them at most.
+func oneOfEach(n int, parts []overlay.Foretold) (some []overlay.Foretold) {
+	seen := make(map[layers.Path]bool)
+	for _, p := range parts {
+		if dir, _ := p.Path.Split(); !seen[dir] && len(seen) < n {
+			seen[dir] = true
+			some = append(some, p)
+		}
 	}
 	return some
 }

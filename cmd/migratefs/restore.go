@@ -33,6 +33,7 @@ type restoreCommand struct {
 	verify     string
 	view       string
 	noLocal    bool
+	drain      bool
 	checkpoint *criu.Checkpoint
 	plan       restorePlan
 	id         string
@@ -93,6 +94,7 @@ restored where it was dumped.`),
 	f.StringVar(&r.verify, "verify", "strict", "of files that changed on the source since the dump: strict refuses, warn names them and goes on, off does not look")
 	f.StringVar(&r.view, "view", "root", "root: the view is the root of the process; paths: it is mounted over the directories of its files only")
 	f.BoolVar(&r.noLocal, "no-local", false, "fetch programs and libraries from the source also where this host has the same")
+	f.BoolVar(&r.drain, "drain", false, "when the process runs, have all the rest of its files come in the background, as migratefs drain does")
 	f.StringArrayVar(&r.binds, "bind", nil, "take this directory from this host, as /run is (repeatable)")
 	f.StringArrayVarP(&r.options, "options", "o", nil, "more mount options for the view")
 	f.BoolVar(&r.tell.wait, "wait", false, "stay until the process has ended, and end with its exit code")
@@ -129,6 +131,9 @@ func (r *restoreCommand) run(out io.Writer) error {
 	stop()
 	r.announce(out, state)
 	r.tell.ready()
+	if r.drain {
+		r.bringRest()
+	}
 	if r.tell.wait {
 		return awaitEnd(answer, state.Pid, signals)
 	}
@@ -226,6 +231,16 @@ func ownOptions(c *criu.Checkpoint) (args []string) {
 func (r *restoreCommand) say(format string, args ...any) {
 	if r.verbose {
 		fmt.Fprintf(os.Stderr, "migratefs: "+format+"\n", args...)
+	}
+}
+
+// bringRest has the view bring what the checkpoint names. The process runs: that this cannot
+// be is no failure of the restore.
+func (r *restoreCommand) bringRest() {
+	e := &ended{point: r.plan.View}
+	if err := e.begin("drain", false); err != nil {
+		err = e.endError(err)
+		fmt.Fprintf(os.Stderr, "migratefs: the rest of its files is not fetched in the background: %v: 'migratefs drain %s' does that\n", err, r.plan.View)
 	}
 }
 

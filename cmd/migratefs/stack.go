@@ -230,6 +230,7 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 			if l, err = st.seed(ctx, l, spec); err != nil {
 				return err
 			}
+			st.shown[len(st.shown)-1].Twins = st.twins
 		}
 		st.lowers = append(st.lowers, overlay.Lower{Layer: l, Changes: changes, OCI: spec.oci, Seed: seedNames(l)})
 	}

@@ -129,6 +129,9 @@ func layerText(l *control.Layer) string {
 		if r.Connects > int64(r.Connections) { // connections were lost, or there were more
 			text += fmt.Sprintf(", logged in %d times", r.Connects)
 		}
+		if l.TwinFiles > 0 {
+			text += fmt.Sprintf("; %s of it, %s, not fetched: this host has the same", countText(uint64(l.TwinFiles), "file", "files"), bytesText(l.TwinBytes))
+		}
 	case l.Size > 0:
 		text += fmt.Sprintf(": %s free of %s", bytesText(l.Free), bytesText(l.Size))
 	}

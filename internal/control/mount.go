@@ -41,6 +41,8 @@ type LayerSpec struct {
 
 	Remote *remote.Layer   // nil if it is on this host
 	Memory *remember.Layer // over Remote
+
+	Twins func() (files int, bytes int64) // of Remote's, which this host has itself; nil: none
 }
 
 func (m *Mount) logger() *slog.Logger {
@@ -149,6 +151,9 @@ func (m *Mount) layers(detached bool) (all []Layer) {
 			continue
 		}
 		l.Kind, l.Source = "remote", sourceOf(spec)
+		if spec.Twins != nil && !detached {
+			l.TwinFiles, l.TwinBytes = spec.Twins()
+		}
 		if detached {
 			l.Detached = true
 		} else if err := spec.Remote.Offline(); err != nil {

@@ -51,6 +51,8 @@ type Layer struct {
 	Free      int64         `json:"free_bytes,omitempty"`    // of that, for users
 	Inodes    int64         `json:"free_inodes,omitempty"`   // of that
 	Source    *Source       `json:"source,omitempty"`        // if it is remote
+	TwinFiles int           `json:"twin_files,omitempty"`    // of a checkpoint's, of which this host has the same: they are not fetched
+	TwinBytes int64         `json:"twin_bytes,omitempty"`    // of those
 	Detached  bool          `json:"detached,omitempty"`      // it is not asked any more
 	Stuck     bool          `json:"not_answering,omitempty"` // its filesystem does not say how full it is
 }

@@ -3,6 +3,7 @@ package seed
 import (
 	"context"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -191,13 +192,16 @@ func (f *twinFile) Close() error {
 	return nil
 }
 
-// Twins returns how many files are read here instead of fetched, and their size in
-// bytes.
-func (l *Layer) Twins() (files int, bytes int64) {
-	for _, n := range l.twins {
-		a, _ := n.current()
-		files++
-		bytes += a.Size
+// Twins returns the files that are read here instead of fetched, as long as they are what
+// they were, by their paths in this layer, and their size in bytes.
+func (l *Layer) Twins() (paths []layers.Path, bytes int64) {
+	for p, n := range l.nodes {
+		if n.twin != nil && !n.twin.dead.Load() {
+			a, _ := n.current()
+			paths = append(paths, p)
+			bytes += a.Size
+		}
 	}
-	return files, bytes
+	slices.Sort(paths)
+	return paths, bytes
 }

@@ -208,8 +208,8 @@ func TestTwin(t *testing.T) {
 			f, s := withProgram(content)
 			l := mustNew(t, Config{Seed: s, Inner: f, Local: root})
 			defer l.Close()
-			if n, _ := l.Twins(); (n == 1) != c.twin {
-				t.Errorf("%d twins", n)
+			if twins, bytes := l.Twins(); (len(twins) == 1 && twins[0] == "home/v/prog" && bytes == int64(len(content))) != c.twin {
+				t.Errorf("twins: %q, %d bytes", twins, bytes)
 			}
 			opens := f.opens
 			if got := readAll(t, l, "home/v/prog"); got != content {
