@@ -189,6 +189,9 @@ func (t *Trash) Settle(ctx context.Context) (left int, err error) {
 			errs = append(errs, ignoreGone(sys.Unlink(t.Dir, e.Name)))
 			_ = sys.Unlink(t.Dir, in+pathSuffix)
 		}
+		if t.Grace == 0 && strings.HasPrefix(e.Name, TempPrefix) {
+			RemoveTemp(t.Dir, e.Name) // a directory that was to stand in the lower; nobody else makes one now
+		}
 	}
 	return left, errors.Join(errs...)
 }

@@ -64,6 +64,9 @@ func (fs *FS) renameMigrate(ctx context.Context, m *move) error {
 			}
 		}
 		if inParts {
+			if err := fs.spreadTo(ctx, m); err != nil {
+				return err
+			}
 			if done, err := fs.renameParts(m); done || err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"context"
 	"errors"
 	"slices"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/migratefs/migratefs/copyup"
 	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/local"
 )
 
 // renameParts renames a directory for which one call is not enough, because it, or an
@@ -62,6 +64,95 @@ func (fs *FS) renameParts(m *move) (done bool, err error) {
 		fs.dirChanged(m.to.parent, old[0].layer)
 	}
 	return true, err
+}
+
+// spreadTo makes the directory that m leads into in each lower that has a part of what
+// moves. Where it cannot be, the rename will be EXDEV.
+func (fs *FS) spreadTo(ctx context.Context, m *move) error {
+	m.src.mu.RLock()
+	lowers := m.src.lowers
+	m.src.mu.RUnlock()
+	for i := range lowers {
+		err := fs.spread(ctx, m.to.parent, lowers[i].layer)
+		switch {
+		case err == unix.ENOSPC, err == unix.EDQUOT, err == unix.EROFS:
+			// An old storage may be full; the new one has room for what mv copies.
+			fs.log.Debug("a directory is copied in place of being renamed: where it goes cannot be made below", "name", m.to.name, "layer", lowers[i].layer.ID(), "cause", err)
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+	return nil
+}
+
+// spread makes the directory n, which lies in the upper, in the lower l as well, its
+// parents first, with the metadata it has above; unless something else stands there. What
+// is made is empty, and shows no more than the upper's part of it did.
+func (fs *FS) spread(ctx context.Context, n *node, l *layer) error {
+	d, err := fs.gaining(n, l)
+	if err != nil {
+		return err
+	}
+	if d != nil {
+		fs.dirs.release(d)
+		return nil
+	}
+	at, ok := n.dentry()
+	if !ok || !n.isUpper() {
+		return nil
+	}
+	if err := fs.spread(ctx, at.parent, l); err != nil {
+		return err
+	}
+	dir, err := fs.gaining(at.parent, l)
+	if dir == nil || err != nil {
+		return err
+	}
+	defer fs.dirs.release(dir)
+	if err := fs.makeBelow(n, copyup.Place{Dir: dir.fd, Name: at.name}, l); err != nil {
+		return err
+	}
+	fs.unsynced.changed(l, dir)
+	fs.dirChanged(at.parent, l)
+	found, _, err := fs.find(ctx, at.parent, at.name) // tells n
+	if err == nil {
+		fs.Forget(found.id, 1)
+	}
+	return err
+}
+
+// makeBelow makes a directory like n's part in the upper at a place in l.
+func (fs *FS) makeBelow(n *node, at copyup.Place, l *layer) error {
+	up, err := fs.upperDir(n)
+	if err != nil {
+		return err
+	}
+	defer fs.dirs.release(up)
+	var stx unix.Statx_t
+	if err := sys.Statx(up.fd, "", &stx); err != nil {
+		return err
+	}
+	src := copyup.Source{Attr: local.AttrOf(&stx)}
+	if src.Xattrs, err = local.XattrsAt(up.fd, ""); err != nil {
+		return err
+	}
+	delete(src.Xattrs, copyup.XattrOrigin)
+	delete(src.Xattrs, copyup.XattrOver)
+	if at.Work, err = fs.trash(l); err != nil {
+		return err
+	}
+	temp, err := copyup.Node(src, at, fs.copies, nil)
+	if err != nil {
+		return err
+	}
+	if err = copyup.PublishNode(temp, at, true); err != nil {
+		copyup.RemoveTemp(at.Work, temp)
+	}
+	if err == unix.EEXIST || err == unix.ENOTDIR || err == unix.ENOTEMPTY {
+		return nil
+	}
+	return err
 }
 
 // needsParts reports whether a rename of the directory old over the empty directory

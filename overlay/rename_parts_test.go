@@ -94,6 +94,54 @@ func TestRenameInPartsOfWhatIsInUse(t *testing.T) {
 	}
 }
 
+// TestRenameInPartsMakes: what a directory moves into is made in the lower as it is above,
+// and nothing that stands there is touched.
+func TestRenameInPartsMakes(t *testing.T) {
+	w := newWorld(t, worlds(t), oneHost)
+	defer w.remove()
+	must(t, w.open())
+	d := &driver{fs: w.fs}
+	for _, err := range []unix.Errno{
+		d.mkdir("made"), d.mkdir("made/deep"), d.chown("made/deep", 1002), d.chmod("made/deep", 0o2710),
+		d.setxattr("made/deep", "user.note", "kept"), d.rename("both dir", "made/deep/moved", 0),
+	} {
+		if err != 0 {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range []string{"made", "made/deep"} {
+		var up, low unix.Stat_t
+		must(t, unix.Lstat(w.at("upper/"+p), &up))
+		must(t, unix.Lstat(w.at("l1/"+p), &low))
+		if up.Mode != low.Mode || up.Uid != low.Uid || up.Gid != low.Gid {
+			t.Errorf("%s has %o of %d:%d above, and %o of %d:%d below", p, up.Mode, up.Uid, up.Gid, low.Mode, low.Uid, low.Gid)
+		}
+	}
+	value := make([]byte, 10)
+	if n, err := unix.Lgetxattr(w.at("l1/made/deep"), "user.note", value); err != nil || string(value[:n]) != "kept" {
+		t.Errorf("user.note is %q below, %v", value[:max(n, 0)], err)
+	}
+	if !w.has("l1/made/deep/moved/l") || !w.has("upper/made/deep/moved/v") {
+		t.Error("it has not moved in each layer")
+	}
+	// A file that somebody has put there hides nothing, and stays.
+	if err := d.mkdir("other dir"); err != 0 {
+		t.Fatal(err)
+	}
+	w.file("l1", "other dir", "in the way")
+	if err := d.rename("dir", "other dir/moved", 0); err != unix.EXDEV {
+		t.Errorf("into what cannot be made below: %v", err)
+	}
+	if b, err := os.ReadFile(w.at("l1/other dir")); err != nil || string(b) != "in the way" {
+		t.Errorf("there was a file: %q, %v", b, err)
+	}
+	d.end()
+	must(t, os.Remove(w.at("l1/other dir")))
+	if left := w.leftovers(); left != "" {
+		t.Errorf("left over:\n\t%s", left)
+	}
+}
+
 // TestRenameInPartsBeside stops the rename before each of its changes, while others use
 // what is in the directory: they wait where they have to, and find it.
 func TestRenameInPartsBeside(t *testing.T) {
