@@ -168,6 +168,7 @@ var kinds = []*kind{
 	{name: "migrate,upper", mode: "migrate", fill: "upper"},
 	{name: "migrate,lower", mode: "migrate", fill: "lower"},
 	{name: "migrate,two", mode: "migrate", fill: "two"},
+	{name: "single,two", mode: "migrate,hosts=single", fill: "two"},
 	{name: "migrate,lower,shim", mode: "migrate", fill: "lower", like: "lustre"},
 	{name: "caller,migrate,lower", mode: "migrate,creds=caller", fill: "lower"},
 }
