@@ -128,6 +128,9 @@ func (f *drainFlags) run(out io.Writer, arg string) error {
 	show := newDrainShow(out, f.json, f.dryRun)
 	show.partly, show.lowers = partly(&cfg), o.lowers
 	cfg.Seen, cfg.Failed = &show.seen, show.failed
+	if !f.dryRun {
+		defer show.report(st, f.shard)()
+	}
 	if f.count || f.dryRun {
 		count := cfg
 		count.Seen = &show.total

@@ -8,11 +8,13 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/copyup"
+	"github.com/migratefs/migratefs/internal/control"
 	"github.com/migratefs/migratefs/overlay"
 )
 
@@ -28,13 +30,16 @@ type drainShow struct {
 	lowers   []lowerSpec
 
 	seen, total overlay.DrainCounts
+	fails       int64
+
+	mu          sync.Mutex // protects what follows, as far as line
 	began       time.Time
 	what        string
 	onDisk      func() int64 // bytes in use on the lowers' filesystems, if that says anything
 	firstOnDisk int64
-	fails       int64
-	line        chan string // what to print above the progress line
-	done        chan struct{}
+
+	line chan string // what to print above the progress line
+	done chan struct{}
 }
 
 func newDrainShow(out io.Writer, asJSON, dry bool) *drainShow {
@@ -72,7 +77,9 @@ func (s *drainShow) failed(f overlay.DrainFailure) {
 // start begins to show progress: on a terminal one line that is written over, else
 // a line each minute.
 func (s *drainShow) start(what string) {
+	s.mu.Lock()
 	s.what, s.began = what, time.Now()
+	s.mu.Unlock()
 	s.line, s.done = make(chan string), make(chan struct{})
 	every := time.Minute
 	if s.terminal {
@@ -93,9 +100,9 @@ func (s *drainShow) start(what string) {
 			case <-tick.C:
 				s.clear()
 				if s.terminal {
-					fmt.Fprint(os.Stderr, s.progress())
+					fmt.Fprint(os.Stderr, drainText(s.now()))
 				} else {
-					fmt.Fprintln(os.Stderr, s.progress())
+					fmt.Fprintln(os.Stderr, drainText(s.now()))
 				}
 			}
 		}
@@ -113,54 +120,68 @@ func (s *drainShow) stop() {
 	<-s.done
 }
 
-// progress is one line: files, bytes, rate, and how long it will take, if that can
-// be said.
-func (s *drainShow) progress() string {
-	if s.what != "" {
+// now is how far it is.
+func (s *drainShow) now() *control.Drain {
+	s.mu.Lock()
+	what, began, onDisk, first := s.what, s.began, s.onDisk, s.firstOnDisk
+	s.mu.Unlock()
+	took := time.Since(began)
+	d := &control.Drain{Phase: "moving", Seconds: took.Seconds()}
+	if what != "" {
 		c := &s.total
 		if s.dry {
 			c = &s.seen
 		}
-		return fmt.Sprintf("%s: %d files, %s", s.what, c.Files.Load(), bytesText(c.Bytes.Load()))
+		d.Phase, d.Files, d.Bytes = what, c.Files.Load(), c.Bytes.Load()
+		return d
 	}
-	took := time.Since(s.began)
-	files, bytes := s.seen.Files.Load(), s.seen.Bytes.Load()
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d files", files)
-	if s.total.Known.Load() {
-		fmt.Fprintf(&b, " of %d", s.total.Files.Load())
-	}
-	fmt.Fprintf(&b, ", %s", bytesText(bytes))
-	if s.total.Known.Load() {
-		fmt.Fprintf(&b, " of %s", bytesText(s.total.Bytes.Load()))
-	}
-	fmt.Fprintf(&b, ", %s/s", bytesText(int64(float64(bytes)/took.Seconds())))
-	if n := s.seen.Left.Load(); n > 0 {
-		fmt.Fprintf(&b, ", %d stay", n)
-	}
-	fmt.Fprintf(&b, ", %s", s.eta(took, files, bytes))
-	return b.String()
-}
-
-// eta is how long the rest will take. Where nothing was counted it follows from
-// what is in use on the lowers' filesystems; else it is not known.
-func (s *drainShow) eta(took time.Duration, files, bytes int64) string {
+	d.Files, d.Bytes, d.Stay = s.seen.Files.Load(), s.seen.Bytes.Load(), s.seen.Left.Load()
+	d.Rate = float64(d.Bytes) / max(took.Seconds(), 1e-3)
 	left := time.Duration(-1)
 	switch {
 	case s.total.Known.Load():
-		left = max(remaining(took, files, s.total.Files.Load()), remaining(took, bytes, s.total.Bytes.Load()))
-	case s.onDisk != nil:
-		now := s.onDisk()
-		left = remaining(took, s.firstOnDisk-now, s.firstOnDisk)
+		files, bytes := s.total.Files.Load(), s.total.Bytes.Load()
+		d.AllFiles, d.AllBytes = &files, &bytes
+		left = max(remaining(took, d.Files, files), remaining(took, d.Bytes, bytes))
+	case onDisk != nil:
+		// What is in use on the lowers' filesystems says how much there is.
+		left, d.Guessed = remaining(took, first-onDisk(), first), true
 	}
-	if left < 0 {
-		return "time left not known"
+	if left >= 0 {
+		seconds := left.Seconds()
+		d.Left = &seconds
 	}
-	about := ""
-	if !s.total.Known.Load() {
-		about = "about "
+	return d
+}
+
+// drainText is that on one line: files, bytes, rate, and how long it will take, if
+// that can be said.
+func drainText(d *control.Drain) string {
+	if d.Phase != "moving" {
+		return fmt.Sprintf("%s: %d files, %s", shownName(d.Phase), d.Files, bytesText(d.Bytes))
 	}
-	return about + left.Round(time.Second).String() + " left"
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d files", d.Files)
+	if d.AllFiles != nil {
+		fmt.Fprintf(&b, " of %d", *d.AllFiles)
+	}
+	fmt.Fprintf(&b, ", %s", bytesText(d.Bytes))
+	if d.AllBytes != nil {
+		fmt.Fprintf(&b, " of %s", bytesText(*d.AllBytes))
+	}
+	fmt.Fprintf(&b, ", %s/s", bytesText(int64(d.Rate)))
+	if d.Stay > 0 {
+		fmt.Fprintf(&b, ", %d stay", d.Stay)
+	}
+	switch {
+	case d.Left == nil:
+		b.WriteString(", time left not known")
+	case d.Guessed:
+		fmt.Fprintf(&b, ", about %s left", spanText(*d.Left))
+	default:
+		fmt.Fprintf(&b, ", %s left", spanText(*d.Left))
+	}
+	return b.String()
 }
 
 func remaining(took time.Duration, done, total int64) time.Duration {
@@ -189,7 +210,7 @@ func (s *drainShow) guess(st *stack) {
 		}
 		dirs = append(dirs, d.real)
 	}
-	s.onDisk = func() (used int64) {
+	onDisk := func() (used int64) {
 		for _, d := range dirs {
 			var fs unix.Statfs_t
 			if unix.Statfs(d, &fs) == nil {
@@ -198,7 +219,9 @@ func (s *drainShow) guess(st *stack) {
 		}
 		return used
 	}
-	s.firstOnDisk = s.onDisk()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onDisk, s.firstOnDisk = onDisk, onDisk()
 }
 
 // drainOutcome is the rest of the JSON object.

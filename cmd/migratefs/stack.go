@@ -296,8 +296,16 @@ func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer,
 			return nil, false, err
 		}
 		l, err := local.Open(real, local.Config{Private: st.o.mode == "overlay", Name: spec.text})
-		st.shown = append(st.shown, control.LayerSpec{Name: spec.text, Layer: l})
-		return l, false, err
+		if err != nil {
+			return nil, false, err
+		}
+		root, err := control.IDOf(real)
+		if err != nil {
+			l.Close()
+			return nil, false, err
+		}
+		st.shown = append(st.shown, control.LayerSpec{Name: spec.text, Layer: l, Root: root})
+		return l, false, nil
 	}
 	st.remote = true
 	if st.left != nil {

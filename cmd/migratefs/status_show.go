@@ -61,6 +61,9 @@ func statusRows(st *control.Status, now time.Time) (rows []row) {
 		add(st.Layers[i].Role, "%s", layerText(&st.Layers[i]))
 	}
 	rows = append(rows, fillRows(st)...)
+	for i := range st.Drains {
+		add("draining", "%s", drainingText(&st.Drains[i]))
+	}
 	for i := range st.Conflicts {
 		c := &st.Conflicts[i]
 		name := "conflicts"
@@ -100,6 +103,18 @@ func statusRows(st *control.Status, now time.Time) (rows []row) {
 		add("last error", "%s ago: %s", spanText(now.Sub(*st.LastWhen).Seconds()), st.LastError)
 	}
 	return rows
+}
+
+// drainingText is how far a drain is that runs beside the mount.
+func drainingText(d *control.Drain) string {
+	text := drainText(d)
+	if d.Shard != "" {
+		text = "shard " + shownName(d.Shard) + ": " + text
+	}
+	if d.PID != 0 {
+		text += fmt.Sprintf(" (process %d)", d.PID)
+	}
+	return text
 }
 
 // lossText tells of extended attributes that did not come up.

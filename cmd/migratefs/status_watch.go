@@ -70,6 +70,9 @@ func plainLine(s *seenMount, now time.Time) string {
 	if fl := &s.status.Fill; fl.Files > 0 {
 		text += fmt.Sprintf(", %d%%, %s", percent(fl.Here, fl.Here+fl.Missing), fillText(fl))
 	}
+	for i := range s.status.Drains {
+		text += "; draining: " + drainingText(&s.status.Drains[i])
+	}
 	if why := s.needs(); why != "" {
 		text += ": " + why
 	}

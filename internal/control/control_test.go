@@ -2,6 +2,7 @@ package control
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -333,4 +334,49 @@ func TestStuckLayer(t *testing.T) {
 	if !bytes.Contains(b, []byte(`"not_answering":true`)) {
 		t.Errorf("%s", b)
 	}
+}
+
+// TestReportDrain: what a drain tells is told on for as long as it does, and only of a
+// lower of this mount.
+func TestReportDrain(t *testing.T) {
+	dir := socketDir(t)
+	m := newMount(t, "0:42")
+	m.Layers[0].Root = FileID{1, 2}
+	serve(t, dir, m)
+	c := &Client{Dir: dir, Device: "0:42", UID: os.Geteuid()}
+	defer c.Close()
+	report := func(ctx context.Context, root FileID) error {
+		files := int64(0)
+		return c.ReportDrain(ctx, time.Millisecond, func() *DrainReport {
+			files++
+			return &DrainReport{Lowers: []FileID{{7, 7}, root}, Drain: Drain{Phase: "moving", Files: files, PID: 4711}}
+		})
+	}
+	for _, root := range []FileID{{1, 3}, {}} {
+		if err := report(t.Context(), root); !errors.Is(err, ErrNotOurs) {
+			t.Errorf("of another lower: %v", err)
+		}
+	}
+	ctx, end := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- report(ctx, FileID{1, 2}) }()
+	drains := func() []Drain {
+		st, err := c.Status(t.Context())
+		must(t, err)
+		return st.Drains
+	}
+	patient := func(what string, ok func(all []Drain) bool) {
+		t.Helper()
+		for began := time.Now(); !ok(drains()); time.Sleep(time.Millisecond) {
+			if time.Since(began) > time.Minute {
+				t.Fatalf("%s: %+v", what, drains())
+			}
+		}
+	}
+	patient("it goes on", func(all []Drain) bool { return len(all) == 1 && all[0].Files > 5 && all[0].PID == os.Getpid() })
+	end()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	patient("it has ended", func(all []Drain) bool { return len(all) == 0 })
 }

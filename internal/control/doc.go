@@ -23,6 +23,7 @@
 //	GET   /v1/goroutines {"text": string}, what each goroutine of the daemon does: functions, no data
 //	GET   /v1/settings   Settings
 //	PATCH /v1/settings   Settings, with those fields that change; answers all of them
+//	POST  /v1/drain      what a drain tells of itself: DrainReports, one on a line, for as long as it runs
 //	GET   /metrics       for Prometheus, text format 0.0.4; no label has a file's name
 //
 // Numbers are bytes, counts or seconds. Names from disk are escaped as in Go and C

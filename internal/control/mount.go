@@ -28,6 +28,7 @@ type Mount struct {
 	Layers  []LayerSpec
 	Log     *Log
 
+	drains   drains
 	progress progress
 	history  history
 	space    space
@@ -38,6 +39,7 @@ type LayerSpec struct {
 	Upper bool
 	Name  string       // as it was given
 	Layer layers.Layer // if it is on this host
+	Root  FileID       // of a lower on this host
 
 	Remote *remote.Layer   // nil if it is on this host
 	Memory *remember.Layer // over Remote
@@ -79,6 +81,7 @@ func (m *Mount) Status(ctx context.Context) (*Status, error) {
 			Fetching: p.Fetching, Waiting: p.Waiting, Files: p.Files, Missing: p.Missing, Here: p.Size - p.Missing,
 			Finished: p.Finished, Fetched: p.Fetched, Rate: at.rate, Conflicts: p.Conflicts, Age: age.Seconds(),
 		},
+		Drains:   m.drains.read(),
 		Settings: m.settings(),
 	}
 	if p.Err != nil {

@@ -44,7 +44,11 @@ func Serve(dir string, m *Mount) (*Server, error) {
 		BaseContext:    func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			cred, err := peerOf(c)
-			return context.WithValue(ctx, peerKey{}, err == nil && mayAsk(cred))
+			p := peer{may: err == nil && mayAsk(cred)}
+			if p.may {
+				p.pid = int(cred.Pid)
+			}
+			return context.WithValue(ctx, peerKey{}, p)
 		},
 	}
 	go func() {
@@ -55,8 +59,14 @@ func Serve(dir string, m *Mount) (*Server, error) {
 	return s, nil
 }
 
-// peerKey is of contexts: whether who asks may.
+// peerKey is of contexts: a peer.
 type peerKey struct{}
+
+// peer is who asks.
+type peer struct {
+	may bool
+	pid int // 0: in a pid namespace that is not ours
+}
 
 func mayAsk(c *unix.Ucred) bool { return c.Uid == 0 || int(c.Uid) == os.Geteuid() }
 
@@ -100,6 +110,7 @@ func (s *Server) handler() http.Handler {
 		err := s.m.change(&change)
 		answer(w, s.m.settings(), err)
 	})
+	mux.HandleFunc("POST /v1/drain", s.serveDrain)
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
 		b, err := s.m.Metrics(r.Context())
 		if err != nil {
@@ -113,7 +124,7 @@ func (s *Server) handler() http.Handler {
 		tell(w, http.StatusNotFound, fmt.Sprintf("there is no %s %q", r.Method, r.URL.Path))
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if ok, _ := r.Context().Value(peerKey{}).(bool); !ok {
+		if p, _ := r.Context().Value(peerKey{}).(peer); !p.may {
 			tell(w, http.StatusForbidden, ErrForbidden.Error())
 			return
 		}

@@ -28,6 +28,7 @@ type Status struct {
 	Layers []Layer `json:"layers"` // the highest first
 
 	Fill      Fill                     `json:"fill"`
+	Drains    []Drain                  `json:"drains,omitempty"` // on this host, of a lower of this mount
 	Cache     *Cache                   `json:"cache,omitempty"`
 	Activity  Activity                 `json:"activity"`
 	Conflicts []overlay.ConflictReport `json:"conflicts,omitempty"` // some of them
