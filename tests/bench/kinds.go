@@ -100,7 +100,8 @@ func findKinds(cfg *config) ([]*kind, error) {
 		return err != nil
 	})
 	for _, name := range cfg.mounts {
-		if !slices.ContainsFunc(kinds, func(k *kind) bool { return k.name == name }) {
+		over := slices.ContainsFunc(ways, func(w way) bool { return w.name == name })
+		if !over && !slices.ContainsFunc(kinds, func(k *kind) bool { return k.name == name }) {
 			return nil, fmt.Errorf("no mount is called %q, or its program is not installed", name)
 		}
 	}

@@ -194,7 +194,7 @@ func (b *bed) remoteOn(tb *stand) (all []told, err error) {
 		}
 		for range b.cfg.runs {
 			for _, w := range ways {
-				if _, err := exec.LookPath(w.program(b.cfg, &t)); err != nil {
+				if _, err := exec.LookPath(w.program(b.cfg, &t)); err != nil || !wants(b.cfg.mounts, w.name) {
 					continue
 				}
 				if err := b.errandsBy(&w, t, link, all[first:]); err != nil {
