@@ -205,6 +205,12 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	ctx, letGo := m.leash.context(ctx)
 	st, err := openStack(ctx, m.opts, m.point, log)
+	signals := make(chan os.Signal, 2) // from before the other ends, or what comes in between would kill us
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
+	if err == nil && ctx.Err() != nil {
+		st.abandon()
+		err = errors.New("interrupted")
+	}
 	letGo()
 	stop()
 	if err != nil {
@@ -236,7 +242,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 	if err := nameUmountHelper(m.opts.fsName, st.point); err != nil {
 		log.Debug("umount(8) will not wait for this daemon", "cause", err)
 	}
-	m.endOnSignal(server, st.point, log)
+	endOnSignal(signals, st.point, log)
 	m.leash.orElse(func() { _ = unix.Kill(os.Getpid(), unix.SIGTERM) })
 	m.foretell(st)
 	_ = os.Chdir("/")
@@ -371,22 +377,20 @@ func useProcessors() {
 	}
 }
 
-// endOnSignal unmounts on SIGTERM and SIGINT. A mount that is in use is taken out
+// endOnSignal unmounts on the first of signals. A mount that is in use is taken out
 // of sight at the first and served until its last user is gone; a second signal
 // ends the daemon.
-func (m *mountCommand) endOnSignal(server *fuse.Server, point string, log *slog.Logger) {
-	c := make(chan os.Signal, 2)
-	signal.Notify(c, unix.SIGTERM, unix.SIGINT)
+func endOnSignal(signals <-chan os.Signal, point string, log *slog.Logger) {
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
 	go func() {
-		<-c
+		<-signals
 		if err := unmount(point, howToUnmount{}); err != nil {
 			log.Warn("in use: unmounted lazily, serving until the last user is gone", "mountpoint", point, "cause", err)
 			if err := unmount(point, howToUnmount{lazy: true}); err != nil {
 				log.Error("not unmounted", "mountpoint", point, "cause", err)
 			}
 		}
-		<-c
+		<-signals
 		os.Exit(exitFailure)
 	}()
 }

@@ -21,7 +21,7 @@ func umountScript(t *testing.T, script string) (string, error) {
 	t.Helper()
 	testbed.NeedFUSE(t)
 	dir := testbed.TempDir(t)
-	cmd := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-ec", `
+	cmd := exec.Command("unshare", "-m", "--propagation", "private", "sh", "-ec", testbed.LetGo+`
 		mkdir sbin work m m2 layers
 		mount -t overlay overlay -o lowerdir=/usr/sbin,upperdir=$PWD/sbin,workdir=$PWD/work /usr/sbin
 		ln -s "$0" /usr/sbin/mount.fuse.migratefs
@@ -153,4 +153,30 @@ func TestUmountHelperWaits(t *testing.T) {
 		t.Errorf("the helper has ended, and the daemon runs on: %s", exe)
 	}
 	m.Unmounted()
+}
+
+// A daemon that is told to end as soon as it has mounted unmounts first.
+func TestSignalAtOnce(t *testing.T) {
+	testbed.NeedFUSE(t)
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		dir := testbed.TempDir(t)
+		lower, upper, point := filepath.Join(dir, "lower"), filepath.Join(dir, "upper"), filepath.Join(dir, "mnt")
+		for _, d := range []string{lower, upper, point} {
+			must(t, os.Mkdir(d, 0o755))
+		}
+		var log testbed.Output
+		cmd := exec.Command(testbed.BuildRace(t), "-f", "-o", "lowerdir="+lower+",upperdir="+upper, point)
+		cmd.Stdout, cmd.Stderr = &log, &log
+		daemon, err := testbed.Start(cmd)
+		must(t, err)
+		for end := time.Now().Add(time.Minute); !mounted(t, point); {
+			if daemon.WaitFor(0) || time.Now().After(end) {
+				t.Fatalf("not mounted: %s", log.String())
+			}
+		}
+		daemon.Signal(sig)
+		if err := daemon.Wait(); err != nil || mounted(t, point) {
+			t.Errorf("%v: the daemon ends with %v; mounted is %v\n%s", sig, err, mounted(t, point), log.String())
+		}
+	}
 }
