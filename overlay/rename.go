@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -238,6 +239,14 @@ func (fs *FS) linkAsBelow(d dentry, n *node, dir, fd int, claims claimed) error 
 // standsAt reports whether a lower has the file n, which is in the upper by now, at d.
 // The caller holds n.mu.
 func (fs *FS) standsAt(d dentry, n *node) (bool, error) {
+	refs, err := fs.lowersAt(d)
+	return slices.ContainsFunc(refs, func(r lowerRef) bool {
+		return len(n.lowers) == 0 || r.id().is(n.lowers[0].id())
+	}), err
+}
+
+// lowersAt returns what lowers have at d.
+func (fs *FS) lowersAt(d dentry) (refs []lowerRef, err error) {
 	d.parent.mu.RLock()
 	lowers := d.parent.lowers
 	d.parent.mu.RUnlock()
@@ -247,18 +256,20 @@ func (fs *FS) standsAt(d dentry, n *node) (bool, error) {
 			continue
 		}
 		if err != nil {
-			return false, err
+			return nil, err
 		}
-		id, err := idAt(dir.fd, d.name)
+		var stx unix.Statx_t
+		err = sys.Statx(dir.fd, d.name, &stx)
 		fs.dirs.release(dir)
-		if err == nil && (len(n.lowers) == 0 || id.is(n.lowers[0].id())) {
-			return true, nil
+		if err == unix.ENOENT {
+			continue
 		}
-		if err != nil && err != unix.ENOENT {
-			return false, err
+		if err != nil {
+			return nil, err
 		}
+		refs = append(refs, lowerRef{layer: lowers[i].layer, attr: ptr(local.AttrOf(&stx))})
 	}
-	return false, nil
+	return refs, nil
 }
 
 func (fs *FS) renameOverlay(ctx context.Context, m *move) error {

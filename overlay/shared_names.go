@@ -77,29 +77,11 @@ func (fs *FS) claimNames(ctx context.Context, names ...claimedName) (claimed, er
 
 // originsAt returns the origins of what lowers have at d.
 func (fs *FS) originsAt(d dentry) (origins []copyup.Origin, err error) {
-	d.parent.mu.RLock()
-	lowers := d.parent.lowers
-	d.parent.mu.RUnlock()
-	for i := range lowers {
-		dir, err := fs.lowerDir(d.parent, &lowers[i])
-		if errors.Is(err, errMoved) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		var stx unix.Statx_t
-		err = sys.Statx(dir.fd, d.name, &stx)
-		fs.dirs.release(dir)
-		if err == unix.ENOENT {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		origins = append(origins, (&lowerRef{layer: lowers[i].layer, attr: ptr(local.AttrOf(&stx))}).origin())
+	refs, err := fs.lowersAt(d)
+	for i := range refs {
+		origins = append(origins, refs[i].origin())
 	}
-	return origins, nil
+	return origins, err
 }
 
 // claimedAt reports whether a lower still has something at d of which we have the
