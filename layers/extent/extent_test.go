@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -255,15 +256,17 @@ func TestUnsettledIsNotKept(t *testing.T) {
 	}
 
 	// Without a Settler, the mtime and this host's clock decide.
-	young := sourceOf(content)
-	young.Version.Mtime.Sec = time.Now().Unix()
-	y, err := s.Cached(young)
-	must(t, err)
-	defer y.Close()
-	want(t, "young", contentOf(t, y, src.source), content)
-	if y.Missing() != page {
-		t.Fatal("an mtime of this second is settled")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		young := sourceOf(content)
+		young.Version.Mtime.Sec = time.Now().Unix()
+		y, err := s.Cached(young)
+		must(t, err)
+		defer y.Close()
+		want(t, "young", contentOf(t, y, src.source), content)
+		if y.Missing() != page {
+			t.Fatal("an mtime of this second is settled")
+		}
+	})
 }
 
 func TestWritesNeverFetch(t *testing.T) {
@@ -496,7 +499,7 @@ func TestTheStoreSyncsByItself(t *testing.T) {
 	must(t, err)
 	_, err = o.WriteAt([]byte("mine"), 5)
 	must(t, err)
-	for deadline := time.Now().Add(30 * time.Second); s.durableEpoch(s.boot) == 0; {
+	for deadline := time.Now().Add(time.Minute); s.durableEpoch(s.boot) == 0; {
 		if time.Now().After(deadline) {
 			t.Fatal("nothing was made durable")
 		}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -148,29 +149,31 @@ func TestServerCommandFails(t *testing.T) {
 // A server of another kind than at the mount is none: what was known of files could
 // not be compared.
 func TestServerChanges(t *testing.T) {
-	dir := t.TempDir()
-	write(t, filepath.Join(dir, "f"), "text")
-	own, fake := direct(server.Config{}), newFake()
-	fake.files[dir] = fake.files["/src"]
-	cfg := owned(dir, server.Config{})
-	n := 0
-	cfg.dial = func(ctx context.Context) (transport, error) {
-		if n++; n > 1 {
-			return fake.dial(ctx)
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		write(t, filepath.Join(dir, "f"), "text")
+		own, fake := direct(server.Config{}), newFake()
+		fake.files[dir] = fake.files["/src"]
+		cfg := owned(dir, server.Config{})
+		n := 0
+		cfg.dial = func(ctx context.Context) (transport, error) {
+			if n++; n > 1 {
+				return fake.dial(ctx)
+			}
+			return own(ctx)
 		}
-		return own(ctx)
-	}
-	cfg.Timeout = time.Second
-	l := open(t, cfg)
-	_, err := l.Stat(soon(t), "f")
-	must(t, err)
-	l.mu.Lock()
-	c := l.cur
-	l.mu.Unlock()
-	c.fail(errLost, nil)
-	if _, err := l.Stat(soon(t), "f"); !errors.Is(err, layers.ErrOffline) {
-		t.Errorf("%v, want ErrOffline", err)
-	}
+		cfg.Timeout = time.Second
+		l := open(t, cfg)
+		_, err := l.Stat(soon(t), "f")
+		must(t, err)
+		l.mu.Lock()
+		c := l.cur
+		l.mu.Unlock()
+		c.fail(errLost, nil)
+		if _, err := l.Stat(soon(t), "f"); !errors.Is(err, layers.ErrOffline) {
+			t.Errorf("%v, want ErrOffline", err)
+		}
+	})
 }
 
 // Times with nanoseconds, and that of the last change, tell versions apart that look

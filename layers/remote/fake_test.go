@@ -335,7 +335,7 @@ func (f *fake) open(t *testing.T, change ...func(*Config)) *Layer {
 	}
 	t.Cleanup(func() {
 		l.Close()
-		for range 500 {
+		for range 6000 {
 			if runtime.NumGoroutine() <= before {
 				return
 			}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -238,147 +239,152 @@ func TestBadNames(t *testing.T) {
 
 // An answer that comes after its caller has gone: its handle is closed.
 func TestLateAnswer(t *testing.T) {
-	f := newFake()
-	l := f.open(t)
-	asked, answer := make(chan struct{}), make(chan struct{})
-	f.set(func() {
-		f.lie = once(fxpOpen, func(q *query) []byte {
-			close(asked)
-			<-answer
-			return f.honest(q)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		l := f.open(t)
+		asked, answer := make(chan struct{}), make(chan struct{})
+		f.set(func() {
+			f.lie = once(fxpOpen, func(q *query) []byte {
+				close(asked)
+				<-answer
+				return f.honest(q)
+			})
 		})
-	})
-	ctx, cancel := context.WithCancel(soon(t))
-	a, err := l.Stat(ctx, "f")
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		<-asked
-		cancel()
-	}()
-	if _, err := l.Open(ctx, "f", &a); !errors.Is(err, context.Canceled) {
-		t.Errorf("%v, want Canceled", err)
-	}
-	close(answer)
-	for range 2 { // the second comes behind the CLOSE that the first may overtake
+		ctx, cancel := context.WithCancel(soon(t))
+		a, err := l.Stat(ctx, "f")
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			<-asked
+			cancel()
+		}()
+		if _, err := l.Open(ctx, "f", &a); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v, want Canceled", err)
+		}
+		close(answer)
 		if _, err := l.Stat(soon(t), "f"); err != nil {
 			t.Error(err)
 		}
-	}
-	f.set(func() {
-		if len(f.handles) != 0 {
-			t.Errorf("%d handles are left open", len(f.handles))
+		synctest.Wait() // the CLOSE comes when it does
+		f.set(func() {
+			if len(f.handles) != 0 {
+				t.Errorf("%d handles are left open", len(f.handles))
+			}
+		})
+		if n := l.Stats().Connects; n != 1 {
+			t.Errorf("%d connections", n)
 		}
 	})
-	if n := l.Stats().Connects; n != 1 {
-		t.Errorf("%d connections", n)
-	}
 }
 
 // An OPEN that does not return costs its channel, not the layer. If the name is
 // no regular file any more by then, it is not opened again.
 func TestOpenHangs(t *testing.T) {
-	f := newFake()
-	l := f.open(t, func(c *Config) { c.Timeout = 2 * time.Second })
-	a, err := l.Stat(soon(t), "f")
-	if err != nil {
-		t.Fatal(err)
-	}
-	hang := make(chan struct{})
-	defer close(hang)
-	var opens atomic.Int32
-	f.set(func() {
-		f.lie = func(q *query) ([]byte, bool) {
-			if q.typ != fxpOpen || q.name != "/src/f" {
-				return nil, false
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		l := f.open(t, func(c *Config) { c.Timeout = 2 * time.Second })
+		a, err := l.Stat(soon(t), "f")
+		if err != nil {
+			t.Fatal(err)
+		}
+		hang := make(chan struct{})
+		defer close(hang)
+		var opens atomic.Int32
+		f.set(func() {
+			f.lie = func(q *query) ([]byte, bool) {
+				if q.typ != fxpOpen || q.name != "/src/f" {
+					return nil, false
+				}
+				opens.Add(1)
+				f.set(func() { f.files["/src/f"].mode = unix.S_IFIFO | 0o644 })
+				return nil, true // nothing, and nothing of the burst behind it either
 			}
-			opens.Add(1)
-			f.set(func() { f.files["/src/f"].mode = unix.S_IFIFO | 0o644 })
-			return nil, true // nothing, and nothing of the burst behind it either
+		})
+		silent := f.lie
+		f.set(func() {
+			f.lie = func(q *query) ([]byte, bool) {
+				b, ok := silent(q)
+				if opens.Load() > 0 && q.session == 1 {
+					return nil, true
+				}
+				return b, ok
+			}
+		})
+		if _, err := l.Open(soon(t), "f", &a); !errors.Is(err, layers.ErrStale) {
+			t.Errorf("%v, want ErrStale", err)
+		}
+		if n := opens.Load(); n != 1 {
+			t.Errorf("opened %d times", n)
+		}
+		if b, err := content(soon(t), l, "g", 10); err != nil || !bytes.Equal(b, f.files["/src/g"].data[:10]) {
+			t.Errorf("another file afterwards: %v", err)
 		}
 	})
-	silent := f.lie
-	f.set(func() {
-		f.lie = func(q *query) ([]byte, bool) {
-			b, ok := silent(q)
-			if opens.Load() > 0 && q.session == 1 {
-				return nil, true
-			}
-			return b, ok
-		}
-	})
-	if _, err := l.Open(soon(t), "f", &a); !errors.Is(err, layers.ErrStale) {
-		t.Errorf("%v, want ErrStale", err)
-	}
-	if n := opens.Load(); n != 1 {
-		t.Errorf("opened %d times", n)
-	}
-	if b, err := content(soon(t), l, "g", 10); err != nil || !bytes.Equal(b, f.files["/src/g"].data[:10]) {
-		t.Errorf("another file afterwards: %v", err)
-	}
 }
 
 // One answer that never comes while others do: the request is made again.
 func TestAnswerLeftOut(t *testing.T) {
-	f := newFake()
-	l := f.open(t, func(c *Config) { c.Timeout = 4 * time.Second })
-	f.set(func() { f.lie = once(fxpLstat, func(*query) []byte { return nil }) })
-	done := make(chan error)
-	go func() {
-		_, err := l.Stat(soon(t), "f")
-		done <- err
-	}()
-	for {
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Error(err)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		l := f.open(t, func(c *Config) { c.Timeout = 4 * time.Second })
+		f.set(func() { f.lie = once(fxpLstat, func(*query) []byte { return nil }) })
+		done := make(chan error)
+		go func() {
+			_, err := l.Stat(soon(t), "f")
+			done <- err
+		}()
+		for {
+			select {
+			case err := <-done:
+				if err != nil {
+					t.Error(err)
+				}
+				if n := l.Stats().Connects; n != 2 {
+					t.Errorf("%d connections, want 2", n)
+				}
+				return
+			default:
+				if _, err := l.Stat(soon(t), "g"); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(10 * time.Millisecond)
 			}
-			if n := l.Stats().Connects; n != 2 {
-				t.Errorf("%d connections, want 2", n)
-			}
-			return
-		default:
-			if _, err := l.Stat(soon(t), "g"); err != nil {
-				t.Error(err)
-			}
-			time.Sleep(10 * time.Millisecond)
 		}
-	}
+	})
 }
 
 // A server with many files open: no more handles than it can hold.
 func TestHandleLimit(t *testing.T) {
-	f := newFake()
-	f.limit = 80
-	l := f.open(t)
-	var open []layers.File
-	for range 200 {
-		file, err := l.Open(soon(t), "f", nil)
-		if err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		f.limit = 80
+		l := f.open(t)
+		var open []layers.File
+		for range 200 {
+			file, err := l.Open(soon(t), "f", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			open = append(open, file)
 		}
-		open = append(open, file)
-	}
-	want := f.files["/src/f"].data[100:200]
-	for _, file := range open {
-		b := make([]byte, 100)
-		if _, err := file.ReadAt(soon(t), b, 100); err != nil || !bytes.Equal(b, want) {
-			t.Fatal(err)
+		want := f.files["/src/f"].data[100:200]
+		for _, file := range open {
+			b := make([]byte, 100)
+			if _, err := file.ReadAt(soon(t), b, 100); err != nil || !bytes.Equal(b, want) {
+				t.Fatal(err)
+			}
 		}
-	}
-	for _, file := range open {
-		if err := file.Close(); err != nil {
-			t.Error(err)
+		for _, file := range open {
+			if err := file.Close(); err != nil {
+				t.Error(err)
+			}
 		}
-	}
-	if _, err := l.Stat(soon(t), "f"); err != nil {
-		t.Fatal(err)
-	}
-	f.set(func() {
-		if f.most > 80 || len(f.handles) != 0 {
-			t.Errorf("%d handles at most, %d at the end", f.most, len(f.handles))
-		}
+		synctest.Wait()
+		f.set(func() {
+			if f.most > 80 || len(f.handles) != 0 {
+				t.Errorf("%d handles at most, %d at the end", f.most, len(f.handles))
+			}
+		})
 	})
 }

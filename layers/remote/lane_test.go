@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -141,69 +142,71 @@ func (f *fake) checkMany(ctx context.Context, t *testing.T, l *Layer, files []la
 
 // Every file of ReadMany has its own verdict, in one exchange and in two.
 func TestManyVerdicts(t *testing.T) {
-	for _, slots := range []bool{true, false} {
-		f := newSlots()
-		f.slots = slots
-		f.files["/src/d/010"].mtime = uint32(time.Now().Unix())
-		l := f.open(t)
-		files := f.wanted(t, l, "d")
-		if slots {
-			withLanes(t, l)
-		}
-		attr := func(size int64) *layers.Attr {
-			return &layers.Attr{Known: layers.KnownSize, Mode: unix.S_IFREG | 0o644, Size: size}
-		}
-		more := []layers.Wanted{
-			{Path: "d/150", Attr: attr(5)},
-			{Path: "d/001", Attr: &layers.Attr{Known: layers.KnownSize, Mode: unix.S_IFIFO | 0o644}},
-			{Path: "d/001"},
-			{Path: "../x", Attr: attr(1)},
-			{Path: "d/001", Attr: attr(manyBytes + 1)},
-		}
-		f.set(func() {
-			f.files["/src/d/003"].mtime++                // after it was listed
-			delete(f.files, "/src/d/004")                // gone
-			f.files["/src/d/005"].mode = unix.S_IFIFO    // another type
-			f.files["/src/d/006"].data = random(7, 1000) // another size
-			f.lie = func(q *query) ([]byte, bool) {
-				switch {
-				case q.typ == fxpOpen && q.name == "/src/d/007":
-					return status(q.id, fxPermissionDenied), true
-				case q.typ == fxpRealpath && q.name == "/src/e":
-					return packet(fxpName, q.id, cat(u32(1), str(str(nil, "/src/d"), ""), u32(0))), true
+	synctest.Test(t, func(t *testing.T) {
+		for _, slots := range []bool{true, false} {
+			f := newSlots()
+			f.slots = slots
+			f.files["/src/d/010"].mtime = uint32(time.Now().Unix())
+			l := f.open(t)
+			files := f.wanted(t, l, "d")
+			if slots {
+				withLanes(t, l)
+			}
+			attr := func(size int64) *layers.Attr {
+				return &layers.Attr{Known: layers.KnownSize, Mode: unix.S_IFREG | 0o644, Size: size}
+			}
+			more := []layers.Wanted{
+				{Path: "d/150", Attr: attr(5)},
+				{Path: "d/001", Attr: &layers.Attr{Known: layers.KnownSize, Mode: unix.S_IFIFO | 0o644}},
+				{Path: "d/001"},
+				{Path: "../x", Attr: attr(1)},
+				{Path: "d/001", Attr: attr(manyBytes + 1)},
+			}
+			f.set(func() {
+				f.files["/src/d/003"].mtime++                // after it was listed
+				delete(f.files, "/src/d/004")                // gone
+				f.files["/src/d/005"].mode = unix.S_IFIFO    // another type
+				f.files["/src/d/006"].data = random(7, 1000) // another size
+				f.lie = func(q *query) ([]byte, bool) {
+					switch {
+					case q.typ == fxpOpen && q.name == "/src/d/007":
+						return status(q.id, fxPermissionDenied), true
+					case q.typ == fxpRealpath && q.name == "/src/e":
+						return packet(fxpName, q.id, cat(u32(1), str(str(nil, "/src/d"), ""), u32(0))), true
+					}
+					return nil, false
 				}
-				return nil, false
+			})
+			files = append(files, layers.Wanted{Path: "e/001", Attr: attr(11)})
+			got, err := l.ReadMany(soon(t), append(files, more...))
+			must(t, err)
+			wants := map[int]error{
+				3: layers.ErrStale, 4: layers.ErrStale, 5: layers.ErrStale, 6: layers.ErrStale, 7: unix.EACCES, 150: layers.ErrStale,
+				151: layers.ErrStale, 152: layers.ErrNotRegular, 153: unix.EINVAL, 154: unix.EINVAL, 155: unix.EFBIG,
 			}
-		})
-		files = append(files, layers.Wanted{Path: "e/001", Attr: attr(11)})
-		got, err := l.ReadMany(soon(t), append(files, more...))
-		must(t, err)
-		wants := map[int]error{
-			3: layers.ErrStale, 4: layers.ErrStale, 5: layers.ErrStale, 6: layers.ErrStale, 7: unix.EACCES, 150: layers.ErrStale,
-			151: layers.ErrStale, 152: layers.ErrNotRegular, 153: unix.EINVAL, 154: unix.EINVAL, 155: unix.EFBIG,
-		}
-		for i, c := range got {
-			want, bad := wants[i]
-			switch {
-			case bad && (!errors.Is(c.Err, want) || c.Data != nil):
-				t.Errorf("slots=%v, %d: %d bytes, %v, want %v", slots, i, len(c.Data), c.Err, want)
-			case !bad && (c.Err != nil || !bytes.Equal(c.Data, f.files["/src/"+string(files[i].Path)].data)):
-				t.Errorf("slots=%v, %d: %v", slots, i, c.Err)
-			case !bad && c.Settled == (i == 10):
-				t.Errorf("slots=%v, %d: settled is %v", slots, i, c.Settled)
+			for i, c := range got {
+				want, bad := wants[i]
+				switch {
+				case bad && (!errors.Is(c.Err, want) || c.Data != nil):
+					t.Errorf("slots=%v, %d: %d bytes, %v, want %v", slots, i, len(c.Data), c.Err, want)
+				case !bad && (c.Err != nil || !bytes.Equal(c.Data, f.files["/src/"+string(files[i].Path)].data)):
+					t.Errorf("slots=%v, %d: %v", slots, i, c.Err)
+				case !bad && c.Settled == (i == 10):
+					t.Errorf("slots=%v, %d: settled is %v", slots, i, c.Settled)
+				}
+			}
+			f.set(func() {
+				f.lie = nil
+				f.fsid = 8
+			})
+			if _, err := l.ReadMany(soon(t), files[:1]); !errors.Is(err, layers.ErrReplaced) {
+				t.Errorf("slots=%v: %v, want ErrReplaced", slots, err)
+			}
+			if _, err := l.ReadDirs(soon(t), []layers.Path{"d"}); !errors.Is(err, layers.ErrReplaced) {
+				t.Errorf("slots=%v: %v, want ErrReplaced", slots, err)
 			}
 		}
-		f.set(func() {
-			f.lie = nil
-			f.fsid = 8
-		})
-		if _, err := l.ReadMany(soon(t), files[:1]); !errors.Is(err, layers.ErrReplaced) {
-			t.Errorf("slots=%v: %v, want ErrReplaced", slots, err)
-		}
-		if _, err := l.ReadDirs(soon(t), []layers.Path{"d"}); !errors.Is(err, layers.ErrReplaced) {
-			t.Errorf("slots=%v: %v, want ErrReplaced", slots, err)
-		}
-	}
+	})
 }
 
 // What a server does that predicts at first and then does not: nothing wrong is
@@ -297,51 +300,54 @@ func TestOutOfOrder(t *testing.T) {
 // Demand and background have connections of their own, all logins are made one
 // after the other, and nothing is open on a lane between calls.
 func TestBackgroundApart(t *testing.T) {
-	f := newSlots()
-	var seen sync.Map // session: what for
-	var mixed atomic.Bool
-	f.lie = func(q *query) ([]byte, bool) {
-		if q.typ != fxpRead {
+	synctest.Test(t, func(t *testing.T) {
+		f := newSlots()
+		var seen sync.Map // session: what for
+		var mixed atomic.Bool
+		f.lie = func(q *query) ([]byte, bool) {
+			if q.typ != fxpRead {
+				return nil, false
+			}
+			n := q.rest.U64()
+			q.rest = decode(cat(u64(n), q.rest.B))
+			what := "demand"
+			if n >= 200_000 {
+				what = "background"
+			}
+			if before, ok := seen.LoadOrStore(q.session, what); ok && before != what {
+				mixed.Store(true)
+			}
 			return nil, false
 		}
-		n := q.rest.U64()
-		q.rest = decode(cat(u64(n), q.rest.B))
-		what := "demand"
-		if n >= 200_000 {
-			what = "background"
+		l := f.open(t, func(c *Config) { c.far = -1 })
+		withLanes(t, l)
+		file, err := l.Open(soon(t), "f", nil)
+		must(t, err)
+		defer file.Close()
+		var wg sync.WaitGroup
+		for i := range 20 {
+			wg.Go(func() {
+				ctx, off := soon(t), int64(i)*1000
+				if i%2 == 0 {
+					ctx, off = layers.Background(ctx), 200_000
+				}
+				b := make([]byte, 150_000)
+				if _, err := file.ReadAt(ctx, b, off); err != nil || !bytes.Equal(b, f.files["/src/f"].data[off:off+150_000]) {
+					t.Error(err)
+				}
+			})
 		}
-		if before, ok := seen.LoadOrStore(q.session, what); ok && before != what {
-			mixed.Store(true)
+		wg.Wait()
+		if mixed.Load() {
+			t.Error("one connection served both")
 		}
-		return nil, false
-	}
-	l := f.open(t, func(c *Config) { c.far = -1 })
-	withLanes(t, l)
-	file, err := l.Open(soon(t), "f", nil)
-	must(t, err)
-	defer file.Close()
-	var wg sync.WaitGroup
-	for i := range 20 {
-		wg.Go(func() {
-			ctx, off := soon(t), int64(i)*1000
-			if i%2 == 0 {
-				ctx, off = layers.Background(ctx), 200_000
-			}
-			b := make([]byte, 150_000)
-			if _, err := file.ReadAt(ctx, b, off); err != nil || !bytes.Equal(b, f.files["/src/f"].data[off:off+150_000]) {
-				t.Error(err)
+		f.checkMany(layers.Background(soon(t)), t, l, f.wanted(t, l, "d"))
+		synctest.Wait() // nobody waits for the answer to a CLOSE
+		f.set(func() {
+			if len(f.handles) != 1 {
+				t.Errorf("%d handles are open, want the one of the file", len(f.handles))
 			}
 		})
-	}
-	wg.Wait()
-	if mixed.Load() {
-		t.Error("one connection served both")
-	}
-	f.checkMany(layers.Background(soon(t)), t, l, f.wanted(t, l, "d"))
-	f.set(func() {
-		if len(f.handles) != 1 {
-			t.Errorf("%d handles are open, want the one of the file", len(f.handles))
-		}
 	})
 }
 
@@ -381,33 +387,35 @@ func TestOneConnection(t *testing.T) {
 // A server that grants one connection and no more is not asked for them over and
 // over, and is used with that one.
 func TestLanesRefused(t *testing.T) {
-	for _, refusal := range []error{
-		&connectError{what: "full"}, &connectError{verdict: verdictRefused, what: "full"}, &connectError{verdict: verdictDenied, what: "one only"},
-	} {
-		f := newSlots()
-		var dials atomic.Int32
-		l := f.open(t, func(c *Config) {
-			dial := c.dial
-			c.pace.lane = time.Hour
-			c.dial = func(ctx context.Context) (transport, error) {
-				if dials.Add(1) == 1 {
-					return dial(ctx)
+	synctest.Test(t, func(t *testing.T) {
+		for _, refusal := range []error{
+			&connectError{what: "full"}, &connectError{verdict: verdictRefused, what: "full"}, &connectError{verdict: verdictDenied, what: "one only"},
+		} {
+			f := newSlots()
+			var dials atomic.Int32
+			l := f.open(t, func(c *Config) {
+				dial := c.dial
+				c.pace.lane = time.Hour
+				c.dial = func(ctx context.Context) (transport, error) {
+					if dials.Add(1) == 1 {
+						return dial(ctx)
+					}
+					return nil, refusal
 				}
-				return nil, refusal
+			})
+			for range 5 {
+				files := f.wanted(t, l, "d")
+				f.checkMany(layers.Background(soon(t)), t, l, files)
+				f.checkMany(soon(t), t, l, files)
 			}
-		})
-		for range 5 {
-			files := f.wanted(t, l, "d")
-			f.checkMany(layers.Background(soon(t)), t, l, files)
-			f.checkMany(soon(t), t, l, files)
+			if n := dials.Load(); n != 2 {
+				t.Errorf("%v: %d logins", refusal, n)
+			}
+			if err := l.Offline(); err != nil {
+				t.Error(err)
+			}
 		}
-		if n := dials.Load(); n != 2 {
-			t.Errorf("%v: %d logins", refusal, n)
-		}
-		if err := l.Offline(); err != nil {
-			t.Error(err)
-		}
-	}
+	})
 }
 
 // Lanes that are lost come back, and what was under way is asked again.
@@ -437,24 +445,26 @@ func TestLaneLost(t *testing.T) {
 
 // A lane leads to the root that was mounted, or is none.
 func TestLaneReplaced(t *testing.T) {
-	f := newSlots()
-	l := f.open(t, func(c *Config) { c.pace.lane = time.Hour })
-	a, err := l.Stat(soon(t), "d/001")
-	must(t, err)
-	f.set(func() { f.fsid = 8 })
-	if _, err := l.ReadMany(layers.Background(soon(t)), []layers.Wanted{{Path: "d/001", Attr: &a}}); !errors.Is(err, layers.ErrReplaced) {
-		t.Errorf("%v, want ErrReplaced", err)
-	}
-	for after := (time.Time{}); after.IsZero(); {
-		l.mu.Lock()
-		after = l.lanes.after
-		l.mu.Unlock()
-		time.Sleep(time.Millisecond)
-	}
-	f.set(func() { f.fsid = 7 })
-	if n := l.Stats().Connections; n != 1 {
-		t.Errorf("%d connections", n)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		f := newSlots()
+		l := f.open(t, func(c *Config) { c.pace.lane = time.Hour })
+		a, err := l.Stat(soon(t), "d/001")
+		must(t, err)
+		f.set(func() { f.fsid = 8 })
+		if _, err := l.ReadMany(layers.Background(soon(t)), []layers.Wanted{{Path: "d/001", Attr: &a}}); !errors.Is(err, layers.ErrReplaced) {
+			t.Errorf("%v, want ErrReplaced", err)
+		}
+		for after := (time.Time{}); after.IsZero(); {
+			l.mu.Lock()
+			after = l.lanes.after
+			l.mu.Unlock()
+			time.Sleep(time.Millisecond)
+		}
+		f.set(func() { f.fsid = 7 })
+		if n := l.Stats().Connections; n != 1 {
+			t.Errorf("%d connections", n)
+		}
+	})
 }
 
 // Content that came along is bounded: what is too much is read again, by path.
@@ -497,109 +507,115 @@ func TestCarriedBound(t *testing.T) {
 
 // A FIFO that was put in a file's place costs a lane once, and is not opened again.
 func TestManyHang(t *testing.T) {
-	f := newSlots()
-	l := f.open(t, func(c *Config) { c.Timeout = 3 * time.Second })
-	files := f.wanted(t, l, "d")
-	withLanes(t, l)
-	var opens atomic.Int32
-	var stuck sync.Map // sessions
-	f.set(func() {
-		f.lie = func(q *query) ([]byte, bool) {
-			if q.typ == fxpOpen && q.name == "/src/d/077" {
-				opens.Add(1)
-				stuck.Store(q.session, true)
-				f.set(func() { f.files["/src/d/077"].mode = unix.S_IFIFO | 0o644 })
+	synctest.Test(t, func(t *testing.T) {
+		f := newSlots()
+		l := f.open(t, func(c *Config) { c.Timeout = 3 * time.Second })
+		files := f.wanted(t, l, "d")
+		withLanes(t, l)
+		var opens atomic.Int32
+		var stuck sync.Map // sessions
+		f.set(func() {
+			f.lie = func(q *query) ([]byte, bool) {
+				if q.typ == fxpOpen && q.name == "/src/d/077" {
+					opens.Add(1)
+					stuck.Store(q.session, true)
+					f.set(func() { f.files["/src/d/077"].mode = unix.S_IFIFO | 0o644 })
+				}
+				_, hangs := stuck.Load(q.session)
+				return nil, hangs
 			}
-			_, hangs := stuck.Load(q.session)
-			return nil, hangs
+		})
+		got, err := l.ReadMany(soon(t), files)
+		must(t, err)
+		for i, c := range got {
+			if i == 77 && !errors.Is(c.Err, layers.ErrStale) || i != 77 && c.Err != nil {
+				t.Errorf("%d: %v", i, c.Err)
+			}
+		}
+		if n := opens.Load(); n != 1 {
+			t.Errorf("opened %d times", n)
 		}
 	})
-	got, err := l.ReadMany(soon(t), files)
-	must(t, err)
-	for i, c := range got {
-		if i == 77 && !errors.Is(c.Err, layers.ErrStale) || i != 77 && c.Err != nil {
-			t.Errorf("%d: %v", i, c.Err)
-		}
-	}
-	if n := opens.Load(); n != 1 {
-		t.Errorf("opened %d times", n)
-	}
 }
 
 // A file that the server cannot read does not keep it from answering others.
 func TestHeldUp(t *testing.T) {
-	f := newSlots()
-	l := f.open(t)
-	files := f.wanted(t, l, "d")
-	withLanes(t, l)
-	file, err := l.Open(soon(t), "f", nil)
-	must(t, err)
-	release := make(chan struct{})
-	f.set(func() {
-		f.lie = func(q *query) ([]byte, bool) {
-			if q.session == 1 && q.typ == fxpRead {
-				<-release
+	synctest.Test(t, func(t *testing.T) {
+		f := newSlots()
+		l := f.open(t)
+		files := f.wanted(t, l, "d")
+		withLanes(t, l)
+		file, err := l.Open(soon(t), "f", nil)
+		must(t, err)
+		release := make(chan struct{})
+		f.set(func() {
+			f.lie = func(q *query) ([]byte, bool) {
+				if q.session == 1 && q.typ == fxpRead {
+					<-release
+				}
+				return nil, false
 			}
-			return nil, false
+		})
+		done := make(chan error)
+		go func() {
+			_, err := file.ReadAt(soon(t), make([]byte, 100), 0)
+			done <- err
+		}()
+		l.mu.Lock()
+		main := l.cur
+		l.mu.Unlock()
+		for main.silent() < slow {
+			time.Sleep(10 * time.Millisecond)
+		}
+		_, err = l.Stat(soon(t), "d/001")
+		must(t, err)
+		_, err = l.ReadDir(soon(t), "e")
+		must(t, err)
+		other, err := l.Open(soon(t), files[5].Path, files[5].Attr)
+		must(t, err)
+		b := make([]byte, 500)
+		if _, err := other.ReadAt(soon(t), b, 0); err != nil || !bytes.Equal(b, f.files["/src/d/005"].data) {
+			t.Error(err)
+		}
+		f.checkMany(soon(t), t, l, files)
+		f.checkMany(layers.Background(soon(t)), t, l, files)
+		a, err := l.Stat(soon(t), "g")
+		must(t, err)
+		large, err := l.Open(soon(t), "g", &a)
+		must(t, err)
+		b = make([]byte, 500_000)
+		if _, err := large.ReadAt(soon(t), b, 0); err != nil || !bytes.Equal(b, f.files["/src/g"].data) {
+			t.Error(err)
+		}
+		close(release)
+		if n, err := large.ReadAt(soon(t), b[:1000], 7); n != 1000 || err != nil || !bytes.Equal(b[:1000], f.files["/src/g"].data[7:1007]) {
+			t.Error(err)
+		}
+		must(t, large.Close())
+		must(t, <-done)
+		if !main.alive() {
+			t.Error("the connection that was held up was lost")
 		}
 	})
-	done := make(chan error)
-	go func() {
-		_, err := file.ReadAt(soon(t), make([]byte, 100), 0)
-		done <- err
-	}()
-	l.mu.Lock()
-	main := l.cur
-	l.mu.Unlock()
-	for main.silent() < slow {
-		time.Sleep(10 * time.Millisecond)
-	}
-	_, err = l.Stat(soon(t), "d/001")
-	must(t, err)
-	_, err = l.ReadDir(soon(t), "e")
-	must(t, err)
-	other, err := l.Open(soon(t), files[5].Path, files[5].Attr)
-	must(t, err)
-	b := make([]byte, 500)
-	if _, err := other.ReadAt(soon(t), b, 0); err != nil || !bytes.Equal(b, f.files["/src/d/005"].data) {
-		t.Error(err)
-	}
-	f.checkMany(soon(t), t, l, files)
-	f.checkMany(layers.Background(soon(t)), t, l, files)
-	a, err := l.Stat(soon(t), "g")
-	must(t, err)
-	large, err := l.Open(soon(t), "g", &a)
-	must(t, err)
-	b = make([]byte, 500_000)
-	if _, err := large.ReadAt(soon(t), b, 0); err != nil || !bytes.Equal(b, f.files["/src/g"].data) {
-		t.Error(err)
-	}
-	close(release)
-	if n, err := large.ReadAt(soon(t), b[:1000], 7); n != 1000 || err != nil || !bytes.Equal(b[:1000], f.files["/src/g"].data[7:1007]) {
-		t.Error(err)
-	}
-	must(t, large.Close())
-	must(t, <-done)
-	if !main.alive() {
-		t.Error("the connection that was held up was lost")
-	}
 }
 
 // A lane that nobody uses ends, and is made again when somebody does.
 func TestLaneIdle(t *testing.T) {
-	f := newSlots()
-	l := f.open(t, func(c *Config) { c.idle = 20 * time.Millisecond })
-	files := f.wanted(t, l, "d")
-	for range 3 {
-		withLanes(t, l)
-		f.checkMany(soon(t), t, l, files)
-		for l.Stats().Connections > 1 {
-			time.Sleep(time.Millisecond)
+	synctest.Test(t, func(t *testing.T) {
+		f := newSlots()
+		l := f.open(t, func(c *Config) { c.idle = 20 * time.Millisecond })
+		files := f.wanted(t, l, "d")
+		for range 3 {
+			withLanes(t, l)
+			f.checkMany(soon(t), t, l, files)
+			for l.Stats().Connections > 1 {
+				time.Sleep(time.Millisecond)
+			}
 		}
-	}
-	if n := l.Stats().Connects; n < 7 {
-		t.Errorf("%d logins", n)
-	}
+		if n := l.Stats().Connects; n < 7 {
+			t.Errorf("%d logins", n)
+		}
+	})
 }
 
 // What the server learns only behind the read says nothing about the bytes.
@@ -733,9 +749,9 @@ func underFire(t *testing.T, slots bool) {
 		t.Error(err)
 	}
 	f.checkMany(soon(t), t, l, files)
-	f.set(func() {
-		if len(f.handles) > 1 { // the CLOSE of one may be on its way
-			t.Errorf("%d handles are left open", len(f.handles))
+	for end, left := soon(t), 1; left > 0; time.Sleep(time.Millisecond) { // a CLOSE may be on its way
+		if f.set(func() { left = len(f.handles) }); left > 0 && end.Err() != nil {
+			t.Fatalf("%d handles are left open", left)
 		}
-	})
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -128,27 +129,29 @@ func TestRoundTripsPredicted(t *testing.T) {
 
 // A file that was changed a moment ago may change again unseen.
 func TestSettled(t *testing.T) {
-	f := newFake()
-	f.files["/src/g"].mtime = uint32(time.Now().Unix())
-	l := f.open(t)
-	for p, want := range map[layers.Path]bool{"f": true, "g": false} {
-		file, err := l.Open(soon(t), p, nil)
-		must(t, err)
-		if got := file.(*File).Settled(); got != want {
-			t.Errorf("%q: settled is %v, want %v", p, got, want)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		f.files["/src/g"].mtime = uint32(time.Now().Unix())
+		l := f.open(t)
+		for p, want := range map[layers.Path]bool{"f": true, "g": false} {
+			file, err := l.Open(soon(t), p, nil)
+			must(t, err)
+			if got := file.(*File).Settled(); got != want {
+				t.Errorf("%q: settled is %v, want %v", p, got, want)
+			}
+			// Two seconds later; but not what was read before.
+			late := file.(*File)
+			late.attr.Mtime.Sec -= settleTime
+			if !late.Settled() {
+				t.Errorf("%q has not settled two seconds later", p)
+			}
+			late.whole = make([]byte, late.attr.Size)
+			l.carried.add(late)
+			if got := late.Settled(); got != want {
+				t.Errorf("%q, read when it was opened: settled is %v, want %v", p, got, want)
+			}
 		}
-		// Two seconds later; but not what was read before.
-		late := file.(*File)
-		late.attr.Mtime.Sec -= settleTime
-		if !late.Settled() {
-			t.Errorf("%q has not settled two seconds later", p)
-		}
-		late.whole = make([]byte, late.attr.Size)
-		l.carried.add(late)
-		if got := late.Settled(); got != want {
-			t.Errorf("%q, read when it was opened: settled is %v, want %v", p, got, want)
-		}
-	}
+	})
 }
 
 // Owners can be replaced; what was looked up so opens so.
@@ -175,21 +178,23 @@ func TestSquash(t *testing.T) {
 
 // A source that is slow, but answers, is not away, however long it takes.
 func TestSlowIsNotAway(t *testing.T) {
-	f := newFake()
-	l := f.open(t, func(c *Config) { c.Timeout = 800 * time.Millisecond })
-	names := 0
-	f.set(func() {
-		f.lie = func(q *query) ([]byte, bool) {
-			if q.typ != fxpReaddir || names == 12 {
-				return nil, false
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		l := f.open(t, func(c *Config) { c.Timeout = 800 * time.Millisecond })
+		names := 0
+		f.set(func() {
+			f.lie = func(q *query) ([]byte, bool) {
+				if q.typ != fxpReaddir || names == 12 {
+					return nil, false
+				}
+				time.Sleep(100 * time.Millisecond)
+				names++
+				return packet(fxpName, q.id, cat(u32(1), listed(fmt.Sprint(names), "", f.files["/src/f"]))), true
 			}
-			time.Sleep(100 * time.Millisecond)
-			names++
-			return packet(fxpName, q.id, cat(u32(1), listed(fmt.Sprint(names), "", f.files["/src/f"]))), true
+		})
+		list, err := l.ReadDir(soon(t), "")
+		if err != nil || len(list) != 12+2 {
+			t.Errorf("%d names, %v", len(list), err)
 		}
 	})
-	list, err := l.ReadDir(soon(t), "")
-	if err != nil || len(list) != 12+2 {
-		t.Errorf("%d names, %v", len(list), err)
-	}
 }

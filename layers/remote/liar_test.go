@@ -150,23 +150,29 @@ func mangled(t *testing.T, bodies bool) {
 	}
 	t.Logf("MIGRATEFS_LIAR_SEED=%d", seed)
 	f := newSlots()
-	var sessions atomic.Uint64
-	var honest atomic.Bool
-	honest.Store(true) // for the first connection, or there is no layer
+	var mu sync.Mutex // of the next two
+	var liars []*mangler
+	honest := true // for the first connection, or there is no layer
 	l := f.open(t, func(c *Config) {
 		c.Timeout = 2 * time.Second
 		c.pace.lane, c.pace.healthy = time.Millisecond, time.Millisecond
 		dial := c.dial
 		c.dial = func(ctx context.Context) (transport, error) {
 			tr, err := dial(ctx)
-			if err != nil || honest.Load() {
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil || honest {
 				return tr, err
 			}
-			return mangle(tr, rand.New(rand.NewPCG(seed, sessions.Add(1))), 0.01, bodies), nil
+			m := mangle(tr, rand.New(rand.NewPCG(seed, uint64(1+len(liars)))), 0.01, bodies)
+			liars = append(liars, m)
+			return m, nil
 		}
 	})
 	files := f.wanted(t, l, "d")
-	honest.Store(false)
+	mu.Lock()
+	honest = false
+	mu.Unlock()
 	hangUp(l)
 
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
@@ -200,9 +206,18 @@ func mangled(t *testing.T, bodies bool) {
 	if right.Load() == 0 {
 		t.Error("nothing was ever right")
 	}
-	honest.Store(true)
-	hangUp(l)
-	if b, err := content(soon(t), l, "f", 1000); err != nil || !bytes.Equal(b, f.files["/src/f"].data[:1000]) {
+	mu.Lock()
+	honest = true
+	mu.Unlock()
+	for _, m := range liars { // which are all there will be
+		m.Close()
+	}
+	end := soon(t)
+	b, err := content(end, l, "f", 1000)
+	for ; err != nil && end.Err() == nil; b, err = content(end, l, "f", 1000) {
+		time.Sleep(time.Millisecond) // until the layer has seen that they are gone
+	}
+	if err != nil || !bytes.Equal(b, f.files["/src/f"].data[:1000]) {
 		t.Errorf("by an honest server: %v", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -179,139 +180,147 @@ func TestParked(t *testing.T) {
 // What a person's login makes possible is tried at once, and once: in vain if it is
 // none of ours.
 func TestPersonsLogin(t *testing.T) {
-	f := newFake()
-	var master atomic.Value
-	master.Store("")
-	var dials atomic.Int32
-	l := f.open(t, func(c *Config) {
-		c.pace.look, c.pace.refusal = time.Millisecond, time.Hour
-		c.master = func() string { return master.Load().(string) }
-		dial := c.dial
-		c.dial = func(ctx context.Context) (transport, error) {
-			dials.Add(1)
-			return dial(ctx)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		var master atomic.Value
+		master.Store("")
+		var dials atomic.Int32
+		l := f.open(t, func(c *Config) {
+			c.pace.look, c.pace.refusal = time.Millisecond, time.Hour
+			c.master = func() string { return master.Load().(string) }
+			dial := c.dial
+			c.dial = func(ctx context.Context) (transport, error) {
+				dials.Add(1)
+				return dial(ctx)
+			}
+		})
+		f.set(func() { f.refuse = &connectError{verdict: verdictDenied, what: "fake refused the login"} })
+		hangUp(l)
+		parked := func(want int32) {
+			t.Helper()
+			for dials.Load() != want || l.Offline() == nil {
+				time.Sleep(time.Millisecond)
+			}
+			for range 10 {
+				if _, err := l.Stat(soon(t), "f"); !errors.Is(err, layers.ErrDenied) {
+					t.Fatalf("%v, want ErrDenied", err)
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			if n := dials.Load(); n != want {
+				t.Errorf("%d logins, want %d", n, want)
+			}
 		}
-	})
-	f.set(func() { f.refuse = &connectError{verdict: verdictDenied, what: "fake refused the login"} })
-	hangUp(l)
-	parked := func(want int32) {
-		t.Helper()
-		for dials.Load() != want || l.Offline() == nil {
+		parked(2)
+		master.Store("dead")
+		parked(3)
+		f.set(func() { f.refuse = nil })
+		parked(3)
+		master.Store("alive")
+		for l.Offline() != nil {
 			time.Sleep(time.Millisecond)
 		}
-		for range 10 {
-			if _, err := l.Stat(soon(t), "f"); !errors.Is(err, layers.ErrDenied) {
-				t.Fatalf("%v, want ErrDenied", err)
-			}
-			time.Sleep(5 * time.Millisecond)
+		if _, err := l.Stat(soon(t), "f"); err != nil {
+			t.Error(err)
 		}
-		if n := dials.Load(); n != want {
-			t.Errorf("%d logins, want %d", n, want)
+		// It also ends the pause after a server that turns us away.
+		f.set(func() { f.refuse = &connectError{verdict: verdictRefused, what: "fake is full"} })
+		hangUp(l)
+		for dials.Load() != 5 {
+			time.Sleep(time.Millisecond)
 		}
-	}
-	parked(2)
-	master.Store("dead")
-	parked(3)
-	f.set(func() { f.refuse = nil })
-	parked(3)
-	master.Store("alive")
-	for l.Offline() != nil {
-		time.Sleep(time.Millisecond)
-	}
-	if _, err := l.Stat(soon(t), "f"); err != nil {
-		t.Error(err)
-	}
-	// It also ends the pause after a server that turns us away.
-	f.set(func() { f.refuse = &connectError{verdict: verdictRefused, what: "fake is full"} })
-	hangUp(l)
-	for dials.Load() != 5 {
-		time.Sleep(time.Millisecond)
-	}
-	f.set(func() { f.refuse = nil })
-	master.Store("another")
-	if _, err := l.Stat(soon(t), "f"); err != nil || dials.Load() != 6 {
-		t.Errorf("%v after %d logins", err, dials.Load())
-	}
+		f.set(func() { f.refuse = nil })
+		master.Store("another")
+		if _, err := l.Stat(soon(t), "f"); err != nil || dials.Load() != 6 {
+			t.Errorf("%v after %d logins", err, dials.Load())
+		}
+	})
 }
 
 // Soft: away for the timeout is ErrOffline, and once it is known to be away,
 // nobody waits that long again. ErrOffline says why.
 func TestSoft(t *testing.T) {
-	f := newFake()
-	l := f.open(t, func(c *Config) { c.Timeout = 300 * time.Millisecond })
-	f.set(func() { f.refuse = &connectError{what: "nothing listens on fake"} })
-	hangUp(l)
-	for range 100 {
-		_, err := l.Stat(soon(t), "f")
-		if !errors.Is(err, layers.ErrOffline) || errors.Is(err, unix.ENOENT) {
-			t.Fatalf("%v, want ErrOffline", err)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		l := f.open(t, func(c *Config) { c.Timeout = 300 * time.Millisecond })
+		f.set(func() { f.refuse = &connectError{what: "nothing listens on fake"} })
+		hangUp(l)
+		for range 100 {
+			_, err := l.Stat(soon(t), "f")
+			if !errors.Is(err, layers.ErrOffline) || errors.Is(err, unix.ENOENT) {
+				t.Fatalf("%v, want ErrOffline", err)
+			}
 		}
-	}
-	f.set(func() { f.refuse = nil })
-	for l.Offline() != nil {
-		time.Sleep(time.Millisecond)
-	}
-	if _, err := l.Stat(soon(t), "f"); err != nil {
-		t.Error(err)
-	}
+		f.set(func() { f.refuse = nil })
+		for l.Offline() != nil {
+			time.Sleep(time.Millisecond)
+		}
+		if _, err := l.Stat(soon(t), "f"); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // A server that takes requests and answers nothing: ErrOffline with the deadline
 // as its cause when soft, and the context when hard.
 func TestSilentServer(t *testing.T) {
-	for _, hard := range []bool{false, true} {
-		f := newFake()
-		l := f.open(t, func(c *Config) { c.Timeout, c.Hard = 400*time.Millisecond, hard })
-		f.set(func() {
-			f.lie = func(q *query) ([]byte, bool) {
-				return nil, q.typ == fxpLstat && q.name == "/src/f" || q.typ == fxpRealpath
+	synctest.Test(t, func(t *testing.T) {
+		for _, hard := range []bool{false, true} {
+			f := newFake()
+			l := f.open(t, func(c *Config) { c.Timeout, c.Hard = 400*time.Millisecond, hard })
+			f.set(func() {
+				f.lie = func(q *query) ([]byte, bool) {
+					return nil, q.typ == fxpLstat && q.name == "/src/f" || q.typ == fxpRealpath
+				}
+			})
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			_, err := l.Stat(ctx, "f")
+			cancel()
+			switch {
+			case errors.Is(err, unix.ENOENT):
+				t.Errorf("hard=%v: %v", hard, err)
+			case hard && !errors.Is(err, context.DeadlineExceeded):
+				t.Errorf("hard: %v, want the context's error", err)
+			case !hard && (!errors.Is(err, layers.ErrOffline) || !errors.Is(err, os.ErrDeadlineExceeded)):
+				t.Errorf("soft: %v, want ErrOffline because of the deadline", err)
 			}
-		})
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		_, err := l.Stat(ctx, "f")
-		cancel()
-		switch {
-		case errors.Is(err, unix.ENOENT):
-			t.Errorf("hard=%v: %v", hard, err)
-		case hard && !errors.Is(err, context.DeadlineExceeded):
-			t.Errorf("hard: %v, want the context's error", err)
-		case !hard && (!errors.Is(err, layers.ErrOffline) || !errors.Is(err, os.ErrDeadlineExceeded)):
-			t.Errorf("soft: %v, want ErrOffline because of the deadline", err)
 		}
-	}
+	})
 }
 
 // Hard: requests wait as long as the source is away, a refused login included,
 // and go on when it is back; a cancelled one ends at once.
 func TestHard(t *testing.T) {
-	f := newFake()
-	l := f.open(t, func(c *Config) { c.Timeout, c.Hard = 50*time.Millisecond, true })
-	f.set(func() { f.refuse = &connectError{verdict: verdictDenied, what: "fake refused the login"} })
-	hangUp(l)
-	done := make(chan error, 10)
-	for range 10 {
-		go func() {
-			_, err := l.Stat(soon(t), "f")
-			done <- err
-		}()
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	time.AfterFunc(200*time.Millisecond, cancel)
-	if _, err := l.Stat(ctx, "f"); !errors.Is(err, context.Canceled) {
-		t.Errorf("%v, want Canceled", err)
-	}
-	select {
-	case err := <-done:
-		t.Errorf("%v while the source was away", err)
-	default:
-	}
-	f.set(func() { f.refuse = nil })
-	l.Reconnect()
-	for range 10 {
-		if err := <-done; err != nil {
-			t.Error(err)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		l := f.open(t, func(c *Config) { c.Timeout, c.Hard = 50*time.Millisecond, true })
+		f.set(func() { f.refuse = &connectError{verdict: verdictDenied, what: "fake refused the login"} })
+		hangUp(l)
+		done := make(chan error, 10)
+		for range 10 {
+			go func() {
+				_, err := l.Stat(soon(t), "f")
+				done <- err
+			}()
 		}
-	}
+		ctx, cancel := context.WithCancel(context.Background())
+		time.AfterFunc(200*time.Millisecond, cancel)
+		if _, err := l.Stat(ctx, "f"); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v, want Canceled", err)
+		}
+		select {
+		case err := <-done:
+			t.Errorf("%v while the source was away", err)
+		default:
+		}
+		f.set(func() { f.refuse = nil })
+		l.Reconnect()
+		for range 10 {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }
 
 // Every login is made after the one before it has ended.

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/tests/testbed"
 )
 
 // serve makes a directory with one file and a server for it.
@@ -190,7 +191,7 @@ func TestMistakes(t *testing.T) {
 			c.SSHConfig = s.write(t, "c3", strings.Replace(s.client("known"), "IdentityFile "+filepath.Join(s.dir, "user"), "", 1))
 		},
 			layers.ErrDenied, []string{"source refused the login", "ssh -oBatchMode=yes source true", "Permission denied"}},
-		"refused port": {func(c *Config) { c.Target.Port = freePort(t) }, layers.ErrOffline,
+		"refused port": {func(c *Config) { c.Target.Port = testbed.FreePort(t) }, layers.ErrOffline,
 			[]string{"nothing listens on source", "is sshd running there, is the port right?"}},
 		"unknown host": {func(c *Config) { c.Target.Host = "no-such-host.invalid" }, layers.ErrOffline,
 			[]string{"no-such-host.invalid is not known", "check its spelling"}},
@@ -443,7 +444,7 @@ func TestDiesWithDaemon(t *testing.T) {
 	}
 	must(t, cmd.Process.Kill())
 	_ = cmd.Wait()
-	for range 1000 {
+	for range 6000 {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pids[0]))
 		if err != nil || strings.Contains(string(b), ") Z ") {
 			return

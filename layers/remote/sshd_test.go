@@ -13,9 +13,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/migratefs/migratefs/tests/testbed"
 )
 
-// sshd is a private server on 127.0.0.1 and a client configuration that trusts
+// sshd is a private server of this process and a client configuration that trusts
 // it and may log in.
 type sshd struct {
 	dir    string
@@ -36,13 +38,13 @@ func startSSHD(t *testing.T, lines ...string) *sshd {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(s.dir, "authorized"), string(pub))
-	s.port = freePort(t)
+	s.port = testbed.FreePort(t)
 	if len(lines) == 0 {
 		lines = []string{"Subsystem sftp " + sftpServer(t)}
 	}
 	write(t, filepath.Join(s.dir, "sshd_config"), strings.Join(append([]string{
 		fmt.Sprintf("Port %d", s.port),
-		"ListenAddress 127.0.0.1",
+		"ListenAddress " + testbed.Loopback(),
 		"HostKey " + filepath.Join(s.dir, "host"),
 		"PidFile none",
 		"StrictModes no",
@@ -92,7 +94,7 @@ func startSSHD(t *testing.T, lines ...string) *sshd {
 func (s *sshd) client(known string) string {
 	return strings.Join([]string{
 		"Host source",
-		"HostName 127.0.0.1",
+		"HostName " + testbed.Loopback(),
 		fmt.Sprintf("Port %d", s.port),
 		"HostKeyAlias migratefs-test",
 		"UserKnownHostsFile " + filepath.Join(s.dir, known),
@@ -106,8 +108,8 @@ func (s *sshd) client(known string) string {
 
 func (s *sshd) waitUp(t *testing.T) {
 	t.Helper()
-	for range 200 {
-		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.port))
+	for range 3000 {
+		c, err := net.Dial("tcp", net.JoinHostPort(testbed.Loopback(), strconv.Itoa(s.port)))
 		if err == nil {
 			c.Close()
 			return
@@ -166,16 +168,6 @@ func sftpServer(t *testing.T) string {
 	}
 	t.Fatal("no sftp-server (package openssh-sftp-server)")
 	return ""
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func run(t *testing.T, name string, args ...string) {
