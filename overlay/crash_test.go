@@ -827,7 +827,7 @@ func (w *world) noMoreDescriptors(where string, held map[string]bool) {
 	}
 	w.fs.dirs.closeAll()
 	var more []string
-	for range 1000 { // the store of objects looks through its directory in the background
+	for range 6000 { // the store of objects looks through its directory in the background
 		more = nil
 		for fd := range descriptors(w.t) {
 			target, err := os.Readlink("/proc/self/fd/" + fd)

@@ -70,7 +70,7 @@ func fillBesideUse(t *testing.T, cfg FillConfig) {
 		return
 	}
 	var p Progress
-	for range 100 { // what is at work at it is not asked for
+	for range 6000 { // what is at work at it is not asked for
 		if p, _ = w.fs.Progress(t.Context()); p.Files == 0 {
 			break
 		}
@@ -223,7 +223,7 @@ func TestFillOfManySmallFiles(t *testing.T) {
 	must(t, w.open())
 	defer w.remove()
 	var p Progress
-	for range 1000 {
+	for range 6000 {
 		if p, _ = w.fs.Progress(t.Context()); p.Files == 1 {
 			break
 		}
@@ -276,7 +276,7 @@ func TestConflictThatIsMoot(t *testing.T) {
 	until := func(what string, is func(p *Progress) bool) {
 		t.Helper()
 		var p Progress
-		for range 1000 {
+		for range 6000 {
 			if p, _ = w.fs.Progress(t.Context()); is(&p) {
 				return
 			}

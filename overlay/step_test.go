@@ -270,7 +270,7 @@ func wait(t *testing.T, c <-chan struct{}, who string) {
 	t.Helper()
 	select {
 	case <-c:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		buf := make([]byte, 1<<20)
 		t.Fatalf("%s does not end:\n%s", who, buf[:runtime.Stack(buf, true)])
 	}

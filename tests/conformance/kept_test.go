@@ -87,7 +87,7 @@ func (k *keptFile) replace(b byte) {
 	put(k, k.in+".new", string(fill(b)))
 	must(k, unix.UtimesNanoAt(unix.AT_FDCWD, k.in+".new", []unix.Timespec{st.Atim, st.Mtim}, 0))
 	must(k, os.Rename(k.in+".new", k.in))
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		// entry_timeout: another file of the name is seen when names are looked up anew.
 		if got, err := os.ReadFile(k.at); err == nil && got[0] == b || time.Now().After(end) {
 			break

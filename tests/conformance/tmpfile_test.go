@@ -274,7 +274,7 @@ func tmpfileLeft(c *at) {
 			c.must(unix.Close(fd))
 		}
 		gone := false
-		for range 1000 { // what is closed is released after close(2)
+		for range 6000 { // what is closed is released after close(2)
 			if gone = free()+count/2 > before; gone {
 				break
 			}

@@ -42,7 +42,7 @@ func newUnderneath(t *testing.T, mode, more string, fill func(t *testing.T, lowe
 // soon waits until f sees what it should: attributes are believed for a second.
 func (u *underneath) soon(what string, f func() bool) {
 	u.t.Helper()
-	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !f(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			u.t.Errorf("%s is not seen", what)
 			return

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -24,7 +25,9 @@ func TestMountAgainWhileTheDaemonEnds(t *testing.T) {
 	first := testbed.Mount(t, options, point)
 	must(t, os.WriteFile(first.Path("file"), []byte("from the first"), 0o644))
 	first.Process().Signal(syscall.SIGSTOP)
-	go first.Unmount()
+	var unmounting sync.WaitGroup
+	unmounting.Go(first.Unmount)
+	t.Cleanup(unmounting.Wait)
 	for mounted(t, point) {
 		time.Sleep(time.Millisecond)
 	}

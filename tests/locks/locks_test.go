@@ -245,7 +245,7 @@ func TestSignals(t *testing.T) {
 		c.Signal(syscall.SIGURG) // of no consequence: the call goes on
 		c.waits(n)
 		c.Signal(syscall.SIGKILL)
-		if !c.WaitFor(30 * time.Second) {
+		if !c.WaitFor(time.Minute) {
 			t.Fatal("a process that waits for a lock is not killed")
 		}
 		must(t, unix.Flock(int(f.Fd()), unix.LOCK_UN))

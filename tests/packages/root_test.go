@@ -30,6 +30,7 @@ func bareRoots(t *testing.T) (minimal, more string) {
 // too, for layers: they are not to be on an overlay.
 const makeRoot = `
 	mount -t proc proc /proc
+	` + testbed.LetGo + `
 	mount -t tmpfs -o mode=755 tmpfs .
 	cd "$PWD" # it is on what was mounted now
 	mkdir upper work root

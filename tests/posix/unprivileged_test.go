@@ -37,7 +37,7 @@ func TestPosixUnprivileged(t *testing.T) {
 				must(t, err)
 				must(t, os.WriteFile(filepath.Join(dir, name), program, 0o755))
 			}
-			cmd := exec.Command("unshare", "-m", "sh", "-c", `mount --bind ../fuse /dev/fuse || exit
+			cmd := exec.Command("unshare", "-m", "sh", "-c", testbed.LetGo+`mount --bind ../fuse /dev/fuse || exit
 				exec setpriv --reuid 1000 --regid 1001 --clear-groups unshare -Urm sh -ec '
 					mkdir u w m; for n in $NAMES; do mkdir -p l/in/$n; done
 					../migratefs -o mode=`+mode+`,lowerdir=l,upperdir=u$(test `+mode+` = migrate || echo ,workdir=w) m

@@ -43,7 +43,7 @@ func TestAway(t *testing.T) {
 			b.put("unseen/file", size)
 			b.put("seen/file", size)
 			b.mount(",timeout=3")
-			must(t, b.list("seen", "file"))
+			b.mends(func() error { return b.list("seen", "file") })
 			h := b.localContent()
 
 			c.leave(b)
@@ -86,7 +86,7 @@ func TestOutOfDescriptors(t *testing.T) {
 	b.put("d/file", size)
 	b.put("other/file", size)
 	b.mount(",timeout=3")
-	must(t, b.list("d", "file"))
+	b.mends(func() error { return b.list("d", "file") })
 	h := b.localContent()
 	var old unix.Rlimit
 	limit := func(cur func(old uint64) uint64) {

@@ -215,13 +215,18 @@ const (
 func (b *bed) localContent() *here {
 	b.t.Helper()
 	h := &here{b: b, written: content("written here", 70_000)}
-	must(b.t, os.WriteFile(b.path("own"), content("own", 10_000), 0o644))
-	must(b.t, os.Mkdir(b.path("mine"), 0o755)) // of the names in it the source has none
-	must(b.t, b.right("cached", cachedSize))
-	f, err := os.OpenFile(b.path("pending"), os.O_RDWR, 0)
-	must(b.t, err)
+	// A busy machine may take longer than a short timeout=.
+	var f *os.File
+	for _, do := range []func() error{
+		func() error { return os.WriteFile(b.path("own"), content("own", 10_000), 0o644) },
+		func() error { return os.Mkdir(b.path("mine"), 0o755) }, // of the names in it the source has none
+		func() error { return b.right("cached", cachedSize) },
+		func() (err error) { f, err = os.OpenFile(b.path("pending"), os.O_RDWR, 0); return err },
+	} {
+		b.mends(do)
+	}
 	b.t.Cleanup(func() { f.Close() })
-	_, err = f.WriteAt(h.written, writtenAt)
+	_, err := f.WriteAt(h.written, writtenAt)
 	must(b.t, err)
 	must(b.t, f.Sync())
 	// The kernel reads whole pages, and ahead unless told not to.

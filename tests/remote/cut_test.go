@@ -86,7 +86,6 @@ func TestKilled(t *testing.T) {
 			b.put("one", size)
 			b.put("two", size)
 			b.mount(",timeout=30")
-			b.link.SetRate(4 << 20)
 			for _, file := range []string{"one", "two"} {
 				b.during(func() { kill(b) }, func() {
 					if err := b.right(file, size); err != nil {
@@ -102,13 +101,14 @@ func TestKilled(t *testing.T) {
 // during runs work, and fault when bytes for it are on their way.
 func (b *bed) during(fault, work func()) {
 	b.t.Helper()
-	_, before := b.link.Bytes()
+	b.link.StallAfter(200 << 10)
+	defer b.link.Resume()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		work()
 	}()
-	for _, now := b.link.Bytes(); now < before+(200<<10); _, now = b.link.Bytes() {
+	for !b.link.Stalled() {
 		select {
 		case <-done:
 			b.t.Error("it was over before anything could go wrong")
@@ -117,6 +117,7 @@ func (b *bed) during(fault, work func()) {
 		}
 	}
 	fault()
+	b.link.Resume()
 	select {
 	case <-done:
 	case <-time.After(hangs):
@@ -133,9 +134,9 @@ func TestSlowLink(t *testing.T) {
 	b := newBed(t)
 	const size = 1 << 20
 	b.put("d/file", size)
-	b.mount(",timeout=2")
+	b.mount(",timeout=8")
 	b.link.SetRTT(100 * time.Millisecond)
-	b.link.SetRate(200 << 10)
+	b.link.SetRate(100 << 10)
 	if err := b.list("d", "file"); err != nil {
 		t.Error(err)
 	}

@@ -57,7 +57,7 @@ func TestSourceReplaced(t *testing.T) {
 	b.put("d/file", size)
 	b.put("e/file", size)
 	b.mount(",timeout=5")
-	must(t, b.list("d", "file"))
+	b.mends(func() error { return b.list("d", "file") })
 	h := b.localContent()
 
 	eio := func(what string, err error) {
@@ -107,7 +107,7 @@ func TestRootGone(t *testing.T) {
 	b.put("d/file", size)
 	b.put("e/file", size)
 	b.mount(",timeout=5")
-	must(t, b.list("d", "file"))
+	b.mends(func() error { return b.list("d", "file") })
 	h := b.localContent()
 	away := b.dir + ".away"
 	must(t, os.Rename(b.dir, away))

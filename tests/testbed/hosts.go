@@ -30,14 +30,17 @@ type Host struct {
 	keeper *Process // holds the namespaces
 }
 
+// LetGo is what a shell does first in a new mount namespace: that began as a copy of
+// this one, with what other tests have mounted, whose daemons do not end, and whose
+// layers stay in use, until it lets go of them.
+const LetGo = `while read -r _ _ _ _ point rest; do
+	case $point$rest in *" - fuse"*|"${TMPDIR:-/tmp}"/*) umount -l "$(printf %b "$point")" || true ;; esac
+done </proc/self/mountinfo 2>/dev/null
+`
+
 // hostSetup makes a new mount namespace a host: $1 is the directory behind /srv
-// and, beside it, /var/lib, $2 what is hidden, $3 the host's name. The namespace
-// began as a copy of this one, with what other tests have mounted: that must go,
-// or their unmounting does not end their daemons.
-const hostSetup = `set -e
-while read -r id parent device root point rest; do
-	case $rest in *" - fuse.migratefs "*) umount -l "$point" || true ;; esac
-done </proc/self/mountinfo
+// and, beside it, /var/lib, $2 what is hidden, $3 the host's name.
+const hostSetup = LetGo + `set -e
 hostname "$3"
 ip link set lo up
 mkdir "$1/../varlib"

@@ -153,7 +153,7 @@ func (m *Mounted) Unmount() {
 	m.over = true
 	var err error
 	// Closing a file is asynchronous in FUSE: busy may be over in a moment.
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		err = m.umount()
 		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
 			break

@@ -2,7 +2,6 @@ package testbed
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,7 +16,7 @@ import (
 
 // patience bounds waits for something that is certain to come on a machine of
 // any speed. It is no measurement.
-const patience = 60 * time.Second
+const patience = 2 * time.Minute
 
 // NeedRoot skips the test unless it runs as root.
 func NeedRoot(tb testing.TB) {
@@ -210,14 +209,4 @@ func (o *Output) String() string {
 // quote quotes s for sh.
 func quote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
-
-// freePort returns a TCP port of addr that nobody listens on now.
-func freePort(addr string) (int, error) {
-	l, err := listen(addr + ":0")
-	if err != nil {
-		return 0, fmt.Errorf("finding a free port: %w", err)
-	}
-	defer l.Close()
-	return portOf(l), nil
 }

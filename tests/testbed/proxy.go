@@ -27,6 +27,7 @@ type Proxy struct {
 	stalled  bool
 	refuse   bool
 	closed   bool
+	stallAt  int64 // bytes down after which it stalls; -1: never
 	cutAt    int64 // bytes down after which everything is cut; -1: never
 	flipAt   int64 // the byte down that is inverted; -1: none
 	up, down int64 // bytes that passed
@@ -34,7 +35,7 @@ type Proxy struct {
 	conns    map[net.Conn]struct{}
 }
 
-// NewProxy listens on a port of 127.0.0.1 for clients of target ("addr:port",
+// NewProxy listens on a port of Loopback for clients of target ("addr:port",
 // which SetTarget may set later) until the test ends.
 func NewProxy(tb testing.TB, target string) *Proxy {
 	tb.Helper()
@@ -50,11 +51,11 @@ func NewProxyOn(tb testing.TB, host *Host, target string) *Proxy {
 
 func newProxy(tb testing.TB, host *Host, target string) *Proxy {
 	tb.Helper()
-	l, err := host.listen("127.0.0.1:0")
+	l, err := host.listen(host.loopback(tb))
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p := &Proxy{listener: l, addr: l.Addr().String(), host: host, target: target, done: make(chan struct{}), cutAt: -1, flipAt: -1,
+	p := &Proxy{listener: l, addr: l.Addr().String(), host: host, target: target, done: make(chan struct{}), stallAt: -1, cutAt: -1, flipAt: -1,
 		conns: map[net.Conn]struct{}{}}
 	p.changed = sync.NewCond(&p.mu)
 	go p.serve()
@@ -62,11 +63,14 @@ func newProxy(tb testing.TB, host *Host, target string) *Proxy {
 	return p
 }
 
-// Addr is where clients connect: "127.0.0.1:port".
+// Addr is where clients connect: "address:port".
 func (p *Proxy) Addr() string { return p.addr }
 
 // Host is the address part of Addr.
-func (p *Proxy) Host() string { return "127.0.0.1" }
+func (p *Proxy) Host() string {
+	host, _, _ := net.SplitHostPort(p.addr)
+	return host
+}
 
 // Port is the port part of Addr.
 func (p *Proxy) Port() int {
@@ -87,6 +91,16 @@ func (p *Proxy) SetRate(bytes int64) { p.set(func() { p.rate = bytes }) }
 
 // Stall stops all bytes until Resume; connections stay open.
 func (p *Proxy) Stall() { p.set(func() { p.stalled = true }) }
+
+// StallAfter stalls once n more bytes have come down, or a few more.
+func (p *Proxy) StallAfter(n int64) { p.set(func() { p.stallAt = p.down + n }) }
+
+// Stalled reports whether it stands still.
+func (p *Proxy) Stalled() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stalled
+}
 
 // Resume ends a Stall. Nothing was lost.
 func (p *Proxy) Resume() { p.set(func() { p.stalled = false }) }
@@ -297,6 +311,9 @@ func (p *Proxy) pass(dst io.Writer, b []byte, up bool) bool {
 			p.cutAt = -1
 		}
 		p.down += int64(len(b))
+		if p.stallAt >= 0 && p.down >= p.stallAt {
+			p.stalled, p.stallAt = true, -1
+		}
 	}
 	p.mu.Unlock()
 	_, err := dst.Write(b)

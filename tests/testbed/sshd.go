@@ -16,7 +16,7 @@ import (
 )
 
 // SSHDConfig says how a private sshd differs from the usual one. The zero value
-// is the usual one: 127.0.0.1, this namespace, OpenSSH's sftp-server.
+// is the usual one: Loopback, this namespace, OpenSSH's sftp-server.
 type SSHDConfig struct {
 	Host    *Host    // where it runs; nil: here
 	Lines   []string // more sshd_config, before the lines of ours
@@ -46,18 +46,14 @@ type SSHD struct {
 func StartSSHD(tb testing.TB, configs ...SSHDConfig) *SSHD {
 	tb.Helper()
 	NeedRoot(tb)
-	s := &SSHD{Alias: "source", tb: tb, dir: TempDir(tb), addr: "127.0.0.1"}
+	s := &SSHD{Alias: "source", tb: tb, dir: TempDir(tb), addr: Loopback()}
 	if len(configs) > 0 {
 		s.cfg = configs[0]
 	}
 	if s.cfg.Host != nil {
 		s.addr, s.Port = s.cfg.Host.Addr, 22
 	} else {
-		port, err := freePort(s.addr)
-		if err != nil {
-			tb.Fatal(err)
-		}
-		s.Port = port
+		s.Port = FreePort(tb)
 	}
 	s.writeKeys()
 	s.writeServerConfig()

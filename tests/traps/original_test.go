@@ -25,7 +25,7 @@ func (s *stack) moved(t *testing.T, name string) {
 		if _, err := os.Lstat(filepath.Join(s.lower, name)); errors.Is(err, os.ErrNotExist) {
 			return
 		}
-		if time.Since(began) > 30*time.Second {
+		if time.Since(began) > time.Minute {
 			t.Fatalf("the lower copy of %s stays", name)
 		}
 	}

@@ -31,7 +31,7 @@ func TestNoLowerCopyIsLeft(t *testing.T) {
 				s.Unmount()
 			} else {
 				s.Process().Signal(syscall.SIGTERM)
-				if !s.Process().WaitFor(30 * time.Second) {
+				if !s.Process().WaitFor(time.Minute) {
 					t.Error("the daemon goes on")
 				}
 				s.Kill() // nothing is left of it

@@ -29,7 +29,7 @@ func unprivileged(t *testing.T, script string) string {
 	home := filepath.Join(dir, "home")
 	must(t, os.Mkdir(home, 0o755))
 	must(t, os.Chown(home, 1000, 1001))
-	cmd := exec.Command("unshare", "-m", "sh", "-c", `mount --bind ../fuse /dev/fuse || exit
+	cmd := exec.Command("unshare", "-m", "sh", "-c", testbed.LetGo+`mount --bind ../fuse /dev/fuse || exit
 		run="setpriv --reuid 1000 --regid 1001 --clear-groups"
 		$run sh -c '
 			mkdir -p l1/d l1/gone l2/e u k w kw m m2
