@@ -16,7 +16,8 @@ ARG COMMIT=unknown
 ARG DATE=
 RUN make completions VERSION=$VERSION COMMIT=$COMMIT DATE=$DATE \
  && make install DESTDIR=/out \
- && rm -r /out/usr/share/man /out/usr/share/*/completions /out/usr/share/zsh /out/usr/share/fish /out/usr/lib/systemd
+ && rm -r /out/usr/lib \
+ && find /out/usr/share -mindepth 1 -maxdepth 1 ! -name licenses -exec rm -r {} +
 
 FROM $BASE
 RUN apt-get update \

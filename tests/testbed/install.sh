@@ -41,6 +41,7 @@ systemd-analyze | systemd    | systemd
 setpriv     | util-linux     | util-linux
 runc        | runc           | runc
 debootstrap | debootstrap    | debootstrap
+buildah     | buildah        | buildah
 "
 
 bench="$tests
