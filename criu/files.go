@@ -120,6 +120,7 @@ func (l *loader) regFile(r *regfile.RegFileEntry) error {
 			Size:      int64(r.GetSize()),
 			SizeKnown: r.Size != nil,
 			BuildID:   buildID(r.GetBuildId()),
+			given:     r.GetExt(),
 		},
 		flags: r.GetFlags(),
 		pos:   int64(r.GetPos()),

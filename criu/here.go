@@ -1,6 +1,7 @@
 package criu
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -34,11 +35,12 @@ func (c *Checkpoint) CheckHost(binds []string) []Obstacle {
 		out = append(out, c.checkProcessor(string(b))...)
 	}
 	if c.LSM != "" {
-		b, _ := os.ReadFile("/sys/kernel/security/lsm")
-		if !slices.Contains(strings.Split(strings.TrimSpace(string(b)), ","), c.LSM) {
+		b, err := os.ReadFile("/sys/kernel/security/lsm") // nobody knows where it is not mounted
+		if err == nil && !slices.Contains(strings.Split(strings.TrimSpace(string(b)), ","), c.LSM) {
 			out = append(out, Obstacle{
 				Level: Blocker, What: "confinement",
 				Why: fmt.Sprintf("a process is confined by %s, which this kernel does not use", c.LSM), Remedy: "boot with it, or dump an unconfined process",
+				Options: []string{"lsm-profile"},
 			})
 		}
 	}
@@ -67,7 +69,8 @@ func installed(tool string) bool {
 
 // ofHost reports whether f is taken as it is from the host that restores.
 func (f *File) ofHost(binds []string) bool {
-	if f.Deleted || f.Place == InImages || slices.ContainsFunc(f.Refs, func(r Ref) bool { return r.Kind == Bound }) {
+	// What the dump has left to whoever restores is not opened by its name.
+	if f.Deleted || f.Place == InImages || f.TTY == "external" || f.given || slices.ContainsFunc(f.Refs, func(r Ref) bool { return r.Kind == Bound }) {
 		return false
 	}
 	for _, dir := range binds {
@@ -139,26 +142,27 @@ func (c *Checkpoint) checkProcessor(cpuinfo string) (out []Obstacle) {
 	return out
 }
 
-// checkAddresses: CRIU binds sockets to the addresses they had.
+// checkAddresses: CRIU binds sockets to the addresses they had. Whether that can be done
+// is tried, since more than what the interfaces have may be this host's (routes of type
+// local, net.ipv4.ip_nonlocal_bind).
 func (c *Checkpoint) checkAddresses() (out []Obstacle) {
-	if c.NetNS || len(c.addresses) == 0 {
+	if c.NetNS {
 		return nil
 	}
-	here, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil
-	}
-	has := make(map[netip.Addr]bool)
-	for _, a := range here {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			has[p.Addr().Unmap()] = true
-		}
-	}
+	said := make(map[netip.Addr]bool)
 	for _, a := range c.addresses {
-		if has[a] || a.IsMulticast() {
+		// A link-local address says nothing without its interface.
+		if said[a] || a.IsMulticast() || a.IsLinkLocalUnicast() {
 			continue
 		}
-		has[a] = true // said once
+		said[a] = true
+		s, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
+		if err == nil {
+			s.Close()
+		}
+		if !errors.Is(err, unix.EADDRNOTAVAIL) {
+			continue
+		}
 		out = append(out, Obstacle{
 			Level: Blocker, What: "address",
 			Why: fmt.Sprintf("a socket is bound to %v, which is none of this host's", a), Remedy: "move the address here first",

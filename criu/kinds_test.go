@@ -3,6 +3,7 @@ package criu
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -305,6 +306,62 @@ func TestAddresses(t *testing.T) {
 	})
 	if !found {
 		t.Errorf("obstacles %v", c.CheckHost(nil))
+	}
+}
+
+// TestBindable: an address that no interface has may be this host's all the same.
+func TestBindable(t *testing.T) {
+	c := Checkpoint{addresses: []netip.Addr{netip.MustParseAddr("127.7.7.7"), netip.MustParseAddr("fe80::7"), netip.MustParseAddr("224.0.0.7")}}
+	if got := c.checkAddresses(); len(got) != 0 {
+		t.Errorf("obstacles %v", got)
+	}
+	c.addresses = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.1")}
+	if got := c.checkAddresses(); len(got) != 1 {
+		t.Errorf("obstacles %v, want one", got)
+	}
+}
+
+// TestInTheWay: what CRIU's options, its configuration and --bind lift.
+func TestInTheWay(t *testing.T) {
+	conf := t.TempDir() + "/criu.conf"
+	t.Setenv("CRIU_CONFIG_FILE", conf)
+	dir := t.TempDir()
+	c := Checkpoint{Obstacles: []Obstacle{
+		{Level: Blocker, What: "socket", Options: []string{"ext-unix-sk"}},
+		{Level: Blocker, What: "device", Path: dir + "/null", stranded: true},
+	}}
+	for _, x := range []struct {
+		conf  string
+		binds []string
+		args  []string
+		want  int
+	}{
+		{"", nil, nil, 2},
+		{"", nil, []string{"-x"}, 1},
+		{"", nil, []string{"--ext-unix-sk"}, 1},
+		{"", nil, []string{"--external", "ext-unix-sk"}, 2},
+		{"# ext-unix-sk\n", nil, nil, 2},
+		{"tcp-close\next-unix-sk # as ever\n", nil, nil, 1},
+		{"", []string{dir}, nil, 1},
+		{"", []string{dir + "/nul"}, nil, 2},
+	} {
+		if err := os.WriteFile(conf, []byte(x.conf), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.InTheWay(x.binds, x.args); len(got) != x.want {
+			t.Errorf("configured %q, bound %q, with %q: %v, want %d", x.conf, x.binds, x.args, got, x.want)
+		}
+	}
+}
+
+// TestZombieThread: CRIU counts a zombie's threads, which have no numbers any more.
+func TestZombieThread(t *testing.T) {
+	l := &loader{fsys: fstest.MapFS{}, c: &Checkpoint{}}
+	for tid, want := range map[uint32]int{0: 0, 7: 0, 8: 1} {
+		l.c.Obstacles = nil
+		if err := l.thread(7, tid); err != nil || len(l.c.Obstacles) != want {
+			t.Errorf("thread %d of 7, without an image: %v, %v", tid, l.c.Obstacles, err)
+		}
 	}
 }
 

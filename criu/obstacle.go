@@ -37,6 +37,8 @@ type Obstacle struct {
 
 	// Options are CRIU's, without dashes; any of them lifts the obstacle.
 	Options []string
+
+	stranded bool // see File.Stranded
 }
 
 func (o *Obstacle) String() string {
@@ -59,12 +61,29 @@ func (o *Obstacle) String() string {
 // the obstacle.
 func (o *Obstacle) Lifted(args []string) bool {
 	for _, a := range args {
-		name, _, _ := strings.Cut(strings.TrimLeft(a, "-"), "=")
-		if strings.HasPrefix(a, "--") && slices.Contains(o.Options, name) {
+		if !strings.HasPrefix(a, "-") {
+			continue // a value
+		}
+		if name, _, _, err := optionName(a); err == nil && slices.Contains(o.Options, name) {
 			return true
 		}
 	}
 	return false
+}
+
+// InTheWay is what is in the way of a restore on this host, where binds are taken from
+// this host and CRIU gets these arguments.
+func (c *Checkpoint) InTheWay(binds, args []string) []Obstacle {
+	args = append(configuredOptions(), args...)
+	return slices.DeleteFunc(append(slices.Clone(c.Obstacles), c.CheckHost(binds)...), func(o Obstacle) bool {
+		if o.Lifted(args) {
+			return true
+		}
+		return o.stranded && slices.ContainsFunc(binds, func(dir string) bool { // CheckHost has looked
+			_, ok := strip(o.Path, dir)
+			return ok
+		})
+	})
 }
 
 // Options are the options that CRIU needs at restore as at dump, without
@@ -95,7 +114,7 @@ func (l *loader) fileObstacles() {
 			l.obstacle(Obstacle{
 				Level: Blocker, What: "device", Path: f.Path, PID: f.pid(),
 				Why:    "SFTP does not tell which device it is, so it is never taken from the source",
-				Remedy: "make it on this host (mknod), and give its directory with --bind",
+				Remedy: "make it on this host (mknod), and give its directory with --bind", stranded: true,
 			})
 		}
 		if f.TTY == "external" {

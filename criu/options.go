@@ -2,6 +2,8 @@ package criu
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 )
 
@@ -97,4 +99,26 @@ func optionName(arg string) (name, value string, hasValue bool, err error) {
 		}
 	}
 	return "", "", false, fmt.Errorf("%q is not a criu option in its long form (--name)", arg)
+}
+
+// configuredOptions are the options, as arguments, that CRIU takes from this host's
+// configuration files (criu/config.c) each time it runs.
+func configuredOptions() (args []string) {
+	files := []string{"/etc/criu/default.conf", os.Getenv("CRIU_CONFIG_FILE")}
+	if home := os.Getenv("HOME"); home != "" {
+		files = append(files, filepath.Join(home, ".criu/default.conf"))
+	}
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(b)) {
+			line, _, _ = strings.Cut(line, "#")
+			if f := strings.Fields(line); len(f) > 0 {
+				args = append(args, "--"+strings.TrimLeft(f[0], "-"))
+			}
+		}
+	}
+	return args
 }

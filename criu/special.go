@@ -139,7 +139,7 @@ func (l *loader) inetSocket(s *skinet.InetSkEntry) error {
 	local := inetAddr(s.GetSrcAddr())
 	switch {
 	case s.GetType() != unix.SOCK_STREAM || s.GetState() == tcpClose || s.GetState() == tcpListen:
-		if s.GetSrcPort() != 0 && local.IsValid() && !local.IsUnspecified() && !local.IsLoopback() {
+		if s.GetSrcPort() != 0 && !s.GetIpOpts().GetFreebind() && local.IsValid() && !local.IsUnspecified() && !local.IsLoopback() {
 			l.c.addresses = append(l.c.addresses, local)
 		}
 	default:
@@ -238,7 +238,7 @@ func (l *loader) confined(c *core.CoreEntry) {
 
 // thread reads where one more thread of a task goes on.
 func (l *loader) thread(pid, tid uint32) error {
-	if tid == pid {
+	if tid == pid || tid == 0 { // a zombie's threads have no number any more
 		return nil
 	}
 	var c core.CoreEntry

@@ -81,9 +81,8 @@ type imagesPlan struct {
 	Options   []string        `json:"criu_options,omitempty"` // that migratefs gives by itself
 	Works     bool            `json:"works"`
 
-	args []string // CRIU's, from the command line
-	c    *criu.Checkpoint
-	of   map[*criu.File]*plannedFile
+	c  *criu.Checkpoint
+	of map[*criu.File]*plannedFile
 }
 
 type plannedBox struct {
@@ -156,11 +155,8 @@ func (f *imagesFlags) run(ctx context.Context, out io.Writer, images string, arg
 	if err := f.mapTrees(c); err != nil {
 		return err
 	}
-	p := newImagesPlan(c, images, f.from, args)
-	for _, o := range c.Obstacles {
-		p.add(o)
-	}
-	for _, o := range c.CheckHost(f.binds) {
+	p := newImagesPlan(c, images, f.from)
+	for _, o := range c.InTheWay(f.binds, args) {
 		p.add(o)
 	}
 	p.checkPages()
@@ -251,10 +247,10 @@ func (f *imagesFlags) mapTrees(c *criu.Checkpoint) error {
 	return nil
 }
 
-func newImagesPlan(c *criu.Checkpoint, images, from string, args []string) *imagesPlan {
+func newImagesPlan(c *criu.Checkpoint, images, from string) *imagesPlan {
 	p := &imagesPlan{
 		Images: text(images), From: text(from), Arch: c.Arch, Options: c.Options(), Obstacles: []plannedHurdle{},
-		args: args, c: c, of: make(map[*criu.File]*plannedFile),
+		c: c, of: make(map[*criu.File]*plannedFile),
 	}
 	if b := c.Container; b != nil {
 		p.Container = &plannedBox{Engine: b.Engine, ID: text(b.ID), Name: text(b.Name), Image: text(b.Image)}
@@ -335,11 +331,7 @@ func refText(f *criu.File, r *criu.Ref) string {
 	return r.Kind.String() + of
 }
 
-// add takes an obstacle, unless CRIU's options lift it.
 func (p *imagesPlan) add(o criu.Obstacle) {
-	if o.Lifted(p.args) {
-		return
-	}
 	p.Obstacles = append(p.Obstacles, plannedHurdle{o.Level, o.What, text(o.Path), o.PID, text(o.Why), text(o.Remedy)})
 }
 

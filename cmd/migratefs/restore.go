@@ -34,6 +34,7 @@ type restoreCommand struct {
 	view       string
 	noLocal    bool
 	drain      bool
+	force      bool
 	checkpoint *criu.Checkpoint
 	plan       restorePlan
 	id         string
@@ -69,8 +70,11 @@ read there; they are in the upper in any case. End it with migratefs umount.
 With --wait the command stays until the process has ended, passes signals on to
 it, and ends with its exit code (128 and the signal's number if one killed it).
 
+What would make the restore fail, as migratefs plan lists it, is said before
+anything is touched, or once the images are read that lie on another host.
+
 Exit codes: 0 the process runs, 1 the restore failed, 2 the command line is
-wrong, 32 the view could not be mounted. After a failure everything is as it was
+wrong, 3 it would fail here for what is said, 32 the view could not be mounted. After a failure everything is as it was
 before, but for CRIU's log, whose path is printed; the process can still be
 restored where it was dumped.`),
 		Args: func(c *cobra.Command, args []string) error {
@@ -95,6 +99,7 @@ restored where it was dumped.`),
 	f.StringVar(&r.view, "view", "root", "root: the view is the root of the process; paths: it is mounted over the directories of its files only")
 	f.BoolVar(&r.noLocal, "no-local", false, "fetch programs and libraries from the source also where this host has the same")
 	f.BoolVar(&r.drain, "drain", false, "when the process runs, have all the rest of its files come in the background, as migratefs drain does")
+	f.BoolVar(&r.force, "force", false, "try it also if something is known that would make it fail")
 	f.StringArrayVar(&r.binds, "bind", nil, "take this directory from this host, as /run is (repeatable)")
 	f.StringArrayVarP(&r.options, "options", "o", nil, "more mount options for the view")
 	f.BoolVar(&r.tell.wait, "wait", false, "stay until the process has ended, and end with its exit code")
@@ -212,9 +217,33 @@ func (r *restoreCommand) load(dir string) (err error) {
 		return fmt.Errorf("checkpoint %q is of a container (it brings mount or pid namespaces of its own): mount its files with -o criu=, and restore it with what made it (runc restore, say)", r.images)
 	}
 	if r.view == "paths" {
-		return r.planPaths()
+		if err := r.planPaths(); err != nil {
+			return err
+		}
 	}
-	return nil
+	return r.inTheWay()
+}
+
+// inTheWay says what is not as it was, each on a line of its own, and returns an error if
+// anything would make the restore fail.
+func (r *restoreCommand) inTheWay() error {
+	var fatal []string
+	for _, o := range r.checkpoint.InTheWay(r.binds, r.extra) {
+		line := oneLine(o.String())
+		if o.Level == criu.Blocker && !r.force {
+			fatal = append(fatal, line)
+		} else {
+			fmt.Fprintf(os.Stderr, "migratefs: %s\n", line)
+		}
+	}
+	if len(fatal) == 0 {
+		return nil
+	}
+	last := len(fatal) - 1
+	for _, line := range fatal[:last] {
+		fmt.Fprintf(os.Stderr, "migratefs: %s\n", line)
+	}
+	return &codeError{exitFound, errors.New(fatal[last])}
 }
 
 // ownOptions are the options that CRIU needs since the images are as they are:

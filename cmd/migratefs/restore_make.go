@@ -22,6 +22,7 @@ import (
 //	check                       a wrong option, no images,    nothing was touched
 //	                            damaged ones, another kind of
 //	                            machine, no criu
+//	                            something in the way (--force)  the same. Exit 3
 //	prepare: directories, the   no room in /run or beside     the directories go. Exit 1
 //	upper, the pid file         the upper; the file is there
 //	mountView: the daemon       no ssh, no login, the link    the daemon takes back what it made,

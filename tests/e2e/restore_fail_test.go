@@ -229,3 +229,57 @@ func TestRestoreTells(t *testing.T) {
 	testbed.Until(t, "the view to end", func() bool { return m.b.Command(m.program, "umount", f[3]).Run() == nil })
 	m.sourceUntouched()
 }
+
+// TestRestoreInTheWay: what would make CRIU fail is said, each thing on its line, before
+// anything is touched, and is no guess: CRIU fails for it, and works without it.
+func TestRestoreInTheWay(t *testing.T) {
+	m := newHosts(t)
+	m.a.Run("sh", "-c", "mkdir -p /srv/job /run/three; cp /bin/sleep /srv/job/sleep; echo one >/run/one; echo two >/run/two")
+	job, err := testbed.Start(m.a.Command("bash", "-c",
+		"for fd in {3..20}; do eval \"exec $fd>&-\"; done; cd /run/three; exec </dev/null >/dev/null 2>&1 8</run/one 9>>/run/two; exec setsid /srv/job/sleep 1000"))
+	must(t, err)
+	testbed.Until(t, "the job to run", func() bool {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", job.Pid))
+		return strings.HasPrefix(string(b), "/srv/job/sleep")
+	})
+	m.dump(job.Pid)
+
+	run := func(code int, args ...string) string {
+		t.Helper()
+		cmd := m.b.Command(m.program, append([]string{"restore", "--criu", m.criu, "--from", "source", "--upperdir", "/srv/upper"}, args...)...)
+		out, _ := cmd.CombinedOutput()
+		if got := cmd.ProcessState.ExitCode(); got != code {
+			t.Errorf("restore %q: exit code %d, want %d: %s", args, got, code, out)
+		}
+		m.nothingLeft()
+		return string(out)
+	}
+	for _, images := range []string{"/srv/images", "root@source:/srv/images"} {
+		out := run(3, images)
+		for _, want := range []string{
+			`migratefs: file "/run/one" of process `, `migratefs: file "/run/two" of process `, "copy it here from the source",
+			`migratefs: directory "/run/three" of process `, "make it\n",
+		} {
+			if !strings.Contains(out, want) {
+				t.Errorf("%q does not say %q", out, want)
+			}
+		}
+		if n := strings.Count(out, "\n"); n != 3 {
+			t.Errorf("%d lines, want 3: %q", n, out)
+		}
+	}
+	m.b.Run("sh", "-c", "echo one >/run/one; mkdir /run/three")
+	if out := run(3, "/srv/images"); strings.Count(out, "\n") != 1 || !strings.Contains(out, "/run/two") {
+		t.Errorf("with one of them left: %q", out)
+	}
+	// --force has CRIU find out, which it does.
+	if out := run(1, "--force", "/srv/images"); !strings.Contains(out, `file "/run/two" of process`) || !strings.Contains(out, "criu could not restore") {
+		t.Errorf("--force: %q", out)
+	}
+	m.b.Run("sh", "-c", "rm -r /run/migratefs; echo of any size, since it is only appended to >/run/two")
+	r := m.restore("--upperdir", "/srv/upper", "/srv/images")
+	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", r.pid)); cwd != "/run/three" {
+		t.Errorf("restored in %q, %v", cwd, err)
+	}
+	m.end(r)
+}
