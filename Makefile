@@ -81,7 +81,7 @@ deps: ## install the programs that the tests drive: sshd, fuse3, CRIU, mkfs, str
 
 .PHONY: test-go
 test-go: ## the Go tests with -race, end to end ones included: PKG=./overlay RUN=TestX
-	go run ./tests/run -skips tests/skips.txt -- -race -timeout 30m -run '$(RUN)' $(PKG)
+	go run ./tests/run -skips tests/skips.txt -- -race -p $$((2 * $$(nproc))) -timeout 30m -run '$(RUN)' $(PKG)
 
 .PHONY: fuzz
 fuzz: ## fuzz every package that has a fuzz target, FUZZTIME=60 seconds each

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -284,10 +285,12 @@ func TestDeadSource(t *testing.T) {
 			t.Errorf("%q, %v", got, err)
 		}
 	})
-	cmd := exec.Command("cat")
+	// What is started in the background may have SIGINT ignored, and leaves it to us.
+	cmd := exec.Command("env", "--default-signal=INT", "cat")
 	cmd.Stdin = there
 	cat, err := testbed.Start(cmd)
 	must(t, err)
+	becomes(t, cat, "cat")
 	if cat.WaitFor(500 * time.Millisecond) {
 		t.Errorf("cat of what is not here ended: %v", cat.Wait())
 	}
@@ -300,6 +303,15 @@ func TestDeadSource(t *testing.T) {
 	})
 	there.Close()
 	inTime(t, "umount", m.Unmount)
+}
+
+// becomes waits until a process that execs others has come to program.
+func becomes(t *testing.T, p *testbed.Process, program string) {
+	t.Helper()
+	testbed.Until(t, program, func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.Pid))
+		return err != nil || string(b) == program+"\n"
+	})
 }
 
 // TestSourceComesBack: a killed sshd is an outage, not an empty directory, and

@@ -96,10 +96,11 @@ func TestSignalsEndAWait(t *testing.T) {
 		{"SIGKILL", unix.SIGKILL, "exec cat"},
 		{"SIGINT", unix.SIGINT, "exec cat"},
 	} {
-		cmd := exec.Command("bash", "-c", c.shell)
+		cmd := exec.Command("env", "--default-signal=INT", "bash", "-c", c.shell)
 		cmd.Stdin = f
 		p, err := testbed.Start(cmd)
 		must(t, err)
+		becomes(t, p, "cat")
 		time.Sleep(300 * time.Millisecond) // until it waits; earlier is as good
 		must(t, cmd.Process.Signal(c.signal))
 		inTime(t, c.name, func() { _ = p.Wait() })
