@@ -42,7 +42,7 @@ type ahead struct {
 	waited context.Context // ctx, of what somebody waits for in a moment; immutable
 	end    context.CancelFunc
 
-	limit int64 // extent.Store.Limit; immutable once the store is open
+	store *extent.Store // where it is kept; immutable once that is open
 
 	mu       sync.Mutex
 	ended    bool
@@ -71,7 +71,7 @@ func (a *ahead) into(store *extent.Store) {
 		a.off = true
 		return
 	}
-	a.limit = store.Limit()
+	a.store = store
 }
 
 // close ends what is under way and waits for it.
@@ -86,7 +86,7 @@ func (a *ahead) close() {
 // begin runs f, which fetches n bytes, beside the caller; not if there is no room
 // for them, which it reports.
 func (a *ahead) begin(n int64, f func() error) bool {
-	if a.paused.Load() {
+	if a.paused.Load() || a.store != nil && a.store.Limit() < 0 {
 		return false
 	}
 	a.mu.Lock()
@@ -138,8 +138,11 @@ func (a *ahead) most() int64 {
 
 // share is n, or a quarter of what may be kept.
 func (a *ahead) share(n int64) int64 {
-	if a.limit > 0 {
-		return min(n, a.limit/4)
+	if a.store == nil {
+		return n
+	}
+	if limit := a.store.Limit(); limit > 0 {
+		return min(n, limit/4)
 	}
 	return n
 }

@@ -108,5 +108,23 @@ func (fs *FS) Prefetches() bool { return !fs.ahead.off && !fs.ahead.paused.Load(
 // 0: as many as come.
 func (fs *FS) SetFillRate(rate int64) { fs.fill.rate.Store(rate) }
 
+// Pends reports whether files may be pending: there is an upper, and a lower on another
+// host.
+func (fs *FS) Pends() bool { return fs.store != nil && !fs.LocalOnly() }
+
+// SetFill says whether what pending files miss is fetched in the background.
+func (fs *FS) SetFill(on bool) { fs.fill.setFetch(on) }
+
+// Fills reports whether it is.
+func (fs *FS) Fills() bool { return fs.fill.fetch.Load() }
+
+// Keeps reports whether what is fetched is kept on a disk.
+func (fs *FS) Keeps() bool { return (fs.store != nil || fs.cfg.Cache.Dir != nil) && !fs.LocalOnly() }
+
+// SetCacheLimit changes CacheConfig.Limit and Percent.
+func (fs *FS) SetCacheLimit(limit int64, percent float64) error {
+	return fs.cache().SetLimit(limit, percent)
+}
+
 // FillRate is what SetFillRate set.
 func (fs *FS) FillRate() int64 { return fs.fill.rate.Load() }

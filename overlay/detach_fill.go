@@ -31,7 +31,7 @@ func (q *fill) demandAll() (release func()) {
 }
 
 // fetches reports whether what is missing is fetched in the background.
-func (q *fill) fetches() bool { return q.cfg.Fetch || q.forced.Load() > 0 }
+func (q *fill) fetches() bool { return q.fetch.Load() || q.forced.Load() > 0 }
 
 // count is how many files are pending.
 func (q *fill) count() int {

@@ -67,7 +67,8 @@ func (d *demand) quiet() bool {
 type fill struct {
 	fs     *FS // immutable; so is cfg
 	cfg    FillConfig
-	forced atomic.Int32 // a drain has what is missing fetched, whatever cfg says
+	fetch  atomic.Bool  // cfg.Fetch, or what was set since
+	forced atomic.Int32 // a drain has what is missing fetched, whatever that says
 	demand demand
 	pieces chan struct{} // a token for each piece under way
 	woken  chan struct{}
@@ -89,6 +90,8 @@ type fill struct {
 	next  time.Time   // when the rate allows the next piece
 	away  map[string]time.Time
 	last  failure
+	until context.Context // of what is fetched because fetch says so; ends when it is turned off
+	pause context.CancelFunc
 }
 
 // filling is one pending file.
@@ -121,6 +124,8 @@ func (fs *FS) startFill() error {
 	q := &fs.fill
 	q.fs, q.cfg = fs, fs.cfg.Fill
 	q.rate.Store(q.cfg.Rate)
+	q.fetch.Store(q.cfg.Fetch)
+	q.until, q.pause = context.WithCancel(context.Background())
 	q.files, q.away = make(map[extent.ID]*filling), make(map[string]time.Time)
 	q.pieces, q.woken = make(chan struct{}, fillPieces), make(chan struct{}, 1)
 	if fs.store == nil {
@@ -165,9 +170,49 @@ func (q *fill) start() {
 	go q.run(ctx)
 }
 
+// setFetch says whether what is missing is fetched in the background from now on. What
+// is on its way is given up; what has come stays.
+func (q *fill) setFetch(on bool) {
+	q.mu.Lock()
+	if q.fetch.Swap(on) == on {
+		q.mu.Unlock()
+		return
+	}
+	if on {
+		q.until, q.pause = context.WithCancel(context.Background())
+		for _, f := range q.files {
+			if !f.busy && errors.Is(f.err, errNotWhole) {
+				f.after = time.Time{}
+			}
+		}
+	} else if q.forced.Load() == 0 {
+		q.pause()
+	}
+	q.mu.Unlock()
+	if on && !q.fs.LocalOnly() {
+		q.start()
+	}
+	q.wake()
+}
+
+// whileFetching is ctx that ends as well when the fetching is turned off.
+func (q *fill) whileFetching(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.fetch.Load() {
+		return ctx, cancel // a drain asks for it, or nothing is fetched
+	}
+	stop := context.AfterFunc(q.until, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
 // close ends what runs.
 func (q *fill) close() {
 	q.mu.Lock()
+	if q.pause != nil {
+		q.pause()
+	}
 	stop := q.stop
 	q.stop = nil
 	q.mu.Unlock()

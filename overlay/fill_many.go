@@ -26,6 +26,8 @@ type small struct {
 
 // serve does for f what there is to do and, where it is small, for others like it.
 func (q *fill) serve(ctx context.Context, f *filling) {
+	ctx, end := q.whileFetching(ctx)
+	defer end()
 	batch := []*filling{f}
 	if q.fetches() {
 		batch = q.gather(ctx, f)

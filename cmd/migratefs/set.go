@@ -17,6 +17,8 @@ var settable = []struct {
 	name, help string
 	set        func(s *control.Settings, v string) error
 }{
+	{"fill", "on or off: what changed files miss of the source is fetched in the background, or stands still", func(s *control.Settings, v string) error { return onOff(&s.Fill, "fill", v) }},
+	{"cache_size", "how much of what was fetched is kept: bytes as 20G, a part of the filesystem as 10%, 0 for nothing, or auto; what is too much goes", setCache},
 	{"fill_rate", "bytes a second, as 500K or 10M, or off for no limit", setRate},
 	{"prefetch", "on or off", func(s *control.Settings, v string) error { return onOff(&s.Prefetch, "prefetch", v) }},
 	{"log_level", "error, warn, info or debug", func(s *control.Settings, v string) error {
@@ -38,6 +40,22 @@ func setRate(s *control.Settings, v string) error {
 		return usageErrorf("fill_rate=%q: give a number of bytes a second, as 500K or 10M, or off", v)
 	}
 	s.FillRate = &o.fillRate
+	return nil
+}
+
+func setCache(s *control.Settings, v string) error {
+	s.CacheSize, s.CachePercent = nil, nil
+	if v == "auto" {
+		s.CacheSize = new(int64)
+		return nil
+	}
+	var o options
+	if err := setCacheSize(&o, v); err != nil {
+		return err
+	}
+	if s.CacheSize = &o.cacheSize; o.cachePercent > 0 {
+		s.CacheSize, s.CachePercent = nil, &o.cachePercent
+	}
 	return nil
 }
 
@@ -96,10 +114,21 @@ func parseSettings(args []string) (s *control.Settings, n int, err error) {
 					continue words
 				}
 			}
-			return nil, 0, usageErrorf("migratefs set: %q cannot be changed while it is mounted: 'migratefs set --help' lists what can", name)
+			return nil, 0, unsettable(name)
 		}
 	}
 	return s, n, nil
+}
+
+// unsettable says why name is not among the settings.
+func unsettable(name string) error {
+	switch {
+	case mountFlags[name] || name == "ro" || name == "rw" || name == "nosymfollow" || name == "symfollow":
+		return usageErrorf("migratefs set: %q is changed by 'mount -o remount,%s'", name, name)
+	case optionTable[name] != nil:
+		return usageErrorf("migratefs set: %q cannot be changed while it is mounted: unmount, and mount with it; 'migratefs set --help' lists what can", name)
+	}
+	return usageErrorf("migratefs set: there is no setting %q: 'migratefs set --help' lists those that there are", name)
 }
 
 func set(out io.Writer, point string, change *control.Settings, changes bool) error {
@@ -116,6 +145,20 @@ func set(out io.Writer, point string, change *control.Settings, changes bool) er
 	if err != nil {
 		return m.failed(err)
 	}
+	word := map[bool]string{true: "on", false: "off"}
+	if now.Fill != nil {
+		fmt.Fprintf(out, "fill=%s\n", word[*now.Fill])
+	}
+	if now.CacheSize != nil {
+		size := strconv.FormatInt(*now.CacheSize, 10)
+		switch *now.CacheSize {
+		case 0:
+			size = "auto"
+		case -1:
+			size = "0"
+		}
+		fmt.Fprintf(out, "cache_size=%s\n", size)
+	}
 	if now.FillRate != nil {
 		rate := "off"
 		if *now.FillRate > 0 {
@@ -123,7 +166,6 @@ func set(out io.Writer, point string, change *control.Settings, changes bool) er
 		}
 		fmt.Fprintf(out, "fill_rate=%s\n", rate)
 	}
-	word := map[bool]string{true: "on", false: "off"}
 	if now.Prefetch != nil {
 		fmt.Fprintf(out, "prefetch=%s\n", word[*now.Prefetch])
 	}

@@ -11,6 +11,14 @@ var levels = map[string]slog.Level{"error": slog.LevelError, "warn": slog.LevelW
 func (m *Mount) settings() Settings {
 	rate, prefetch, trace := m.FS.FillRate(), m.FS.Prefetches(), m.FS.Traces()
 	s := Settings{FillRate: &rate, Prefetch: &prefetch, Trace: &trace}
+	if m.hasSource() {
+		on := m.FS.Fills()
+		s.Fill = &on
+		if c, ok := m.FS.CacheStats(); ok {
+			limit := max(c.Limit, -1)
+			s.CacheSize = &limit
+		}
+	}
 	for name, level := range levels {
 		if m.Log != nil && m.Log.Level() == level {
 			s.LogLevel = &name
@@ -34,8 +42,31 @@ func (m *Mount) change(s *Settings) error {
 	if s.FillRate != nil && !m.hasSource() {
 		return refused{errors.New("fill_rate is for mounts with a lower on another host")}
 	}
+	switch cache := s.CacheSize != nil || s.CachePercent != nil; {
+	case s.Fill != nil && (!m.hasSource() || !m.FS.Pends()):
+		return refused{errors.New("fill is for mounts with an upper and a lower on another host")}
+	case cache && (!m.hasSource() || !m.FS.Keeps()):
+		return refused{errors.New("cache_size is for mounts with a lower on another host, and upperdir= or cachedir= to keep something in")}
+	case s.CacheSize != nil && s.CachePercent != nil:
+		return refused{errors.New("cache_size and cache_percent exclude each other")}
+	case s.CachePercent != nil && !(*s.CachePercent > 0 && *s.CachePercent <= 100):
+		return refused{errors.New("cache_percent is more than 0, and 100 at most")}
+	}
 	if s.Prefetch != nil && *s.Prefetch && !m.hasSource() || s.Prefetch != nil && !m.FS.SetPrefetch(*s.Prefetch) {
 		return refused{errors.New("prefetch cannot be turned on: the mount has prefetch=off, no lower on another host, or no place to keep anything")}
+	}
+	if s.CacheSize != nil {
+		if err := m.FS.SetCacheLimit(*s.CacheSize, 0); err != nil {
+			return err
+		}
+	}
+	if s.CachePercent != nil {
+		if err := m.FS.SetCacheLimit(0, *s.CachePercent); err != nil {
+			return err
+		}
+	}
+	if s.Fill != nil {
+		m.FS.SetFill(*s.Fill)
 	}
 	if s.FillRate != nil {
 		m.FS.SetFillRate(*s.FillRate)
@@ -67,8 +98,17 @@ func (m *Mount) Trace(on bool) {
 func settingsText(s *Settings) string {
 	text := ""
 	add := func(name string, v any) { text += fmt.Sprintf(" %s=%v", name, v) }
+	if s.Fill != nil {
+		add("fill", *s.Fill)
+	}
 	if s.FillRate != nil {
 		add("fill_rate", *s.FillRate)
+	}
+	if s.CacheSize != nil {
+		add("cache_size", *s.CacheSize)
+	}
+	if s.CachePercent != nil {
+		add("cache_percent", *s.CachePercent)
 	}
 	if s.Prefetch != nil {
 		add("prefetch", *s.Prefetch)

@@ -115,10 +115,15 @@ type Activity struct {
 
 // Settings are what can be changed while it is mounted. Of a change, what is nil stays.
 type Settings struct {
+	Fill     *bool   `json:"fill,omitempty"`
 	FillRate *int64  `json:"fill_rate,omitempty"` // bytes a second; 0: no limit
 	Prefetch *bool   `json:"prefetch,omitempty"`
 	LogLevel *string `json:"log_level,omitempty"` // error, warn, info, debug
-	Trace    *bool   `json:"trace,omitempty"`     // every request is logged
+
+	CacheSize    *int64   `json:"cache_size,omitempty"`    // bytes, as Cache.Limit has them
+	CachePercent *float64 `json:"cache_percent,omitempty"` // of the filesystem; told as cache_size
+
+	Trace *bool `json:"trace,omitempty"` // every request is logged
 }
 
 // Top is who does what.

@@ -48,10 +48,11 @@ func (s *Store) lack(n int64) int64 {
 
 // excess returns by how much more than the limit would be kept with n more bytes.
 func (s *Store) excess(n int64) int64 {
-	if s.limit == 0 {
+	limit := s.limit.Load()
+	if limit == 0 {
 		return 0
 	}
-	return max(0, s.used.Load()+n-s.limit)
+	return max(0, s.used.Load()+n-limit)
 }
 
 // room makes room for n more bytes that can be fetched again, cached ones or not.
@@ -63,16 +64,16 @@ func (s *Store) room(n int64, cached bool) error {
 			return unix.ENOSPC
 		}
 	}
-	switch {
-	case !cached || s.limit == 0:
-	case s.limit < 0:
+	switch limit := s.limit.Load(); {
+	case !cached || limit == 0:
+	case limit < 0:
 		return errNoCache
 	case s.excess(n) > 0, s.stop == nil && !s.counted.Load():
 		s.reclaim(n)
 		if s.excess(n) > 0 {
 			return unix.ENOSPC
 		}
-	case s.excess(n+s.limit/8) > 0:
+	case s.excess(n+limit/8) > 0:
 		s.reclaimSoon()
 	}
 	return nil
@@ -87,7 +88,7 @@ func (o *Object) room(n int64) error {
 	cached := !o.pending
 	o.wmu.Unlock()
 	err := o.store.room(n, cached)
-	if err != nil && o.store.limit >= 0 {
+	if err != nil && o.store.Limit() >= 0 {
 		return o.uncached(err)
 	}
 	return err
@@ -125,7 +126,7 @@ func (s *Store) reclaimSoon() {
 	go func() {
 		defer s.rounds.Done()
 		defer s.reclaiming.Store(false)
-		s.reclaim(max(0, s.limit/8))
+		s.reclaim(max(0, s.Limit()/8))
 	}()
 }
 
@@ -200,7 +201,7 @@ func (s *Store) reclaim(n int64) {
 		goal = lack + sum/8
 	}
 	if over := s.excess(n); over > 0 {
-		goal = max(goal, over+s.limit/8)
+		goal = max(goal, over+s.Limit()/8)
 	}
 	var total int64
 	for _, k := range all {

@@ -298,7 +298,7 @@ func TestEveryChangeOfAnEvictionFails(t *testing.T) {
 	for name, evict := range map[string]func(s *Store, o *Object){
 		"of an open object":   func(_ *Store, o *Object) { o.shed(2 << 20) },
 		"of one that is not":  func(s *Store, o *Object) { _ = o.Close(); s.evict(kept{name: o.name, size: 4 << 20}, 4<<20) },
-		"of one by the store": func(s *Store, o *Object) { _ = o.Close(); s.limit = 3 << 20; s.reclaim(0) },
+		"of one by the store": func(s *Store, o *Object) { _ = o.Close(); _ = s.SetLimit(3<<20, 0); s.reclaim(0) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			everyFault(t, func(t *testing.T, which func(int) bool, dead bool) bool {

@@ -24,7 +24,22 @@ func (o *Object) Put(off int64, b []byte) error {
 
 // Limit is how many bytes cached objects may take; 0: as many as there is room for;
 // negative: nothing is kept.
-func (s *Store) Limit() int64 { return s.limit }
+func (s *Store) Limit() int64 { return s.limit.Load() }
+
+// SetLimit changes that, as Config.Limit and Config.Percent say it. What is too much
+// then goes in the background.
+func (s *Store) SetLimit(limit int64, percent float64) error {
+	if percent > 0 {
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(s.dir, &st); err != nil {
+			return err
+		}
+		limit = max(1, int64(float64(st.Blocks)*float64(st.Bsize)*percent/100))
+	}
+	s.limit.Store(limit)
+	s.reclaimSoon()
+	return nil
+}
 
 // Existing returns the object that caches src, as Cached does, but makes none:
 // ENOENT.

@@ -23,6 +23,6 @@ func (c *counters) hit(n int64) {
 func (s *Store) Stats() Stats {
 	return Stats{
 		Hits: s.count.hits.Load(), Misses: s.count.misses.Load(), HitBytes: s.count.hitBytes.Load(),
-		Fetched: s.count.fetched.Load(), Used: s.used.Load(), Limit: s.limit,
+		Fetched: s.count.fetched.Load(), Used: s.used.Load(), Limit: s.limit.Load(),
 	}
 }

@@ -71,7 +71,7 @@ type Store struct {
 	gate  sync.RWMutex
 	epoch int64 // of records that are appended now; protected by gate
 
-	limit      int64          // Config.Limit
+	limit      atomic.Int64   // Config.Limit
 	used       atomic.Int64   // bytes that cached objects take, as far as is known
 	reclaimMu  sync.Mutex     // one round at a time; before all locks of objects
 	counted    atomic.Bool    // used is not a guess
@@ -130,7 +130,7 @@ func ParseID(s string) (id ID, err error) {
 // and removes what crashes left of temporary files and cached objects. Pending
 // objects are never removed but by Remove.
 func OpenStore(dirfd int, cfg Config) (*Store, error) {
-	s := &Store{log: cfg.Logger, now: cfg.Now, objs: map[string]*entry{}, limit: cfg.Limit, shared: cfg.Shared, lockFd: -1}
+	s := &Store{log: cfg.Logger, now: cfg.Now, objs: map[string]*entry{}, shared: cfg.Shared, lockFd: -1}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -148,13 +148,9 @@ func OpenStore(dirfd int, cfg Config) (*Store, error) {
 	if s.dir, err = sys.Reopen(dirfd, unix.O_RDONLY|unix.O_DIRECTORY); err != nil {
 		return nil, fmt.Errorf("extent store: %w", err)
 	}
-	if cfg.Percent > 0 {
-		var st unix.Statfs_t
-		if err := unix.Fstatfs(s.dir, &st); err != nil {
-			s.closeFds()
-			return nil, fmt.Errorf("extent store: %w", err)
-		}
-		s.limit = max(1, int64(float64(st.Blocks)*float64(st.Bsize)*cfg.Percent/100))
+	if err := s.SetLimit(cfg.Limit, cfg.Percent); err != nil {
+		s.closeFds()
+		return nil, fmt.Errorf("extent store: %w", err)
 	}
 	if s.shared {
 		if s.lockFd, err = sys.Create(s.dir, lockName, unix.O_RDWR, 0o600); err == nil {
