@@ -10,11 +10,13 @@ import (
 	"testing"
 	"testing/fstest"
 
+	core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fh"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fown"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fsnotify"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mnt"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	remap "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
 	skinet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-inet"
 	skopts "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-opts"
@@ -354,13 +356,46 @@ func TestInTheWay(t *testing.T) {
 	}
 }
 
-// TestZombieThread: CRIU counts a zombie's threads, which have no numbers any more.
-func TestZombieThread(t *testing.T) {
-	l := &loader{fsys: fstest.MapFS{}, c: &Checkpoint{}}
-	for tid, want := range map[uint32]int{0: 0, 7: 0, 8: 1} {
-		l.c.Obstacles = nil
-		if err := l.thread(7, tid); err != nil || len(l.c.Obstacles) != want {
-			t.Errorf("thread %d of 7, without an image: %v, %v", tid, l.c.Obstacles, err)
+// TestZombieThreads: of a zombie CRIU writes thread numbers that it never set.
+func TestZombieThreads(t *testing.T) {
+	images := golden(t, "plain")
+	c, err := LoadFS(images, "plain")
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := c.Tasks[1].PID
+	var tree []proto.Message
+	if err := each(images, "pstree.img", magicPstree, func(p *pstree.PstreeEntry) error {
+		e := proto.CloneOf(p)
+		if e.GetPid() == child {
+			e.Threads = []uint32{1610795696}
+		}
+		tree = append(tree, e)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	images["pstree.img"] = encode(t, magicPstree, tree...)
+	name := fmt.Sprintf("core-%d.img", child)
+	var e core.CoreEntry
+	if err := one(images, name, magicCore, &e); err != nil {
+		t.Fatal(err)
+	}
+	for state, want := range map[uint32]int{1: 1, taskDead: 0} {
+		e.Tc.TaskState = proto.Uint32(state)
+		images[name] = encode(t, magicCore, &e)
+		c, err := LoadFS(images, "plain")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, o := range c.Obstacles {
+			if o.What == "thread" {
+				n++
+			}
+		}
+		if n != want || len(c.Tasks[1].Threads) != want {
+			t.Errorf("a task in state %d has %d threads, of which %d are missing, want %d", state, len(c.Tasks[1].Threads), n, want)
 		}
 	}
 }

@@ -203,6 +203,9 @@ func (l *loader) tasks() error {
 	return nil
 }
 
+// taskDead is the state of a zombie (CRIU's compel/include/uapi/task-state.h).
+const taskDead = 2
+
 func (l *loader) task(t *Task, root bool) error {
 	name := fmt.Sprintf("core-%d.img", t.PID)
 	var c core.CoreEntry
@@ -212,6 +215,9 @@ func (l *loader) task(t *Task, root bool) error {
 		return err
 	}
 	t.Comm = c.GetTc().GetComm()
+	if c.GetTc().GetTaskState() == taskDead {
+		t.Threads = nil // CRIU writes whatever was in its memory
+	}
 	l.confined(&c)
 	l.startsAt(t.PID, &c)
 	for _, tid := range t.Threads {

@@ -238,7 +238,7 @@ func (l *loader) confined(c *core.CoreEntry) {
 
 // thread reads where one more thread of a task goes on.
 func (l *loader) thread(pid, tid uint32) error {
-	if tid == pid || tid == 0 { // a zombie's threads have no number any more
+	if tid == pid {
 		return nil
 	}
 	var c core.CoreEntry
