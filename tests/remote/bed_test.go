@@ -203,6 +203,11 @@ type here struct {
 	b       *bed
 	written []byte
 	pending *os.File
+
+	// replaced says that the source is not the one that was mounted: what was seen of its
+	// names and attributes is not believed for longer than usual then, as it is of a source
+	// that is away, and without them a file of the lower is EIO.
+	replaced bool
 }
 
 const (
@@ -250,7 +255,7 @@ func (h *here) check(when string) {
 		size int
 	}{{"own", 10_000}, {"cached", cachedSize}} {
 		forget(b.path(c.name))
-		if err := b.right(c.name, c.size); err != nil {
+		if err := b.right(c.name, c.size); err != nil && !(h.replaced && c.name == "cached" && errors.Is(err, unix.EIO)) {
 			b.t.Errorf("%s: %v", when, err)
 		}
 	}

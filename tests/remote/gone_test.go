@@ -59,6 +59,7 @@ func TestSourceReplaced(t *testing.T) {
 	b.mount(",timeout=5")
 	b.mends(func() error { return b.list("d", "file") })
 	h := b.localContent()
+	h.replaced = true
 
 	eio := func(what string, err error) {
 		t.Helper()
@@ -109,6 +110,7 @@ func TestRootGone(t *testing.T) {
 	b.mount(",timeout=5")
 	b.mends(func() error { return b.list("d", "file") })
 	h := b.localContent()
+	h.replaced = true
 	away := b.dir + ".away"
 	must(t, os.Rename(b.dir, away))
 	for what, put := range map[string]func() error{
