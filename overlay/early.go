@@ -17,7 +17,12 @@ const earlyFiles = 256
 // early holds the files that were opened before anybody did.
 type early struct {
 	mu      sync.Mutex
-	sources map[earlyKey]*source
+	sources map[earlyKey]*earlySource
+}
+
+type earlySource struct {
+	*source
+	taken bool // it is a node's, and closed by that
 }
 
 type earlyKey struct {
@@ -28,21 +33,24 @@ type earlyKey struct {
 
 func earlyKeyOf(r *lowerRef) earlyKey { return earlyKey{r.layer, r.path, r.attr.Version()} }
 
-// source returns the one of r that is held, a new one if there is none; nil if there are
-// too many. Whoever takes it closes it, at any time.
+// source returns the one of r, also if somebody has taken it, a new one if there is none; nil
+// if there are too many. Who takes it closes it, at any time.
 func (e *early) source(r *lowerRef, busy *demand) *source {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	key := earlyKeyOf(r)
-	if s := e.sources[key]; s != nil || len(e.sources) >= earlyFiles {
-		return s
+	if s := e.sources[key]; s != nil && !s.isClosed() {
+		return s.source
+	}
+	if len(e.sources) >= earlyFiles {
+		return nil
 	}
 	if e.sources == nil {
-		e.sources = make(map[earlyKey]*source)
+		e.sources = make(map[earlyKey]*earlySource)
 	}
 	s := newSource(r.layer.Layer, r.path, r.attr)
 	s.busy = busy
-	e.sources[key] = s
+	e.sources[key] = &earlySource{source: s}
 	return s
 }
 
@@ -51,8 +59,11 @@ func (e *early) take(r *lowerRef) *source {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	s := e.sources[earlyKeyOf(r)]
-	delete(e.sources, earlyKeyOf(r))
-	return s
+	if s == nil || s.taken {
+		return nil
+	}
+	s.taken = true
+	return s.source
 }
 
 // drop closes those that nobody has taken.
@@ -62,6 +73,8 @@ func (e *early) drop() {
 	e.sources = nil
 	e.mu.Unlock()
 	for _, s := range all {
-		s.close()
+		if !s.taken {
+			s.close()
+		}
 	}
 }

@@ -74,6 +74,20 @@ func TestForetellOpens(t *testing.T) {
 	if far.opens != 3 {
 		t.Errorf("%d files were opened, want those that were foretold", far.opens)
 	}
+	// Who goes on to fetch of it has the same, as long as it is open.
+	w.fs.Foretell([]Foretold{{Path: "a", Off: 1 << 18, Len: 100, When: Soon}})
+	until(t, "more of it is fetched", func() (ok bool) {
+		far.count(func() { ok = far.ahead > 0 })
+		return ok
+	})
+	if far.opens != 3 {
+		t.Errorf("%d files were opened, want those that were foretold", far.opens)
+	}
+	w.release(fh)
+	fh = w.openFile("a") // which nobody holds any more
+	if got := w.readAt(fh, 3<<18, kernelReads); !bytes.Equal(got, want[3<<18:3<<18+kernelReads]) {
+		t.Error("other bytes")
+	}
 	w.release(fh)
 
 	anew := noise(1<<20, 14)

@@ -139,6 +139,12 @@ func (s *source) Settled() bool {
 	return time.Since(time.Unix(s.want.Mtime.Sec, 0)) > 2*time.Second
 }
 
+func (s *source) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
 func (s *source) close() {
 	s.shared.close()
 	s.mu.Lock()

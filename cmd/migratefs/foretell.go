@@ -21,6 +21,7 @@ const (
 	smallFile = 128 << 10
 
 	foretoldNow   = 8 << 20  // bytes, at most, that stand before everything else
+	foretoldCode  = 4 << 20  // bytes, at most, of what is executed, before the process runs
 	foretoldSoon  = 64 << 20 // bytes, at most, besides, before the process runs
 	foretoldLater = 64 << 20 // bytes, at most, when it does
 	foretoldDirs  = 32       // directories, of which some small files come when it does
@@ -28,8 +29,9 @@ const (
 
 // foretell has fetched, in the background, what the process will need first. Where its
 // threads go on is fetched at once, and all its files are opened, since CRIU opens one after
-// the other; then what it reads, at its offsets. The rest of what it executes comes when it
-// runs, since much of that is never touched, and then small files beside its own. This
+// the other; then some of its code, and what it reads, at its offsets. The rest of what it
+// executes comes when it runs, since much of that is never touched, and then small files
+// beside its own. This
 // host's own copies of programs and libraries come to the upper last, so that nothing that
 // is done to them here can change what runs.
 func (m *mountCommand) foretell(st *stack) {
@@ -82,7 +84,7 @@ func foretold(cp *criu.Checkpoint) (first, later []overlay.Foretold) {
 					pages = append(pages, overlay.Foretold{Path: p, Off: from, Len: around, When: overlay.Now})
 				}
 				if r.Prot&unix.PROT_EXEC != 0 {
-					code = append(code, overlay.Foretold{Path: p, Off: r.Off, Len: r.Len, When: overlay.Later})
+					code = append(code, overlay.Foretold{Path: p, Off: r.Off, Len: r.Len, When: overlay.Soon})
 				}
 				opens = append(opens, open)
 			case criu.Descriptor:
@@ -95,9 +97,15 @@ func foretold(cp *criu.Checkpoint) (first, later []overlay.Foretold) {
 				opens = append(opens, open)
 			}
 		}
+		if f.BuildID != nil && len(f.Refs) > 0 { // which CRIU compares
+			pages = append(pages, overlay.Foretold{Path: p, Len: around, When: overlay.Now})
+		}
 	}
-	now := atMost(foretoldNow, slices.Concat(pages, opens))
-	return slices.Concat(now, atMost(foretoldSoon, offsets)), slices.Concat(atMost(foretoldLater, code), oneOfEach(foretoldDirs, beside))
+	first = slices.Concat(atMost(foretoldNow, slices.Concat(pages, opens)), atMost(foretoldCode, code), atMost(foretoldSoon, offsets))
+	for i := range code {
+		code[i].When = overlay.Later
+	}
+	return first, slices.Concat(atMost(foretoldLater, code), oneOfEach(foretoldDirs, beside))
 }
 
 // atMost returns the first of parts, n bytes of them, each once.

@@ -39,7 +39,15 @@ func (l *Layer) meetRoot(ctx context.Context, c *conn, first bool) error {
 		return err
 	}
 	given := l.cfg.Target.Path
-	replies, err := c.do(ctx, askPath(fxpRealpath, given))
+	look := func(path string) []request {
+		reqs := []request{askPath(fxpLstat, path)}
+		if c.caps.statvfs {
+			reqs = append(reqs, askStatvfs(path))
+		}
+		return reqs
+	}
+	// Mostly the path is the real one already: then one exchange does.
+	replies, err := c.do(ctx, append([]request{askPath(fxpRealpath, given)}, look(given)...)...)
 	if err != nil {
 		return err
 	}
@@ -50,12 +58,10 @@ func (l *Layer) meetRoot(ctx context.Context, c *conn, first bool) error {
 	if name[0] != '/' || len(name) > pathMax {
 		return corrupt("%q as the real path of %q", name[:min(len(name), 200)], given)
 	}
-	reqs := []request{askPath(fxpLstat, name)}
-	if c.caps.statvfs {
-		reqs = append(reqs, askStatvfs(name))
-	}
-	if replies, err = c.do(ctx, reqs...); err != nil {
-		return err
+	if replies = replies[1:]; name != given {
+		if replies, err = c.do(ctx, look(name)...); err != nil {
+			return err
+		}
 	}
 	a, err := replies[0].attrs()
 	if err != nil {

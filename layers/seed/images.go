@@ -16,7 +16,7 @@ import (
 )
 
 // Images is the directory of a checkpoint that lies on a layer, as a layer of its own:
-// regular files in one directory. All but the memory of the processes (pages-*) is
+// regular files in one directory. All but the memory of large processes (pages-*) is
 // small, and is read in one burst when it is opened; the rest comes when it is read.
 type Images struct {
 	inner layers.Layer // not ours: not closed
@@ -39,6 +39,7 @@ type image struct {
 const (
 	imageMost  = 4 << 20  // that is read whole
 	otherMost  = 64 << 10 // of what is no image: the dump's log
+	pagesMost  = 1 << 20  // of a process's memory
 	imagesMost = 256 << 20
 	imagesName = 1 << 20 // names in the directory
 )
@@ -105,10 +106,13 @@ func (im *Images) read(ctx context.Context) error {
 	for _, name := range im.names {
 		f := im.files[name]
 		most := int64(otherMost)
-		if strings.HasSuffix(name, ".img") {
+		switch {
+		case strings.HasPrefix(name, "pages-"):
+			most = pagesMost
+		case strings.HasSuffix(name, ".img"):
 			most = imageMost
 		}
-		if strings.HasPrefix(name, "pages-") || f.attr.Size > min(most, left) {
+		if f.attr.Size > min(most, left) {
 			continue
 		}
 		left -= f.attr.Size

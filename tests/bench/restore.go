@@ -251,6 +251,10 @@ func (b *bed) restoresOf(tb *stand, s *scene) (found []hopped, err error) {
 	if err != nil {
 		return nil, err
 	}
+	// What CRIU finds out about a kernel it notes in /run for the next time.
+	if _, err := s.on(s.criu, "check"); err != nil {
+		return nil, err
+	}
 	for _, rtt := range rtts {
 		s.link.SetRTT(rtt)
 		note := hopped{s.size, rtt, images, map[string][stages][]float64{}, map[string][stages]int64{}}
@@ -402,7 +406,7 @@ func (s *scene) why() string {
 
 // clean takes away what a run has left on the second host.
 func (s *scene) clean() error {
-	_, err := s.on("sh", "-c", "rm -rf --one-file-system /srv/* /var/lib/migratefs")
+	_, err := s.on("find", "/srv", "/var/lib", "-mindepth", "1", "-maxdepth", "1", "-exec", "rm", "-rf", "--one-file-system", "{}", "+")
 	return err
 }
 
