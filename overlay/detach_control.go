@@ -47,6 +47,15 @@ type MissingReport struct {
 	Why   copyup.Quoted `json:"why,omitempty"`
 }
 
+// Report is m as it is told.
+func (m *Missing) Report() MissingReport {
+	r := MissingReport{Path: copyup.Quoted(m.Path), Bytes: m.Bytes}
+	if m.Why != nil {
+		r.Why = copyup.Quoted(m.Why.Error())
+	}
+	return r
+}
+
 // EndOrder is what the daemon is told about the end of the migration.
 type EndOrder struct {
 	Do    string    `json:"do"`              // look, drain, detach, or stop what is under way
@@ -100,11 +109,7 @@ func (fs *FS) controlEnding(ctx context.Context, attr string) ([]byte, error) {
 func pageOfMissing(all []Missing, number int) ([]byte, error) {
 	var page []byte
 	for _, m := range all {
-		r := MissingReport{Path: copyup.Quoted(m.Path), Bytes: m.Bytes}
-		if m.Why != nil {
-			r.Why = copyup.Quoted(m.Why.Error())
-		}
-		line, err := json.Marshal(r)
+		line, err := json.Marshal(m.Report())
 		if err != nil {
 			return nil, err
 		}

@@ -211,13 +211,17 @@ func (fs *FS) State(ctx context.Context) (State, error) {
 	return s, nil
 }
 
-// filled notes that a file of so many bytes is whole: of a drain that is under way it is
-// here by now.
+// filled notes that a file of so many bytes is whole: of a drain, under way or the last
+// thing that was done, it is here by now. While it was pending, no look counted it.
 func (e *ending) filled(bytes int64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.job.running() && e.job.now != nil && e.job.now.bring {
-		e.job.now.found(bytes)
+	k := e.last
+	if e.job.running() && e.job.now != nil {
+		k = e.job.now
+	}
+	if k != nil && k.bring {
+		k.found(bytes)
 	}
 }
 

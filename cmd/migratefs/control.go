@@ -66,7 +66,8 @@ func (m *mountCommand) serveControl(st *stack, log *slog.Logger) (end func()) {
 
 func (m *mountCommand) controlled(st *stack, mnt mountInfo) *control.Mount {
 	c := &control.Mount{
-		FS: st.fs, Version: version, Point: st.point, Device: mnt.dev, Mode: st.o.mode, Layers: st.shown, Log: m.log,
+		FS: st.fs, Version: version, Point: st.point, Device: mnt.dev, Mode: st.o.mode,
+		Options: strings.Join(m.options, ","), Layers: st.shown, Log: m.log,
 	}
 	switch {
 	case st.fs.ReadOnly():

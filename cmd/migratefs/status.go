@@ -190,7 +190,7 @@ func (f *statusFlags) run(out io.Writer, point string) error {
 			if i > 0 {
 				fmt.Fprintln(out)
 			}
-			showMount(out, s, time.Now(), false)
+			showMount(out, s, time.Now())
 		}
 	}
 	return attention(all)

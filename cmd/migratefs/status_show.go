@@ -10,21 +10,28 @@ import (
 	"time"
 
 	"github.com/migratefs/migratefs/internal/control"
+	"github.com/migratefs/migratefs/overlay"
 )
 
-// showMount prints how a mount is, as people read it; drawn says that the bar of its
-// filling is drawn by somebody else.
-func showMount(out io.Writer, s *seenMount, now time.Time, drawn bool) {
+// showMount prints how a mount is, as people read it.
+func showMount(out io.Writer, s *seenMount, now time.Time) {
+	for _, line := range mountLines(s, now, false) {
+		fmt.Fprintln(out, line)
+	}
+}
+
+// mountLines is how a mount is, as people read it; drawn says that the bar of its
+// filling is drawn by somebody else. What is in the lines comes from a daemon, which may
+// be another user's.
+func mountLines(s *seenMount, now time.Time, drawn bool) (lines []string) {
 	if s.status == nil {
-		fmt.Fprintf(out, "%s  %s\n", shownName(s.point), s.why())
-		return
+		return []string{onLine(shownName(s.point) + "  " + s.why())}
 	}
-	fmt.Fprintln(out, headline(s))
-	for _, r := range statusRows(s.status, now) {
-		if !drawn || r.name != "filling" {
-			fmt.Fprintln(out, strings.TrimRight(fmt.Sprintf("  %-10s %s", r.name, r.text), " "))
-		}
+	lines = append(lines, onLine(headline(s)))
+	for _, r := range statusRows(s.status, now, drawn) {
+		lines = append(lines, onLine(strings.TrimRight(fmt.Sprintf("  %-10s %s", r.name, r.text), " ")))
 	}
+	return lines
 }
 
 // shownName is a name from mountinfo, on its line.
@@ -52,7 +59,7 @@ func headline(s *seenMount) string {
 // row is one line below the name of a mount.
 type row struct{ name, text string }
 
-func statusRows(st *control.Status, now time.Time) (rows []row) {
+func statusRows(st *control.Status, now time.Time, drawn bool) (rows []row) {
 	add := func(name, format string, args ...any) {
 		rows = append(rows, row{name, fmt.Sprintf(format, args...)})
 	}
@@ -60,7 +67,7 @@ func statusRows(st *control.Status, now time.Time) (rows []row) {
 	for i := range st.Layers {
 		add(st.Layers[i].Role, "%s", layerText(&st.Layers[i]))
 	}
-	rows = append(rows, fillRows(st)...)
+	rows = append(rows, fillRows(st, now, drawn)...)
 	for i := range st.Drains {
 		add("draining", "%s", drainingText(&st.Drains[i]))
 	}
@@ -87,6 +94,9 @@ func statusRows(st *control.Status, now time.Time) (rows []row) {
 			text += fmt.Sprintf("; %s still to be removed", countText(uint64(a.Removals), "lower copy", "lower copies"))
 		}
 		add("copied up", "%s", text)
+	}
+	if d := st.Drained; d != nil {
+		add("drained", "%s, %s by 'migratefs drain', the last %s ago", countText(uint64(d.Files), "file", "files"), bytesText(d.Bytes), spanText(now.Sub(d.When).Seconds()))
 	}
 	if c := st.Cache; c != nil {
 		add("cache", "%s", cacheText(c))
@@ -133,13 +143,21 @@ func lossText(losses map[string]uint64) string {
 
 func layerText(l *control.Layer) string {
 	text := string(l.Name)
+	if state := layerState(l); state != "" {
+		text += ": " + state
+	}
+	return text
+}
+
+// layerState is how a layer is; "" if there is nothing to say of it.
+func layerState(l *control.Layer) (text string) {
 	switch r := l.Source; {
 	case l.Detached:
-		return text + ": let go of, it may be switched off"
+		return "let go of, it may be switched off"
 	case !l.Reachable:
-		return text + ": NOT REACHABLE: " + l.Why
+		return "NOT REACHABLE: " + l.Why
 	case r != nil:
-		text += fmt.Sprintf(": reachable, %s", countText(uint64(r.Connections), "connection", "connections"))
+		text = fmt.Sprintf("reachable, %s", countText(uint64(r.Connections), "connection", "connections"))
 		text += fmt.Sprintf(", %s read in %s", bytesText(r.Bytes), countText(uint64(r.RoundTrips), "round trip", "round trips"))
 		if r.Connects > int64(r.Connections) { // connections were lost, or there were more
 			text += fmt.Sprintf(", logged in %d times", r.Connects)
@@ -148,33 +166,72 @@ func layerText(l *control.Layer) string {
 			text += fmt.Sprintf("; %s of it, %s, not fetched: this host has the same", countText(uint64(l.TwinFiles), "file", "files"), bytesText(l.TwinBytes))
 		}
 	case l.Size > 0:
-		text += fmt.Sprintf(": %s free of %s", bytesText(l.Free), bytesText(l.Size))
+		text = fmt.Sprintf("%s free of %s", bytesText(l.Free), bytesText(l.Size))
 	}
 	return text
 }
 
-// fillRows tell how far pending files are, and what hangs on the source.
-func fillRows(st *control.Status) (rows []row) {
+// fillRows tell how far pending files are, what has to be here before the source may go,
+// and what hangs on it.
+func fillRows(st *control.Status, now time.Time, drawn bool) (rows []row) {
+	add := func(name, format string, args ...any) {
+		rows = append(rows, row{name, fmt.Sprintf(format, args...)})
+	}
 	f := &st.Fill
 	if st.State == "" {
 		return nil
 	}
+	m := migrationOf(st)
 	if f.Files > 0 {
-		total := f.Here + f.Missing
-		rows = append(rows, row{"filling", fmt.Sprintf("%s %3d%%  %s of %s", barText(f.Here, total, 24), percent(f.Here, total), bytesText(f.Here), bytesText(total))})
-		rows = append(rows, row{"", fillText(f)})
+		name := "filling"
+		if !drawn {
+			part, all := progressOf(st)
+			add(name, "%s %3d%%  %s of %s", barText(part, all, 24), percent(part, all), bytesText(part), bytesText(all))
+			name = ""
+		}
+		add(name, "%s", fillText(st))
+	}
+	if m.Looked != nil {
+		add("here", "%s of %s, as of %s ago", amountText(m.Here), m.Scope, spanText(now.Sub(*m.Looked).Seconds()))
+		add("missing", "%s", amountText(m.Missing))
 	}
 	switch {
-	case f.Missing > 0:
-		rows = append(rows, row{"at risk", fmt.Sprintf("if the source died now, %s in %s that %s changed here would be lost",
-			bytesText(f.Missing), countText(uint64(f.Files), "file", "files"), wasWere(f.Files))})
+	case m.AtRisk.Files > 0:
+		n := uint64(m.AtRisk.Files)
+		add("at risk", "if the source died now, %s in %s that %s changed here would be lost",
+			bytesText(m.AtRisk.Bytes), countText(n, "file", "files"), wasWere(n))
 	default:
-		rows = append(rows, row{"at risk", "nothing that was changed here needs the source any more"})
+		add("at risk", "nothing that was changed here needs the source any more")
+	}
+	if m.Left > 0 {
+		add("left", "%s on the source, which cannot be read here", countText(uint64(m.Left), "name", "names"))
+	}
+	if n := len(m.Lost); n > 0 {
+		l := &m.Lost[n-1]
+		add("failed", "%s for want of the source, the last %s ago: /%s, by process %d %s: %s",
+			countText(uint64(m.LostReads), "read", "reads"), spanText(now.Sub(l.When).Seconds()), l.Path, l.Pid, l.Process, l.Why)
 	}
 	return rows
 }
 
-func wasWere(n int) string {
+// migrationOf is how far the way from the source is, also of a daemon of an older version.
+func migrationOf(st *control.Status) *overlay.StateReport {
+	if st.Migration != nil {
+		return st.Migration
+	}
+	return &overlay.StateReport{AtRisk: overlay.Amount{Files: int64(st.Fill.Files), Bytes: st.Fill.Missing}}
+}
+
+// progressOf is how many bytes are here, and how many shall be: of the drain that is
+// under way, or of what was changed here.
+func progressOf(st *control.Status) (part, all int64) {
+	if m := migrationOf(st); m.Job.Op == "drain" && m.Job.Result == "" {
+		return m.Here.Bytes, m.Here.Bytes + m.Missing.Bytes
+	}
+	return st.Fill.Here, st.Fill.Here + st.Fill.Missing
+}
+
+func wasWere(n uint64) string {
 	if n == 1 {
 		return "was"
 	}
@@ -182,7 +239,8 @@ func wasWere(n int) string {
 }
 
 // fillText is how the filling goes: how many files, how fast, how long.
-func fillText(f *control.Fill) string {
+func fillText(st *control.Status) string {
+	f := &st.Fill
 	text := fmt.Sprintf("%s pending, %d done", countText(uint64(f.Files), "file", "files"), f.Finished)
 	switch {
 	case f.Waiting:
@@ -192,17 +250,18 @@ func fillText(f *control.Fill) string {
 	case f.Files == f.Conflicts:
 		return text + ", all in conflict"
 	case f.Rate > 0:
-		return text + fmt.Sprintf(", %s/s, %s left", bytesText(int64(f.Rate)), etaText(f))
+		return text + fmt.Sprintf(", %s/s, %s left", bytesText(int64(f.Rate)), etaText(st))
 	}
 	return text
 }
 
 // etaText is how long the filling will take at this rate.
-func etaText(f *control.Fill) string {
-	if f.Rate < 1 {
+func etaText(st *control.Status) string {
+	if st.Fill.Rate < 1 {
 		return "an unknown time"
 	}
-	return spanText(float64(f.Missing) / f.Rate)
+	part, all := progressOf(st)
+	return spanText(float64(all-part) / st.Fill.Rate)
 }
 
 func percent(part, all int64) int64 {

@@ -62,17 +62,17 @@ func goldenMount() *seenMount {
 func TestShowMount(t *testing.T) {
 	var b bytes.Buffer
 	s := goldenMount()
-	showMount(&b, s, goldenNow, false)
+	showMount(&b, s, goldenNow)
 	b.WriteString("\n" + plainLine(s, goldenNow) + "\n\n")
 	s.status.Layers[2].Reachable = true
 	s.status.Fill.Waiting, s.status.Fill.Conflicts = true, 0
 	s.elsewhere, s.point = true, `/data\nset`
 	b.WriteString(plainLine(s, goldenNow) + "\n\n")
-	showMount(&b, &seenMount{mountInfo: mountInfo{point: "/dead\n"}, err: errors.New("it\tis odd")}, goldenNow, false)
+	showMount(&b, &seenMount{mountInfo: mountInfo{point: "/dead\n"}, err: errors.New("it\tis odd")}, goldenNow)
 	b.WriteString("\n")
 	showMount(&b, &seenMount{mountInfo: mountInfo{point: "/local"}, status: &control.Status{
 		Version: "1.2", PID: 1, Mode: "migrate", Hosts: "many", Layers: []control.Layer{{Role: "lower", Name: "/old", Reachable: true}},
-	}}, goldenNow, false)
+	}}, goldenNow)
 	golden(t, "status.txt", b.Bytes())
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/migratefs/migratefs/copyup"
 )
@@ -23,6 +24,23 @@ func bytesText(n int64) string {
 		f, units = f/1024, units[1:]
 	}
 	return fmt.Sprintf("%.1f %ciB", f, units[0])
+}
+
+// onLine is s as it may be shown whoever it comes from: what is no text, or would move
+// the cursor or turn the direction of writing, is escaped as in Go and C.
+func onLine(s string) string {
+	var b strings.Builder
+	for s != "" {
+		r, n := utf8.DecodeRuneInString(s)
+		if r == utf8.RuneError && n == 1 || !strconv.IsGraphic(r) {
+			q := strconv.Quote(s[:n])
+			b.WriteString(q[1 : len(q)-1])
+		} else {
+			b.WriteRune(r)
+		}
+		s = s[n:]
+	}
+	return b.String()
 }
 
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

@@ -118,7 +118,7 @@ func (f *topFlags) show(out io.Writer, point string, before, now *control.Top) {
 	rows := f.most(between(before.Processes, now.Processes))
 	for i := range rows {
 		d := &rows[i]
-		who := fmt.Sprintf("%d %s", d.PID, d.Program)
+		who := fmt.Sprintf("%d %s", d.PID, onLine(string(d.Program)))
 		if d.PID == 0 {
 			who = "(of another pid namespace, or the kernel)"
 		}
@@ -132,7 +132,7 @@ func (f *topFlags) show(out io.Writer, point string, before, now *control.Top) {
 	fmt.Fprintln(w, "REQUESTS\tFAILED\tWAITED\tLONGEST\tREAD\tWRITTEN\tFETCHED\tCOPIED UP\tFILE")
 	rows = f.most(between(before.Files, now.Files))
 	for i := range rows {
-		fmt.Fprintf(w, "%s/%s\n", doingText(&rows[i]), rows[i].Path)
+		fmt.Fprintf(w, "%s/%s\n", doingText(&rows[i]), onLine(string(rows[i].Path)))
 	}
 	if len(rows) == 0 {
 		fmt.Fprintln(w, "nothing")

@@ -25,6 +25,8 @@ var (
 	ErrNoDaemon = errors.New("no daemon answers")
 	// ErrForbidden: the daemon is somebody else's.
 	ErrForbidden = errors.New("only root, or who runs the mount, may ask its daemon")
+	// ErrUnknown: the daemon is of a version that does not know the question.
+	ErrUnknown = errors.New("the daemon is of an older version")
 )
 
 // Client asks the daemon of one mount.
@@ -120,16 +122,24 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte, out a
 
 // refusal is the error in an answer.
 func refusal(code int, b []byte) error {
-	if code == http.StatusForbidden {
+	switch code {
+	case http.StatusForbidden:
 		return ErrForbidden
+	case http.StatusNotFound:
+		return fmt.Errorf("%w: %s", ErrUnknown, errorText(code, b))
 	}
+	return errors.New(errorText(code, b))
+}
+
+// errorText is what an answer that is an error says.
+func errorText(code int, b []byte) string {
 	var told struct {
 		Error string `json:"error"`
 	}
 	if json.Unmarshal(b, &told) == nil && told.Error != "" {
-		return errors.New(told.Error)
+		return told.Error
 	}
-	return fmt.Errorf("the daemon answered %d", code)
+	return fmt.Sprintf("the daemon answered %d", code)
 }
 
 // Status asks how the mount is. An answer about another device is none.

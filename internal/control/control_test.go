@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -87,10 +89,10 @@ func TestServe(t *testing.T) {
 			t.Errorf("%v: %v", change, err)
 		}
 	}
-	if err := c.Get(t.Context(), "/v1/nothing", &now); err == nil || !strings.Contains(err.Error(), `no GET "/v1/nothing"`) {
+	if err := c.Get(t.Context(), "/v1/nothing", &now); !errors.Is(err, ErrUnknown) || !strings.Contains(err.Error(), `no GET "/v1/nothing"`) {
 		t.Errorf("what is not there: %v", err)
 	}
-	for _, path := range []string{"/v1/conflicts", "/v1/top", "/v1/history", "/v1/slow", "/v1/log", "/v1/settings"} {
+	for _, path := range []string{"/v1/conflicts", "/v1/missing", "/v1/latencies", "/v1/top", "/v1/history", "/v1/slow", "/v1/log", "/v1/settings"} {
 		var v map[string]any
 		if err := c.Get(t.Context(), path, &v); err != nil || len(v) == 0 {
 			t.Errorf("%s: %v, %v", path, v, err)
@@ -254,6 +256,36 @@ func TestHistory(t *testing.T) {
 		if s.Requests <= got.Samples[i].Requests {
 			t.Fatalf("sample %d is older than the one before", i+1)
 		}
+	}
+}
+
+// TestHistoryBound: it is as large as it is said to be.
+func TestHistoryBound(t *testing.T) {
+	if n := unsafe.Sizeof(Sample{}) * historyMost; n != 86_400 {
+		t.Errorf("the samples of a history are %d bytes: history.go and docs/control.md say otherwise", n)
+	}
+}
+
+// TestDrained: what drains tell is added up, whatever they tell, and stays when they end.
+func TestDrained(t *testing.T) {
+	m := newMount(t, "0:42")
+	if d := m.drained.read(); d != nil {
+		t.Errorf("before anybody has told anything: %+v", d)
+	}
+	said := []*Drain{
+		nil, {Phase: "counting", Files: 100, Bytes: 9000}, {Phase: "moving"}, {Phase: "moving", Files: 2, Bytes: 300}, {Phase: "moving", Files: 3, Bytes: 305},
+		{Phase: "moving", Files: 1, Bytes: 1}, {Phase: "moving", Files: 1, Bytes: math.MaxInt64}, {Phase: "moving", Files: -5},
+	}
+	for i, now := range said[1:] {
+		m.drained.add(said[i], now)
+	}
+	st, err := m.Status(t.Context())
+	must(t, err)
+	if d := st.Drained; d == nil || d.Files != 3 || d.Bytes != 305 || d.When.IsZero() {
+		t.Errorf("told 3 files, 305 bytes: %+v", d)
+	}
+	if s, err := m.sample(t.Context()); err != nil || s.Drained != 305 {
+		t.Errorf("%+v, %v", s, err)
 	}
 }
 

@@ -16,6 +16,8 @@
 //
 //	GET   /v1/status     Status
 //	GET   /v1/conflicts  {"conflicts": [overlay.ConflictReport], "more": bool}, 1,000 at most
+//	GET   /v1/missing    Missing: what only the source has of what has to be here, 1,000 names at most
+//	GET   /v1/latencies  Latencies
 //	GET   /v1/top        Top; the first call begins to look, 15 s without one end it
 //	GET   /v1/history    {"every_seconds": N, "samples": [Sample]}, the oldest first
 //	GET   /v1/slow       {"slow": [Slow]}, the files whose requests took longest

@@ -21,6 +21,9 @@ import (
 // sockets: one request whose body goes on for as long as the drain does, a DrainReport
 // a line. So what is told of it goes with it, however it ends.
 
+// drainMoving is the phase of a Drain that moves files.
+const drainMoving = "moving"
+
 // Drain is how far one is.
 type Drain struct {
 	PID      int      `json:"pid,omitempty"`   // in the daemon's pid namespace, if it is there
@@ -64,6 +67,8 @@ var ErrNotOurs = errors.New("no lower of this mount is drained")
 const (
 	drainsMost   = 64               // that are told of
 	drainSilence = 30 * time.Second // so long without a report it is as good as dead
+
+	drainLastWord = 5 * time.Second // how long a drain that has ended waits for somebody to hear it
 )
 
 // drains are those that tell of themselves.
@@ -135,17 +140,20 @@ func (s *Server) serveDrain(w http.ResponseWriter, r *http.Request) {
 			defer s.m.drains.leave(seat)
 		}
 		d.PID = who.pid
-		seat.Store(&d.Drain)
+		s.m.drained.add(seat.Swap(&d.Drain), &d.Drain)
 	}
 	answer(w, struct{}{}, nil)
 }
 
 // ReportDrain tells the daemon how far a drain is, at once and again every so often,
-// until ctx ends. It returns before that if the daemon ends, or wants to know nothing
-// of it.
+// until ctx ends, and how far it was then. It returns before that if the daemon ends, or
+// wants to know nothing of it.
 func (c *Client) ReportDrain(ctx context.Context, every time.Duration, now func() *DrainReport) error {
-	ctx, cancel := context.WithCancel(ctx)
+	asked, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	defer context.AfterFunc(ctx, func() { // a daemon that does not listen holds nobody up
+		time.AfterFunc(drainLastWord, cancel)
+	})()
 	body, in := io.Pipe()
 	defer body.Close()
 	go func() {
@@ -156,11 +164,12 @@ func (c *Client) ReportDrain(ctx context.Context, every time.Duration, now func(
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
+				_ = lines.Encode(now())
 				return
 			}
 		}
 	}()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://migratefs/v1/drain", body)
+	req, err := http.NewRequestWithContext(asked, http.MethodPost, "http://migratefs/v1/drain", body)
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,9 @@ const (
 func (p *progress) get(ctx context.Context, fs *overlay.FS) (howFar, time.Duration, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if age := time.Since(p.at); !p.at.IsZero() && age < max(progressFresh, progressShare*p.cost) {
+	age := time.Since(p.at)
+	same := fs.Detached() == (p.last.state.Phase == overlay.Detached)
+	if !p.at.IsZero() && same && age < max(progressFresh, progressShare*p.cost) {
 		return p.last, age, nil
 	}
 	began := time.Now()
@@ -47,8 +49,12 @@ func (p *progress) get(ctx context.Context, fs *overlay.FS) (howFar, time.Durati
 	}
 	if took := began.Sub(p.at).Seconds(); !p.at.IsZero() && took > 0 {
 		rate := float64(now.Fetched-p.last.Fetched) / took
-		// What came in the last seconds counts, not one lucky moment.
+		// What came in the last seconds counts, not one lucky moment; but from rest there
+		// is nothing else to go by.
 		weight := min(took/5, 1)
+		if now.rate == 0 {
+			weight = 1
+		}
 		now.rate += weight * (rate - now.rate)
 		if now.rate < 1 {
 			now.rate = 0
@@ -59,7 +65,8 @@ func (p *progress) get(ctx context.Context, fs *overlay.FS) (howFar, time.Durati
 }
 
 // history is samples over the whole life of a mount: when there are too many, every
-// other one goes, and further ones come half as often.
+// other one goes, and further ones come half as often. All of it is 720 samples of 120
+// bytes: 86,400 bytes at most.
 type history struct {
 	mu      sync.Mutex
 	every   time.Duration
@@ -131,6 +138,9 @@ func (m *Mount) sample(ctx context.Context) (*Sample, error) {
 	}
 	for _, n := range c.Failures {
 		s.Failures += n
+	}
+	if d := m.drained.read(); d != nil {
+		s.Drained = d.Bytes
 	}
 	for i := range m.Layers {
 		if r := m.Layers[i].Remote; r != nil && r.Offline() != nil {

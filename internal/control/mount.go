@@ -25,6 +25,7 @@ type Mount struct {
 	Device  string // MAJOR:MINOR
 	Mode    string // migrate, overlay, or read-only
 	Hosts   string // of migrate mode
+	Options string // as they were given
 	Layers  []LayerSpec
 	Log     *Log
 
@@ -32,6 +33,7 @@ type Mount struct {
 	progress progress
 	history  history
 	space    space
+	drained  drained
 }
 
 // LayerSpec is a layer as it was mounted.
@@ -75,14 +77,17 @@ func (m *Mount) Status(ctx context.Context) (*Status, error) {
 	s := &Status{
 		API: APIVersion, Version: m.Version, PID: os.Getpid(), UID: os.Geteuid(),
 		Mountpoint: copyup.Quoted(m.Point), Device: m.Device, Namespace: ns,
-		Mode: m.Mode, Hosts: m.Hosts, State: string(at.state.Phase),
+		Mode: m.Mode, Hosts: m.Hosts, Options: copyup.Quoted(m.Options), State: string(at.state.Phase),
 		Layers: m.layers(at.state.Phase == overlay.Detached),
 		Fill: Fill{
 			Fetching: p.Fetching, Waiting: p.Waiting, Files: p.Files, Missing: p.Missing, Here: p.Size - p.Missing,
 			Finished: p.Finished, Fetched: p.Fetched, Rate: at.rate, Conflicts: p.Conflicts, Age: age.Seconds(),
 		},
-		Drains:   m.drains.read(),
-		Settings: m.settings(),
+		Drains: m.drains.read(), Drained: m.drained.read(), Settings: m.settings(),
+	}
+	if at.state.Phase != overlay.Local {
+		r := at.state.Report()
+		s.Migration = &r
 	}
 	if p.Err != nil {
 		s.LastError, s.LastWhen = strconv.QuoteToGraphic(p.Err.Error()), &p.When
@@ -198,6 +203,36 @@ func (m *Mount) conflicts(ctx context.Context, most int) (*Conflicts, error) {
 		c.Conflicts = append(c.Conflicts, all[i].Report())
 	}
 	return c, nil
+}
+
+// missingMost is how many names that are missing are listed.
+const missingMost = 1000
+
+func (m *Mount) missing(ctx context.Context) (*Missing, error) {
+	all, err := m.FS.MissingNow(ctx)
+	if err != nil {
+		return nil, err
+	}
+	told := &Missing{Missing: []overlay.MissingReport{}, More: max(len(all)-missingMost, 0)}
+	for i := range all[:min(len(all), missingMost)] {
+		told.Missing = append(told.Missing, all[i].Report())
+	}
+	return told, nil
+}
+
+func (m *Mount) latencies() *Latencies {
+	c := m.FS.Counts()
+	one := func(h *overlay.Histogram) Latency {
+		return Latency{Counts: append([]uint64{}, h.Buckets[:]...), Seconds: h.Sum.Seconds()}
+	}
+	l := &Latencies{Requests: map[string]Latency{}, CopyUps: one(&c.CopyUps), Fetches: one(&c.Fetches)}
+	for i := range overlay.HistogramBuckets - 1 {
+		l.Bounds = append(l.Bounds, overlay.BucketBound(i).Seconds())
+	}
+	for op, h := range c.Requests {
+		l.Requests[op] = one(&h)
+	}
+	return l
 }
 
 func (m *Mount) top() *Top {

@@ -91,6 +91,8 @@ func (s *Server) handler() http.Handler {
 	}
 	get("/v1/status", func(ctx context.Context) (any, error) { return s.m.Status(ctx) })
 	get("/v1/conflicts", func(ctx context.Context) (any, error) { return s.m.conflicts(ctx, conflictsMost) })
+	get("/v1/missing", func(ctx context.Context) (any, error) { return s.m.missing(ctx) })
+	get("/v1/latencies", func(context.Context) (any, error) { return s.m.latencies(), nil })
 	get("/v1/top", func(context.Context) (any, error) { return s.m.top(), nil })
 	get("/v1/history", func(context.Context) (any, error) { return s.m.history.read(), nil })
 	get("/v1/slow", func(context.Context) (any, error) { return map[string]any{"slow": s.m.slow()}, nil })

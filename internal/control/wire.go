@@ -21,16 +21,19 @@ type Status struct {
 	Mountpoint copyup.Quoted `json:"mountpoint"` // in the namespace of the daemon
 	Device     string        `json:"device"`     // MAJOR:MINOR, as in /proc/self/mountinfo
 	Namespace  string        `json:"mount_namespace"`
-	Mode       string        `json:"mode"`            // migrate, overlay, or read-only
-	Hosts      string        `json:"hosts,omitempty"` // of migrate mode: many or single
-	State      string        `json:"state,omitempty"` // with a source: lazy, filling, complete, detached
+	Mode       string        `json:"mode"`              // migrate, overlay, or read-only
+	Hosts      string        `json:"hosts,omitempty"`   // of migrate mode: many or single
+	Options    copyup.Quoted `json:"options,omitempty"` // as they were given
+	State      string        `json:"state,omitempty"`   // with a source: lazy, filling, complete, detached
 
 	Layers []Layer `json:"layers"` // the highest first
 
+	Migration *overlay.StateReport     `json:"migration,omitempty"` // with a source
 	Fill      Fill                     `json:"fill"`
 	Drains    []Drain                  `json:"drains,omitempty"` // on this host, of a lower of this mount
 	Cache     *Cache                   `json:"cache,omitempty"`
 	Activity  Activity                 `json:"activity"`
+	Drained   *Drained                 `json:"drained,omitempty"`   // by drain commands beside the mount
 	Conflicts []overlay.ConflictReport `json:"conflicts,omitempty"` // some of them
 	Losses    map[string]uint64        `json:"left_out,omitempty"`  // extended attributes that did not come up
 
@@ -162,6 +165,35 @@ type Slow struct {
 	Waited  float64       `json:"waited_seconds"`
 }
 
+// Drained is what drains of this host have moved from a lower of the mount since it was
+// made, as they told.
+type Drained struct {
+	Files int64     `json:"files"`
+	Bytes int64     `json:"bytes"`
+	When  time.Time `json:"when"` // of the last word
+}
+
+// Latencies are how long things took since the mount. Bounds are the longest times that
+// are counted in each bucket; the last bucket, which is for what took longer, has none.
+type Latencies struct {
+	Bounds   []float64          `json:"bounds_seconds"`
+	Requests map[string]Latency `json:"requests"` // of the kernel, by kind
+	CopyUps  Latency            `json:"copy_ups"`
+	Fetches  Latency            `json:"fetches"` // from sources, that somebody waited for
+}
+
+// Latency is how often something took how long.
+type Latency struct {
+	Counts  []uint64 `json:"counts"`  // by bucket, each without those before it
+	Seconds float64  `json:"seconds"` // together
+}
+
+// Missing is a list of all that is known to be missing, or of the first.
+type Missing struct {
+	Missing []overlay.MissingReport `json:"missing"`
+	More    int                     `json:"more"` // that are not listed
+}
+
 // Sample is what there was at one moment.
 type Sample struct {
 	When     time.Time `json:"when"`
@@ -172,6 +204,7 @@ type Sample struct {
 	Fetched  int64     `json:"fetched_bytes"` // since the mount, in the foreground and the background
 	CopyUps  uint64    `json:"copy_ups"`
 	Copied   int64     `json:"copied_bytes"`
+	Drained  int64     `json:"drained_bytes"`
 	Requests uint64    `json:"requests"`
 	Failures uint64    `json:"failures"`
 	Away     int       `json:"sources_away"`

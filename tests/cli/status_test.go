@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -179,4 +181,85 @@ func TestTraceOfSource(t *testing.T) {
 	if after := strings.Count(m.Log(), `msg="sftp `); strings.Contains(m.Log(), "what it holds") || after != before {
 		t.Errorf("content, or %d lines more, in\n%s", after-before, m.Log())
 	}
+}
+
+// TestStatusWatchTerminal: on a terminal a picture is drawn anew in its place, whatever
+// size that has and gets, and names do not command it.
+func TestStatusWatchTerminal(t *testing.T) {
+	testbed.NeedFUSE(t)
+	s := newSite(t)
+	point := s.at("to\x1b[2J\x1b[31mred\u202e and a long name to be cut \u6f22\u5b57\u6f22\u5b57 more")
+	must(t, os.Mkdir(point, 0o755))
+	m := testbed.Mount(t, "lowerdir="+s.at("lower")+",upperdir="+s.at("upper"), point)
+	cmd := exec.Command(testbed.Build(t), "status", "--watch", "--interval", "100ms", point)
+	cmd.Env = append(os.Environ(), "TERM=xterm")
+	term := testbed.StartTerminal(t, cmd, 200, 24)
+	// drawn waits until it was drawn a few times more, and then for what must be seen.
+	drawn := func(what string, ok func(lines []string) bool) {
+		t.Helper()
+		before := len(term.Raw())
+		testbed.Until(t, "more of "+what, func() bool { return strings.Count(term.Raw()[before:], "\x1b[J") >= 3 })
+		var lines []string
+		for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+			lines = term.Screen()
+			if ok(lines) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s shows:\n%s", what, strings.Join(lines, "\n"))
+			}
+		}
+	}
+	count := func(lines []string, what string) (n int) {
+		for _, l := range lines {
+			n += strings.Count(l, what)
+		}
+		return n
+	}
+	drawn("a wide terminal", func(l []string) bool {
+		return strings.HasPrefix(l[0], s.dir) && strings.HasSuffix(l[0], `to\x1b[2J\x1b[31mred\u202e and a long name to be cut 漢字漢字 more  migrate, hosts=many`) &&
+			strings.HasPrefix(l[1], "  daemon ") && count(l, "  daemon ") == 1 && count(l, "  requests ") == 1
+	})
+	for _, size := range [][2]int{{60, 24}, {31, 20}, {7, 30}, {1, 10}, {120, 24}} {
+		term.Resize(size[0], size[1])
+		drawn(fmt.Sprint("a terminal of ", size), func(l []string) bool {
+			last := 0
+			for i := range l {
+				if l[i] != "" {
+					last = i
+				}
+			}
+			// Each thing has one line, as wide as there is room.
+			return l[0] != "" && len(l) == size[1] && last < 9 && (size[0] < 20 || count(l, "  daemon ") == 1 && count(l, "  requests ") == 1)
+		})
+	}
+	term.Resize(80, 5)
+	drawn("a terminal of 5 lines", func(l []string) bool {
+		return count(l, s.dir) == 1 && count(l, "  daemon ") == 0
+	})
+	term.Resize(80, 24)
+	drawn("a terminal of 24 lines", func(l []string) bool { return count(l, "  daemon ") == 1 })
+
+	term.Type("\x03")
+	if err := term.Process.Wait(); err != nil {
+		t.Errorf("^C: %v", err)
+	}
+	testbed.Until(t, "the cursor below the picture", func() bool {
+		row, col, visible := term.Cursor()
+		l := term.Screen()
+		return visible && col == 0 && row > 0 && l[row] == "" && count(l, "  daemon ") == 1 && count(l[row:], "  ") == 0
+	})
+	if raw := term.Raw(); strings.Contains(raw, "\x1b[31m") || strings.Contains(raw, "\u202e") {
+		t.Errorf("a name got through: %q", raw[:min(len(raw), 400)])
+	}
+
+	// A terminal that does not say how large it is has lines.
+	cmd = exec.Command(testbed.Build(t), "status", "--watch", "--interval", "100ms", point)
+	term = testbed.StartTerminal(t, cmd, 0, 0)
+	testbed.Until(t, "lines", func() bool { return strings.Count(term.Raw(), "  migrate, hosts=many\r\n") >= 2 })
+	term.Process.Signal(unix.SIGTERM)
+	if err := term.Process.Wait(); err != nil {
+		t.Errorf("SIGTERM: %v", err)
+	}
+	m.Unmount()
 }
