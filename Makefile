@@ -64,6 +64,10 @@ install: ## put what was built under $(DESTDIR)$(PREFIX): make build completions
 man: ## write what the manual pages, docs/options.md and words.txt take from the program
 	go test ./cmd/migratefs -run '^(TestPages|TestWords)$$' -update
 
+.PHONY: picture
+picture: ## docs/status.svg: what a terminal shows half way through a drain (root)
+	go test ./tests/e2e -count=1 -run '^TestWatch$$' -picture '$(CURDIR)/docs/status.svg'
+
 .PHONY: release
 release: ## tarballs, deb and rpm for amd64 and arm64, SBOM and checksums, into dist
 	@packaging/release.sh '$(VERSION)' '$(COMMIT)' '$(DATE)'

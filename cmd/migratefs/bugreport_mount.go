@@ -223,7 +223,7 @@ func (r *bugreport) filesystem(l *lookedAt) string {
 var (
 	plainFields = names(`
 		version device mount_namespace mode hosts state role kind log_level
-		started last_error_at since when operation phase shard
+		started last_error_at since when looked operation phase shard scope_kind op result
 	`)
 	textFields = names(`why last_error error`)
 )

@@ -67,7 +67,7 @@ func (m *mountCommand) serveControl(st *stack, log *slog.Logger) (end func()) {
 func (m *mountCommand) controlled(st *stack, mnt mountInfo) *control.Mount {
 	c := &control.Mount{
 		FS: st.fs, Version: version, Point: st.point, Device: mnt.dev, Mode: st.o.mode,
-		Options: strings.Join(m.options, ","), Layers: st.shown, Log: m.log,
+		Options: shownOptions(m.options), Layers: st.shown, Log: m.log,
 	}
 	switch {
 	case st.fs.ReadOnly():
@@ -78,4 +78,18 @@ func (m *mountCommand) controlled(st *stack, mnt mountInfo) *control.Mount {
 		c.Hosts = "many"
 	}
 	return c
+}
+
+// shownOptions are options as they were given, but for what may hold a password.
+func shownOptions(given []string) string {
+	var all []string
+	r := &bugreport{tokens: &tokens{off: true}}
+	for _, v := range given {
+		for _, o := range splitEscaped(v, ',') {
+			if o != "" {
+				all = append(all, r.option(o))
+			}
+		}
+	}
+	return strings.Join(all, ",")
 }

@@ -10,6 +10,6 @@ func moreCommands() []*cobra.Command {
 		newPlanCommand(), newDrainCommand(), newCheckCommand(), newUndoCommand(), newResolveCommand(), newSFTPServerCommand(),
 		newReauthCommand(), newOptionsCommand(), newDoctorCommand(),
 		newWaitCommand(), newDetachCommand(), newSettleCommand(), newRuncCommand(),
-		newStatusCommand(), newSetCommand(), newTopCommand(), newBugreportCommand(),
+		newStatusCommand(), newSetCommand(), newTopCommand(), newReportCommand(), newBugreportCommand(),
 	}
 }

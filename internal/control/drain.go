@@ -175,7 +175,7 @@ func (c *Client) ReportDrain(ctx context.Context, every time.Duration, now func(
 	}
 	resp, err := c.client().Do(req)
 	if err != nil {
-		return err
+		return errors.Join(ctx.Err(), err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusNotFound {
@@ -185,5 +185,5 @@ func (c *Client) ReportDrain(ctx context.Context, every time.Duration, now func(
 	if err == nil && resp.StatusCode != http.StatusOK {
 		err = refusal(resp.StatusCode, b)
 	}
-	return err
+	return errors.Join(ctx.Err(), err)
 }

@@ -42,6 +42,7 @@ setpriv     | util-linux     | util-linux
 runc        | runc           | runc
 debootstrap | debootstrap    | debootstrap
 buildah     | buildah        | buildah
+chromium    | chromium       | chromium
 "
 
 bench="$tests
@@ -63,6 +64,7 @@ there() {
 	case $1 in
 	=sftp-server) [ -x /usr/lib/openssh/sftp-server ] || [ -x /usr/libexec/openssh/sftp-server ] ;;
 	=stdlib.h) [ -e /usr/include/stdlib.h ] ;;
+	chromium) command -v chromium >/dev/null || command -v chromium-browser >/dev/null ;; # Fedora's is called so
 	*) command -v "$1" >/dev/null ;;
 	esac
 }
