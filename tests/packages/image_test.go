@@ -55,7 +55,7 @@ func image(t *testing.T) (rootfs string) {
 	testbed.NeedRoot(t)
 	minimal, _ := bareRoots(t)
 	rootfs = filepath.Join(testbed.TempDir(t), "rootfs")
-	cmd := exec.Command("unshare", "-m", "--propagation", "private", "bash", "-euc", buildImage, "bash", rootfs)
+	cmd := exec.Command("unshare", "-m", "--propagation", "private", "bash", "-euc", testbed.LetGo+buildImage, "bash", rootfs)
 	cmd.Dir = testbed.TempDir(t)
 	cmd.Env = append(os.Environ(), "DIR="+filepath.Dir(minimal), "MODULE="+testbed.ModuleDir())
 	for _, name := range []string{"GOROOT", "GOMODCACHE", "GOCACHE"} {
