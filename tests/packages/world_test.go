@@ -71,6 +71,7 @@ const ownRoot = `
 	install "$BINARY" /usr/bin/migratefs
 	ln -sf migratefs /usr/bin/lazyfs
 	ln -sf ../bin/migratefs /usr/sbin/mount.migratefs
+	ln -sf ../bin/migratefs /usr/sbin/mount.fuse.migratefs
 	ln -sf ../bin/migratefs /usr/sbin/umount.fuse.migratefs
 	ln -sf "$CRIU" /usr/bin/criu
 	echo >/etc/fstab

@@ -43,6 +43,7 @@ runc        | runc           | runc
 debootstrap | debootstrap    | debootstrap
 buildah     | buildah        | buildah
 chromium    | chromium       | chromium
+curl        | curl           | curl
 "
 
 bench="$tests
