@@ -566,7 +566,15 @@ func TestMoveEverything(t *testing.T) {
 	job, err := testbed.Start(m.a.Command("bash", "-c",
 		"for fd in {3..20}; do eval \"exec $fd>&-\"; done; exec </dev/null >/dev/null 2>&1; exec setsid /srv/bin/all "+jobDir))
 	must(t, err)
-	testbed.Until(t, "the job to be ready", func() bool { _, err := os.Stat(m.a.Path(jobDir + "/ready")); return err == nil })
+	testbed.Until(t, "the job to be ready", func() bool {
+		if _, err := os.Stat(m.a.Path(jobDir + "/ready")); err != nil {
+			return false
+		}
+		// That is a file it has made, and may not have closed yet.
+		fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", job.Pid))
+		must(t, err)
+		return !slices.ContainsFunc(fds, func(fd string) bool { what, _ := os.Readlink(fd); return filepath.Base(what) == "ready" })
+	})
 	before := descriptors(t, job.Pid)
 	m.dump(job.Pid, "--force-irmap", "--irmap-scan-path", jobDir)
 
