@@ -106,7 +106,7 @@ func (fs *FS) Prefetches() bool { return !fs.ahead.off && !fs.ahead.paused.Load(
 
 // SetFillRate says how many bytes a second are fetched in the background at most;
 // 0: as many as come.
-func (fs *FS) SetFillRate(rate int64) { fs.fill.rate.Store(rate) }
+func (fs *FS) SetFillRate(rate int64) { fs.fill.setRate(rate) }
 
 // Pends reports whether files may be pending: there is an upper, and a lower on another
 // host.

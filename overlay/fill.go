@@ -195,6 +195,14 @@ func (q *fill) setFetch(on bool) {
 	q.wake()
 }
 
+// setRate says how many bytes a second may be fetched from now on.
+func (q *fill) setRate(rate int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.rate.Store(rate)
+	q.next = time.Time{}
+}
+
 // whileFetching is ctx that ends as well when the fetching is turned off.
 func (q *fill) whileFetching(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)

@@ -49,6 +49,28 @@ func TestFillRate(t *testing.T) {
 	}
 }
 
+// A rate that is changed holds for a piece that waits already: at the old one that would
+// be for minutes.
+func TestFillRateChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := paced(1 << 10)
+		for _, rate := range []int64{0, fillPiece} {
+			q.setRate(1 << 10)
+			time.AfterFunc(time.Second, func() { q.setRate(rate) })
+			for range 3 {
+				began := time.Now()
+				if err := q.enter(t.Context(), fillPiece); err != nil {
+					t.Fatal(err)
+				}
+				<-q.pieces
+				if d := time.Since(began); d > time.Second+fillQuiet {
+					t.Errorf("at %d bytes a second it began after %v", rate, d)
+				}
+			}
+		}
+	})
+}
+
 // The filler begins nothing while somebody waits for a source, nor in the moment after
 // that; and does not stand still for good where somebody always does.
 func TestFillGivesWay(t *testing.T) {

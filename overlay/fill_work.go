@@ -147,10 +147,13 @@ func (q *fill) enter(ctx context.Context, n int64) error {
 		q.mu.Lock()
 		now := time.Now()
 		q.next = latest(q.next, now).Add(time.Duration(float64(n) / float64(rate) * float64(time.Second)))
-		wait := q.next.Sub(now)
+		next := q.next
 		q.mu.Unlock()
-		if err := sleep(ctx, wait); err != nil {
-			return err
+		// At a low rate that is a long time, and the rate may be another one meanwhile.
+		for left := next.Sub(now); left > 0 && q.rate.Load() == rate; left = time.Until(next) {
+			if err := sleep(ctx, min(left, fillQuiet)); err != nil {
+				return err
+			}
 		}
 	}
 	select {
