@@ -54,7 +54,8 @@ Restore it there with
 also where it came from. Images are on the disk before the process is ended.
 
 Exit codes: 0 the process is dumped, 1 it could not be dumped and goes on as it
-was, 2 the command line is wrong. After a failure DIR holds CRIU's log only.`),
+was, 2 the command line is wrong. After a failure DIR holds CRIU's log only, but
+for one after the images were whole: they stay, and the message says so.`),
 		Args: func(c *cobra.Command, args []string) error {
 			n := c.ArgsLenAtDash()
 			if n < 0 {
@@ -101,8 +102,7 @@ func (d *dumpCommand) run(out io.Writer) error {
 	if err == nil && rep.Error != "" {
 		err = d.explain(rep)
 	}
-	d.cleanUp(err != nil)
-	if err != nil {
+	if err = d.finish(err); err != nil {
 		return err
 	}
 	d.announce(out, comm)
@@ -195,6 +195,25 @@ func (d *dumpCommand) prepare() error {
 	return nil
 }
 
+// wholeMark is a file in the state directory: the images are whole, and on the disk.
+const wholeMark = "whole"
+
+// finish cleans up after a dump that ended with err. Images that were whole by then stay,
+// since the process may have ended: they are the only one of it.
+func (d *dumpCommand) finish(err error) error {
+	whole := err != nil && d.whole()
+	d.cleanUp(err != nil && !whole)
+	if whole {
+		return fmt.Errorf("process %d: the dump failed at its very end, when the images in %s were whole: they stay; restore them only if the process is gone: %w", d.pid, d.dir, err)
+	}
+	return err
+}
+
+func (d *dumpCommand) whole() bool {
+	_, err := os.Stat(filepath.Join(d.state, wholeMark))
+	return !errors.Is(err, os.ErrNotExist)
+}
+
 // cleanUp removes what only the dump needed; of a dump that failed all but CRIU's log.
 func (d *dumpCommand) cleanUp(failed bool) {
 	if d.state != "" {
@@ -229,6 +248,9 @@ func (d *dumpCommand) explain(rep *dumpReport) error {
 		return fmt.Errorf("%s: its log is missing: %w", rep.Error, err)
 	}
 	defer f.Close()
+	if d.whole() {
+		return fmt.Errorf("criu failed: %s (whole log: %s)", criu.DumpSummary(criu.LogErrors(f)), log)
+	}
 	return fmt.Errorf("criu could not dump process %d, which goes on as it was: %s (whole log: %s)", d.pid, criu.DumpSummary(criu.LogErrors(f)), log)
 }
 

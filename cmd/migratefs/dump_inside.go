@@ -224,7 +224,12 @@ func (p *dumpPlan) written(images *os.File) error {
 	if err := images.Sync(); err != nil {
 		return fmt.Errorf("the images could not be made durable: %w", bare(err))
 	}
-	return nil
+	// CRIU ends the process next: whatever happens then, nobody removes the images.
+	fd, err := unix.Openat(stateFd, wholeMark, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("note that the images are whole: %w", err)
+	}
+	return unix.Close(fd)
 }
 
 // dump starts the helper, and waits for its answer and its end.

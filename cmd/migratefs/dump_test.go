@@ -1,0 +1,45 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Images are removed after a dump that failed, unless they were whole by then: CRIU may
+// have ended the process before it, or who ran it, died.
+func TestDumpThatFailsLate(t *testing.T) {
+	for _, whole := range []bool{false, true} {
+		dir, state := filepath.Join(t.TempDir(), "images"), t.TempDir()
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"core-1.img", dumpLog} {
+			if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if whole {
+			if err := os.WriteFile(filepath.Join(state, wholeMark), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d := dumpCommand{dir: dir, state: state, made: true, pid: 7}
+		died := errors.New("the helper has died")
+		err := d.finish(died)
+		if !errors.Is(err, died) || strings.Contains(err.Error(), "they stay") != whole {
+			t.Errorf("whole %v: %v", whole, err)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "core-1.img")); (err == nil) != whole {
+			t.Errorf("whole %v: the image: %v", whole, err)
+		}
+		if _, err := os.Stat(filepath.Join(dir, dumpLog)); err != nil {
+			t.Errorf("whole %v: the log: %v", whole, err)
+		}
+		if _, err := os.Stat(state); err == nil {
+			t.Errorf("whole %v: the state directory is left", whole)
+		}
+	}
+}
