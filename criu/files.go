@@ -274,12 +274,11 @@ func (l *loader) directories() {
 		if !l.onStorage(dir) {
 			continue
 		}
-		l.locate(dir)
-		l.c.dirs = append(l.c.dirs, inTree{dir.Tree, dir.TreePath})
+		if l.locate(dir); dir.Tree == "/" {
+			l.c.dirs = append(l.c.dirs, dir.TreePath)
+		}
 	}
-	slices.SortFunc(l.c.dirs, func(a, b inTree) int {
-		return cmp.Or(strings.Compare(a.path, b.path), strings.Compare(a.key, b.key))
-	})
+	slices.Sort(l.c.dirs)
 	l.c.dirs = slices.Compact(l.c.dirs)
 }
 

@@ -87,9 +87,11 @@ const everyDeath = 29
 
 // remains reports what a crash may leave that is not mended without a mount: a copy
 // that was cut as it came up, whose lower file is still there; and what a rename in
-// the upper hides, which no record tells from what somebody put there.
+// the upper hides, which no record tells from what somebody put there, or what was hidden
+// before and has moved with its directory.
 func (o *operation) remains(f *Finding) bool {
-	return f.Kind == FoundDifferent && (strings.Contains(f.Means, "brought up") || strings.HasPrefix(o.name, "rename"))
+	moves := strings.HasPrefix(o.name, "rename") || strings.HasPrefix(o.name, "exchange")
+	return f.Kind == FoundDifferent && (strings.Contains(f.Means, "brought up") || moves)
 }
 
 func (o *operation) checkDeathAt(t *testing.T, base string, k stacking, n int, before, after sight) (met bool) {

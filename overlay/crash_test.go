@@ -286,6 +286,11 @@ var operations = []operation{
 	moves("up dir", "whdir").where(inOverlay), moves("whdir", "new").where(inOverlay),
 	moves("hid", "new").where(inOverlay), moves("dir/sub", "hid/sub").where(inOverlay),
 	exchanges("dir", "up dir"), exchanges("dir", "low"), exchanges("both dir", "dir"),
+	// Of which one lies in several layers, or both lie in different ones.
+	exchanges("low", "both dir"), exchanges("both", "both dir"), exchanges("both dir", "up dir/u"),
+	exchanges("dir/sub", "up dir"), exchanges("up", "dir"), exchanges("fifo", "both dir"),
+	exchanges("both dir", "hard2").after("after hard1 was written", func(d *driver) { d.write("hard1", "LINK", 0) }),
+	exchanges("both dir", "only2").where(func(k stacking) bool { return k.mode == Migrate && k.lowers > 1 }),
 	moves("both dir", "empty/new"), moves("both dir", "up dir/new"), moves("both dir", "target"),
 	moves("dir/sub", "up dir/new"),
 	moves("both dir", "up dir/deep/new").after("that was made", func(d *driver) { d.mkdir("up dir/deep") }),
@@ -493,10 +498,9 @@ func linked(old, name string) func(sight, stacking) {
 }
 
 // mayRefuse reports whether the operation of a directory that lies in several layers
-// may be refused: mv then copies (EXDEV). Where there is one host, a new name is good if
-// its directory lies in all these layers.
+// may be refused: mv then copies (EXDEV).
 func (o *operation) mayRefuse(k stacking) bool {
-	return k.hosts == Many || k.mode == Migrate && strings.HasPrefix(o.name, "exchange ")
+	return k.hosts == Many
 }
 
 // start brings a new world to where the operation starts.

@@ -108,8 +108,8 @@
 //	RENAME_NOREPLACE in a lower      on many hosts, of what is no directory, the new name is linked and
 //	                                 the old one unlinked: a crash between leaves both
 //	rename of a directory in several before UPPER/.migratefs/rename (intent.go) is whole and durable: as
-//	layers, hosts=single             before. Then one rename in each layer, the lowest first, but where an
-//	                                 empty directory is replaced, which goes last: the next mount does
+//	layers, or an exchange with one, before. Then one rename in each layer, the lowest first, but where an
+//	hosts=single                     empty directory is replaced, which goes last: the next mount does
 //	                                 what is left, or takes it back if that cannot be done; if nothing
 //	                                 had moved, nothing does. All synced; the intent removed, synced
 //	write, truncate, ...             copy-up (package copyup), then the change. A truncate that

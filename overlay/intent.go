@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,17 +18,22 @@ import (
 )
 
 // A directory that lies in several layers is renamed in each by a call of its own, in
-// migrate mode with hosts=single. Before the first of them UPPER/.migratefs/rename says
+// migrate mode with hosts=single; so are two files of which one is a directory, and that do
+// not lie in one layer, when they change places. Before the first call UPPER/.migratefs/rename says
 // what moves, whole and durable; it goes when all are durable. Who finds it ends the
 // rename: what moves is known by its inode and birth time, so that whatever a crash, a
-// loss of power or somebody else has left, no other directory is touched.
+// loss of power or somebody else has left, no other file is touched.
 //
 //	migratefs rename 1
 //	from "old/name"                   quoted as a Go string
 //	to "new/name"
 //	part LAYER-INO-SEC.NSEC           the directory in one layer, in hexadecimal; in the
 //	part ...                          order in which they move
+//	back LAYER-INO-SEC.NSEC           in an exchange: what has the new name in one layer, and gets
+//	back ...                          the old one, by the same call as the part of that layer
 //	over LAYER-INO-SEC.NSEC           if an empty directory is replaced: it
+//	file from                         in an exchange, if what has this name is no directory; or "to"
+//	as UID GID GROUP ...              with creds=caller: who renames
 //	end
 
 const (
@@ -41,11 +47,14 @@ const (
 // but for a test it is constant.
 var intentPatience = 10 * time.Second
 
-// intent is a rename of a directory in several layers.
+// intent is a rename in several layers.
 type intent struct {
 	from, to layers.Path
-	parts    []copyup.Origin
-	over     copyup.Origin // empty if nothing is replaced
+	parts    []copyup.Origin // what moves from one to the other
+	back     []copyup.Origin // and, in an exchange, the other way
+	over     copyup.Origin   // empty if nothing is replaced
+	file     string          // the end that is no directory: "from", "to" or none
+	as       *sys.Cred       // nil: the daemon itself
 }
 
 func (in *intent) encode() []byte {
@@ -54,8 +63,18 @@ func (in *intent) encode() []byte {
 	for _, o := range in.parts {
 		fmt.Fprintf(&b, "part %s\n", o)
 	}
+	for _, o := range in.back {
+		fmt.Fprintf(&b, "back %s\n", o)
+	}
 	if in.over != "" {
 		fmt.Fprintf(&b, "over %s\n", in.over)
+	}
+	if in.file != "" {
+		fmt.Fprintf(&b, "file %s\n", in.file)
+	}
+	if in.as != nil {
+		ids := append([]uint32{in.as.UID, in.as.GID}, in.as.Groups...)
+		fmt.Fprintf(&b, "as %s\n", strings.Trim(fmt.Sprint(ids), "[]"))
 	}
 	b.WriteString("end\n")
 	return b.Bytes()
@@ -77,20 +96,64 @@ func parseIntent(b []byte) (*intent, error) {
 			return nil, layers.ErrCorrupt
 		}
 	}
+	last := 0 // the words come in their order
 	for _, line := range lines[3 : n-2] {
 		word, value, _ := strings.Cut(line, " ")
-		switch {
-		case in.over != "" || !isIndexName(value) || len(value) <= shortID || value[shortID] != '-':
-			return nil, layers.ErrCorrupt
-		case word == "part":
-			in.parts = append(in.parts, copyup.Origin(value))
-		case word == "over" && len(in.parts) > 0:
-			in.over = copyup.Origin(value)
-		default:
+		order := slices.Index(intentWords, word)
+		if order < last || order == last && order > lastOfMany || !in.take(word, value) {
 			return nil, layers.ErrCorrupt
 		}
+		last = order
+	}
+	if len(in.parts) == 0 || len(in.back) > 0 && in.over != "" || len(in.back) == 0 && in.file != "" {
+		return nil, layers.ErrCorrupt
 	}
 	return in, nil
+}
+
+// intentWords are what lines after the two names begin with; up to lastOfMany there may
+// be several of each.
+var intentWords = []string{"part", "back", "over", "file", "as"}
+
+const lastOfMany = 1
+
+// take reads one line of an intent, and reports whether it is one.
+func (in *intent) take(word, value string) bool {
+	switch word {
+	case "file":
+		in.file = value
+		return value == "from" || value == "to"
+	case "as":
+		return in.takeCred(value)
+	}
+	if !isIndexName(value) || len(value) <= shortID || value[shortID] != '-' {
+		return false
+	}
+	switch o := copyup.Origin(value); word {
+	case "part":
+		in.parts = append(in.parts, o)
+	case "back":
+		in.back = append(in.back, o)
+	case "over":
+		in.over = o
+	}
+	return true
+}
+
+func (in *intent) takeCred(value string) bool {
+	var ids []uint32
+	for word := range strings.SplitSeq(value, " ") {
+		id, err := strconv.ParseUint(word, 10, 32)
+		if err != nil {
+			return false
+		}
+		ids = append(ids, uint32(id))
+	}
+	if len(ids) < 2 {
+		return false
+	}
+	in.as = &sys.Cred{UID: ids[0], GID: ids[1], Groups: ids[2:]}
+	return true
 }
 
 // layerOf is the short id of the layer that a part lies in.
@@ -127,47 +190,58 @@ type journey struct {
 
 // leg is what moves in one layer.
 type leg struct {
-	part     copyup.Origin
-	from, to int // the directories with its names; -1 for one that is not there
+	part     copyup.Origin // from one name to the other; empty if nothing does
+	back     copyup.Origin // the other way
+	from, to int           // the directories with its names; -1 for one that is not there
 }
+
+func (l *leg) layer() string { return layerOf(l.part + l.back) }
 
 // open opens what the journey leads through. rootOf is the root of the layer with a
 // short id, -1 if it is not at hand.
-func (in *intent) open(rootOf func(layer string) int) (*journey, error) {
-	j := &journey{intent: *in}
-	open := func(o copyup.Origin) (l leg, err error) {
-		l = leg{part: o, from: -1, to: -1}
-		root := rootOf(layerOf(o))
+func (in *intent) open(rootOf func(layer string) int) (j *journey, err error) {
+	j = &journey{intent: *in, legs: in.route()}
+	if in.over != "" {
+		j.over = leg{part: in.over, from: -1, to: -1}
+	}
+	for _, l := range j.all() {
+		root := rootOf(l.layer())
 		if root < 0 {
-			return l, fmt.Errorf("the layer whose %s/%s begins with %s is not among these: %w", Reserved, idName, layerOf(o), unix.ENXIO)
+			err = fmt.Errorf("the layer whose %s/%s begins with %s is not among these: %w", Reserved, idName, l.layer(), unix.ENXIO)
 		}
-		if l.from, err = openParentOf(root, in.from); err == nil {
+		if err == nil {
+			l.from, err = openParentOf(root, in.from)
+		}
+		if err == nil {
 			l.to, err = openParentOf(root, in.to)
 		}
-		return l, err
-	}
-	for _, o := range in.parts {
-		l, err := open(o)
-		j.legs = append(j.legs, l)
 		if err != nil {
 			j.close()
 			return nil, err
 		}
 	}
-	if in.over == "" {
-		return j, nil
-	}
-	var err error
-	if j.over, err = open(in.over); err != nil {
-		j.close()
-		return nil, err
-	}
 	return j, nil
+}
+
+// route returns the legs of what moves, in their order: one for each layer.
+func (in *intent) route() (legs []leg) {
+	for _, o := range in.parts {
+		legs = append(legs, leg{part: o, from: -1, to: -1})
+	}
+	for _, o := range in.back {
+		i := slices.IndexFunc(legs, func(l leg) bool { return l.back == "" && l.layer() == layerOf(o) })
+		if i < 0 {
+			legs = append(legs, leg{back: o, from: -1, to: -1})
+			continue
+		}
+		legs[i].back = o
+	}
+	return legs
 }
 
 func openParentOf(root int, p layers.Path) (int, error) {
 	dir, _ := p.Split()
-	fd, err := sys.OpenBeneath(root, string(dir), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	fd, err := sys.OpenBeneath(root, string(dir), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if nothing(err) {
 		return -1, nil
 	}
@@ -182,11 +256,14 @@ func (j *journey) close() {
 }
 
 // all are the legs, and where what is replaced lies.
-func (j *journey) all() []leg {
-	if j.over.part == "" {
-		return j.legs
+func (j *journey) all() (legs []*leg) {
+	for i := range j.legs {
+		legs = append(legs, &j.legs[i])
 	}
-	return append(j.legs[:len(j.legs):len(j.legs)], j.over)
+	if j.over.part != "" {
+		legs = append(legs, &j.over)
+	}
+	return legs
 }
 
 func (j *journey) names() (from, to string) {
@@ -195,9 +272,9 @@ func (j *journey) names() (from, to string) {
 	return from, to
 }
 
-// isAt reports whether name in dir is the directory o.
-func isAt(dir int, name string, o copyup.Origin) (bool, error) {
-	if dir < 0 {
+// isAt reports whether name in dir is o, which is a directory unless isFile is set.
+func isAt(dir int, name string, o copyup.Origin, isFile bool) (bool, error) {
+	if dir < 0 || o == "" {
 		return false, nil
 	}
 	var stx unix.Statx_t
@@ -205,21 +282,31 @@ func isAt(dir int, name string, o copyup.Origin) (bool, error) {
 		return false, ignoreGone(err)
 	}
 	a := local.AttrOf(&stx)
-	return a.IsDir() && copyup.OriginOf(layerOf(o), &a) == o, nil
+	return a.IsDir() != isFile && copyup.OriginOf(layerOf(o), &a) == o, nil
+}
+
+// areAt reports whether what moves in l is in the directory part, by the name there, and
+// what moves the other way in the directory back.
+func (j *journey) areAt(l *leg, part int, name string, back int, backName string) (first, second bool, err error) {
+	if first, err = isAt(part, name, l.part, j.file == "from"); err == nil {
+		second, err = isAt(back, backName, l.back, j.file == "to")
+	}
+	return first, second, err
 }
 
 // begun reports whether anything has moved, so far as it is not taken back.
 func (j *journey) begun() (bool, error) {
-	_, name := j.names()
-	for _, l := range j.legs {
-		if there, err := isAt(l.to, name, l.part); there || err != nil {
-			return there, err
+	from, to := j.names()
+	for i := range j.legs {
+		l := &j.legs[i]
+		if part, back, err := j.areAt(l, l.to, to, l.from, from); part || back || err != nil {
+			return err == nil, err
 		}
 	}
 	if j.over.part == "" {
 		return false, nil
 	}
-	stands, err := isAt(j.over.to, name, j.over.part)
+	stands, err := isAt(j.over.to, to, j.over.part, false)
 	return !stands, err
 }
 
@@ -240,7 +327,7 @@ func (j *journey) complete() error {
 		return nil
 	}
 	_, name := j.names()
-	if stands, err := isAt(j.over.to, name, j.over.part); err != nil || !stands {
+	if stands, err := isAt(j.over.to, name, j.over.part, false); err != nil || !stands {
 		return err
 	}
 	if err := sys.Rmdir(j.over.to, name); err != nil && err != unix.ENOENT {
@@ -251,18 +338,33 @@ func (j *journey) complete() error {
 
 // replaces reports whether what is replaced lies in the layer of the last leg.
 func (j *journey) replaces() bool {
-	return j.over.part != "" && layerOf(j.over.part) == layerOf(j.legs[len(j.legs)-1].part)
+	return j.over.part != "" && j.over.layer() == j.legs[len(j.legs)-1].layer()
 }
 
 func (j *journey) forth(l *leg, replace bool) error {
 	from, to := j.names()
-	if there, err := isAt(l.from, from, l.part); err != nil || !there {
-		return err // it has moved already, or somebody took it away
-	}
-	if replace {
+	part, back, err := j.areAt(l, l.from, from, l.to, to)
+	if err == nil && part && replace {
 		return sys.Rename(l.from, from, l.to, to, 0)
 	}
-	return renameToFree(l.from, from, l.to, to)
+	if err != nil {
+		return err
+	}
+	return swap(part, back, l.from, from, l.to, to)
+}
+
+// swap moves name old in the directory from to name in the directory to if part says so, and the
+// other way round if back does. What does not move has moved already, or somebody took it away.
+func swap(part, back bool, from int, old string, to int, name string) error {
+	switch {
+	case part && back:
+		return sys.Rename(from, old, to, name, unix.RENAME_EXCHANGE)
+	case part:
+		return renameToFree(from, old, to, name)
+	case back:
+		return renameToFree(to, name, from, old)
+	}
+	return nil
 }
 
 // renameToFree renames to a name that must be free, also where no call can ask for
@@ -282,15 +384,15 @@ func renameToFree(from int, old string, to int, name string) error {
 func (j *journey) giveUp(cause error) error {
 	from, to := j.names()
 	if j.over.part != "" {
-		if stands, err := isAt(j.over.to, to, j.over.part); err != nil || !stands {
+		if stands, err := isAt(j.over.to, to, j.over.part, false); err != nil || !stands {
 			return fmt.Errorf("%w: %w", cause, errSplit)
 		}
 	}
 	for i := len(j.legs) - 1; i >= 0; i-- {
 		l := &j.legs[i]
-		there, err := isAt(l.to, to, l.part)
-		if err == nil && there {
-			err = renameToFree(l.to, to, l.from, from)
+		part, back, err := j.areAt(l, l.to, to, l.from, from)
+		if err == nil {
+			err = swap(part, back, l.to, to, l.from, from)
 		}
 		if err != nil {
 			return fmt.Errorf("%w: %w, and it cannot be taken back: %w", cause, errSplit, err)
@@ -306,7 +408,11 @@ func (j *journey) sync(cfg copyup.Config) error {
 			if fd < 0 || i > 0 && fd == l.from {
 				continue
 			}
-			if err := copyup.SyncDir(fd, cfg); err != nil {
+			err := copyup.SyncDir(fd, cfg)
+			if errors.Is(err, unix.EACCES) { // a request of creds=caller
+				err = sys.AsSelf(func() error { return copyup.SyncDir(fd, cfg) })
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -335,7 +441,14 @@ func finishIntent(upper int, rootOf func(layer string) int) error {
 	if err := unix.Fstat(fd, &st); err != nil || st.Nlink == 0 {
 		return err
 	}
-	if err := in.finish(rootOf); err != nil {
+	err = errors.ErrUnsupported
+	if in.as != nil { // first with the rights that it was begun with
+		err = sys.As(*in.as, func() error { return in.finish(rootOf) })
+	}
+	if err != nil {
+		err = in.finish(rootOf)
+	}
+	if err != nil {
 		return fmt.Errorf("the rename of %q to %q was interrupted and cannot be ended: %w", string(in.from), string(in.to), err)
 	}
 	return dropIntent(upper)

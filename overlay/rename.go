@@ -23,7 +23,8 @@ type move struct {
 	src, dst *node // dst is nil if nothing stands there
 	srcFound *found
 	dstFound *found
-	last     int // what hold returned for dst, or -1; taken by moved
+	last     int       // what hold returned for dst, or -1; taken by moved
+	as       *sys.Cred // with creds=caller, whose rename it is; nil: the daemon itself
 }
 
 func (m *move) exchange() bool { return m.flags&unix.RENAME_EXCHANGE != 0 }
@@ -37,6 +38,9 @@ func (fs *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName
 		return fuse.Status(unix.ESTALE)
 	}
 	m := &move{from: dentry{from, oldName}, to: dentry{to, newName}, flags: in.Flags}
+	if fs.cfg.AsCaller && fs.switches(&in.Caller) {
+		m.as = ptr(fs.cred(&in.Caller))
+	}
 	return fs.status("rename", from, oldName, fs.rename(ctx, m))
 }
 
@@ -67,6 +71,10 @@ func (fs *FS) renameOnce(ctx context.Context, m *move) error {
 	if m.src == m.dst {
 		return fs.stillNamed(ctx, m.from, m.src) // two names of one file
 	}
+	// The kernel has seen to that, with what it knew of the names.
+	if fs.isBelow(m.to.parent, m.src) || m.dst != nil && fs.isBelow(m.from.parent, m.dst) {
+		return unix.EINVAL
+	}
 	if err := fs.mayMove(m); err != nil {
 		return err
 	}
@@ -80,6 +88,22 @@ func (fs *FS) renameOnce(ctx context.Context, m *move) error {
 		return fs.renameMigrate(ctx, m)
 	}
 	return fs.renameOverlay(ctx, m)
+}
+
+// isBelow reports whether dir is n, or lies in it.
+func (fs *FS) isBelow(dir, n *node) bool {
+	if !n.isDir() {
+		return false
+	}
+	fs.tree.RLock()
+	defer fs.tree.RUnlock()
+	for dir != n {
+		if len(dir.names) == 0 {
+			return false
+		}
+		dir = dir.names[0].parent
+	}
+	return true
 }
 
 // stillNamed returns errChanged if other hosts have taken the name d from n: it may have

@@ -34,13 +34,13 @@ func (fs *FS) dropLowerName(d dentry, n *node, dir int) error {
 }
 
 // renameMigrate renames in the one layer that has the file. What would need two
-// layers is brought up first; a directory that would moves in each if no other host can
-// see that (rename_parts.go), else it is EXDEV, and mv copies.
+// layers is brought up first; a directory that would, or what changes places with one, moves
+// in each if no other host can see that (rename_parts.go), else it is EXDEV, and mv copies.
 func (fs *FS) renameMigrate(ctx context.Context, m *move) error {
 	if fs.many() && (m.src.isDir() && m.src.parts() > 1 || m.exchange() && m.dst.isDir() && m.dst.parts() > 1) {
 		return unix.EXDEV
 	}
-	inParts := m.src.isDir() && !m.exchange() && !fs.many() && !fs.cfg.AsCaller
+	inParts := !fs.many() && (m.src.isDir() || m.exchange() && m.dst.isDir())
 	if inParts {
 		fs.dirMoves.Lock()
 		defer fs.dirMoves.Unlock()
@@ -60,6 +60,11 @@ func (fs *FS) renameMigrate(ctx context.Context, m *move) error {
 			// Not while we have claims: others, with claims of their own, may wait for ours.
 			// Nor locks: a copy-up may wait for the worker of removals.go, and that for them.
 			if err := fs.up(ctx, m.to.parent, whole); err != nil {
+				return err
+			}
+		}
+		if inParts && m.exchange() && m.dst.isUpper() {
+			if err := fs.up(ctx, m.from.parent, whole); err != nil {
 				return err
 			}
 		}
@@ -214,10 +219,14 @@ func (fs *FS) tryRename(ctx context.Context, m *move, claims claimed) (up bool, 
 		}
 		return false, err
 	}
-	if at != fs.upper && !linked {
-		if err := fs.renamedBelow(m, &old[0], dir, claims); err != nil {
-			return false, err
-		}
+	switch {
+	case at == fs.upper:
+		err = fs.renamedAbove(m, old[0].d, dir, targets, claims)
+	case !linked:
+		err = fs.renamedBelow(m, &old[0], dir, claims)
+	}
+	if err != nil {
+		return false, err
 	}
 	if err := fs.unlinkShadowed(m, targets, at, dir, claims); err != nil {
 		// What shows has moved. What is under it is hidden, and goes with it.

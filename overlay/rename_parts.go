@@ -14,14 +14,15 @@ import (
 )
 
 // renameParts renames a directory for which one call is not enough, because it, or an
-// empty one that it replaces, lies in other layers as well: done is false where one call
-// is, or where it cannot be done at all. The caller holds FS.dirMoves.
+// empty one that it replaces, or what it changes places with, lies in other layers as well:
+// done is false where one call is, or where it cannot be done at all. The caller holds
+// FS.dirMoves.
 //
 // What waits to be removed in a lower (removals.go) knows its directory by the node, so
 // it follows; what is being removed is waited for, since it leaves a path in the trash.
 func (fs *FS) renameParts(m *move) (done bool, err error) {
 	if fs.promised {
-		if err := fs.finishRename(); err != nil {
+		if err := fs.asDaemon(fs.finishRename); err != nil {
 			return true, err
 		}
 	}
@@ -45,8 +46,15 @@ func (fs *FS) renameParts(m *move) (done bool, err error) {
 		return true, err
 	}
 	defer releaseAll(fs, targets)
-	if !fs.needsParts(old, targets) {
+	if !fs.needsParts(m, old, targets) {
 		return false, nil
+	}
+	// A shadowed copy is older than what shows: it goes before anything moves.
+	if old, err = fs.bareFile(m.from, old); err == nil {
+		targets, err = fs.bareFile(m.to, targets)
+	}
+	if err != nil {
+		return true, err
 	}
 	for _, dir := range []*node{m.from.parent, m.to.parent} {
 		if err := fs.settle(dir); err != nil {
@@ -58,26 +66,51 @@ func (fs *FS) renameParts(m *move) (done bool, err error) {
 	if j == nil || err != nil {
 		return err != nil, err
 	}
-	bury, err = fs.travel(m, j, append(old, dirs...))
+	bury, err = fs.travel(m, j, slices.Concat(old, targets, dirs))
 	if err == nil {
-		fs.dirChanged(m.from.parent, old[0].layer)
-		fs.dirChanged(m.to.parent, old[0].layer)
+		highest := old[0].layer
+		if m.exchange() && targets[0].layer.index < highest.index {
+			highest = targets[0].layer
+		}
+		fs.dirChanged(m.from.parent, highest)
+		fs.dirChanged(m.to.parent, highest)
 	}
 	return true, err
 }
 
+// bareFile removes what lies under the file that shows at d in parts, if it is one, and
+// returns what is left.
+func (fs *FS) bareFile(d dentry, parts []part) ([]part, error) {
+	if len(parts) < 2 || parts[0].isDir() {
+		return parts, nil
+	}
+	return parts[:1], fs.unlinkParts(d, parts[1:], parts[0].d, nil)
+}
+
 // spreadTo makes the directory that m leads into in each lower that has a part of what
-// moves. Where it cannot be, the rename will be EXDEV.
+// moves, and in an exchange the other one, too. Where it cannot be, the rename will be EXDEV.
 func (fs *FS) spreadTo(ctx context.Context, m *move) error {
-	m.src.mu.RLock()
-	lowers := m.src.lowers
-	m.src.mu.RUnlock()
+	if err := fs.spreadFor(ctx, m.src, m.to); err != nil || !m.exchange() {
+		return err
+	}
+	return fs.spreadFor(ctx, m.dst, m.from)
+}
+
+// spreadFor is spreadTo for n, which is about to get the name to.
+func (fs *FS) spreadFor(ctx context.Context, n *node, to dentry) error {
+	n.mu.RLock()
+	lowers := n.lowers
+	if !n.isDir() && n.upper {
+		lowers = nil // copies that it hides do not move
+	}
+	n.mu.RUnlock()
 	for i := range lowers {
-		err := fs.spread(ctx, m.to.parent, lowers[i].layer)
+		err := fs.spread(ctx, to.parent, lowers[i].layer)
 		switch {
-		case err == unix.ENOSPC, err == unix.EDQUOT, err == unix.EROFS:
+		case err == unix.ENOSPC, err == unix.EDQUOT, err == unix.EROFS,
+			fs.cfg.AsCaller && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)):
 			// An old storage may be full; the new one has room for what mv copies.
-			fs.log.Debug("a directory is copied in place of being renamed: where it goes cannot be made below", "name", m.to.name, "layer", lowers[i].layer.ID(), "cause", err)
+			fs.log.Debug("a directory is copied in place of being renamed: where it goes cannot be made below", "name", to.name, "layer", lowers[i].layer.ID(), "cause", err)
 			return nil
 		case err != nil:
 			return err
@@ -110,7 +143,7 @@ func (fs *FS) spread(ctx context.Context, n *node, l *layer) error {
 		return err
 	}
 	defer fs.dirs.release(dir)
-	if err := fs.makeBelow(n, copyup.Place{Dir: dir.fd, Name: at.name}, l); err != nil {
+	if err := fs.asDaemon(func() error { return fs.makeBelow(n, copyup.Place{Dir: dir.fd, Name: at.name}, l) }); err != nil {
 		return err
 	}
 	fs.unsynced.changed(l, dir)
@@ -155,14 +188,18 @@ func (fs *FS) makeBelow(n *node, at copyup.Place, l *layer) error {
 	return err
 }
 
-// needsParts reports whether a rename of the directory old over the empty directory
-// targets, if there is one, takes several calls. Where something else than a directory is
-// hidden under either, mv has to copy.
-func (fs *FS) needsParts(old, targets []part) bool {
-	for _, p := range append(old[:len(old):len(old)], targets...) {
-		if !p.isDir() || fs.layerName(p.layer) == "" {
-			return false
-		}
+// needsParts reports whether a rename of old over the empty directory targets, if there is
+// one, or an exchange of both, takes several calls. Where something else than a directory is
+// hidden under a directory, or a directory under a file, mv has to copy.
+func (fs *FS) needsParts(m *move, old, targets []part) bool {
+	alike := func(parts []part, isDir bool) bool {
+		return !slices.ContainsFunc(parts, func(p part) bool { return p.isDir() != isDir || fs.layerName(p.layer) == "" })
+	}
+	if !alike(old, m.src.isDir()) || len(targets) > 0 && (m.dst == nil || !alike(targets, m.dst.isDir())) {
+		return false
+	}
+	if m.exchange() {
+		return len(old) > 0 && len(targets) > 0 && (len(old) > 1 || len(targets) > 1 || old[0].layer != targets[0].layer)
 	}
 	return len(old) > 1 || len(old) == 1 && len(targets) > 0 && targets[0].layer.index < old[0].layer.index
 }
@@ -177,14 +214,24 @@ func (fs *FS) layerName(l *layer) string {
 	return id[:min(shortID, len(id))]
 }
 
+// layerNamed is the layer that an intent calls so; nil if there is none.
+func (fs *FS) layerNamed(name string) *layer {
+	for _, l := range append([]*layer{fs.upper}, fs.lowers...) {
+		if fs.layerName(l) == name {
+			return l
+		}
+	}
+	return nil
+}
+
 func (fs *FS) partName(p *part) copyup.Origin {
 	return copyup.OriginOf(fs.layerName(p.layer), &p.attr)
 }
 
 // journey plans the rename of old, to where targets are. It is nil where the new
-// directory does not lie in each layer. dirs are its parts. The layer of what is
-// replaced comes last, else the highest: until then the old name leads to all there is.
-// The caller holds both locks.
+// directory, or in an exchange the old one, does not lie in each layer that it has to. dirs are its
+// parts. The layer of what is replaced comes last, else the highest: until then the old name leads to
+// all there is. The caller holds both locks.
 func (fs *FS) journey(m *move, old, targets []part) (j *journey, dirs []part, err error) {
 	j = &journey{}
 	var ok [2]bool
@@ -193,35 +240,53 @@ func (fs *FS) journey(m *move, old, targets []part) (j *journey, dirs []part, er
 	if !ok[0] || !ok[1] {
 		return nil, nil, unix.ENOENT
 	}
-	var last *leg
-	for i := len(old) - 1; i >= 0; i-- {
-		p := &old[i]
-		dir, err := fs.standing(m.to.parent, p.layer)
-		if err != nil || dir == nil {
-			return nil, dirs, err
-		}
-		dirs = append(dirs, part{layer: p.layer, d: dir})
-		l := leg{part: fs.partName(p), from: p.d.fd, to: dir.fd}
-		if len(targets) > 0 && targets[0].layer == p.layer {
-			last = &l
-			continue
-		}
-		j.legs = append(j.legs, l)
+	for _, p := range slices.Backward(old) {
+		j.parts = append(j.parts, fs.partName(&p))
 	}
-	if last != nil {
-		j.legs = append(j.legs, *last)
+	switch {
+	case m.exchange():
+		for _, p := range slices.Backward(targets) {
+			j.back = append(j.back, fs.partName(&p))
+		}
+		if !m.src.isDir() {
+			j.file = "from"
+		} else if !m.dst.isDir() {
+			j.file = "to"
+		}
+	case len(targets) > 0:
+		if i := slices.IndexFunc(j.parts, func(o copyup.Origin) bool { return layerOf(o) == fs.layerName(targets[0].layer) }); i >= 0 {
+			j.parts = append(slices.Delete(slices.Clone(j.parts), i, i+1), j.parts[i])
+		}
+		j.intent.over = fs.partName(&targets[0])
+		j.over = leg{part: j.intent.over, from: -1, to: targets[0].d.fd}
+	}
+	j.legs = j.route()
+	at := func(n *node, parts []part, layer string) (fd int, err error) {
+		for _, p := range parts {
+			if fs.layerName(p.layer) == layer {
+				return p.d.fd, nil
+			}
+		}
+		d, err := fs.standing(n, fs.layerNamed(layer))
+		if d == nil || err != nil {
+			return -1, err
+		}
+		dirs = append(dirs, part{layer: fs.layerNamed(layer), d: d})
+		return d.fd, nil
 	}
 	for i := range j.legs {
-		j.parts = append(j.parts, j.legs[i].part)
-	}
-	if len(targets) > 0 {
-		if err := fs.thinOut(m.dst, m.to.name, targets); err != nil {
+		l := &j.legs[i]
+		if l.from, err = at(m.from.parent, old, l.layer()); err == nil {
+			l.to, err = at(m.to.parent, targets, l.layer())
+		}
+		if err != nil || l.from < 0 || l.to < 0 {
 			return nil, dirs, err
 		}
-		j.over = leg{part: fs.partName(&targets[0]), from: -1, to: targets[0].d.fd}
-		j.intent.over = j.over.part
 	}
-	return j, dirs, nil
+	if j.over.part != "" {
+		err = fs.thinOut(m.dst, m.to.name, targets)
+	}
+	return j, dirs, err
 }
 
 func (fs *FS) pathOf(d dentry) (path layers.Path, ok bool) {
@@ -258,7 +323,14 @@ func (fs *FS) thinOut(n *node, name string, parts []part) error {
 // travel makes the journey j, under an intent. parts are the directories that it
 // changes. It returns what is to be buried. The caller holds both locks.
 func (fs *FS) travel(m *move, j *journey, parts []part) (bury *node, err error) {
-	if err := writeIntent(fs.upper.root, fs.work, &j.intent); err != nil {
+	if fs.cfg.AsCaller {
+		// It ends with a sync of directories that neither the caller nor we may be let read.
+		if err := j.sync(fs.copies); errors.Is(err, unix.EACCES) {
+			return nil, unix.EXDEV
+		}
+		j.as = m.as
+	}
+	if err := fs.asDaemon(func() error { return writeIntent(fs.upper.root, fs.work, &j.intent) }); err != nil {
 		fs.promised = true // maybe
 		return nil, err
 	}
@@ -277,7 +349,7 @@ func (fs *FS) travel(m *move, j *journey, parts []part) (bury *node, err error) 
 	}
 	ended := j.sync(fs.copies)
 	if ended == nil {
-		ended = dropIntent(fs.upper.root)
+		ended = fs.asDaemon(func() error { return dropIntent(fs.upper.root) })
 	}
 	if ended != nil {
 		fs.promised = true
@@ -289,10 +361,8 @@ func (fs *FS) travel(m *move, j *journey, parts []part) (bury *node, err error) 
 // finishRename ends a rename of a directory that was begun, by us or by a mount before.
 func (fs *FS) finishRename() error {
 	err := finishIntent(fs.upper.root, func(name string) int {
-		for _, l := range append([]*layer{fs.upper}, fs.lowers...) {
-			if fs.layerName(l) == name {
-				return l.root
-			}
+		if l := fs.layerNamed(name); l != nil {
+			return l.root
 		}
 		return -1
 	})

@@ -3,6 +3,8 @@ package overlay
 import (
 	"errors"
 	"os"
+	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -145,6 +147,11 @@ func TestRenameInPartsMakes(t *testing.T) {
 // TestRenameInPartsBeside stops the rename before each of its changes, while others use
 // what is in the directory: they wait where they have to, and find it.
 func TestRenameInPartsBeside(t *testing.T) {
+	t.Run("rename", func(t *testing.T) { inPartsBeside(t, "new", 0) })
+	t.Run("exchange", func(t *testing.T) { inPartsBeside(t, "up dir", unix.RENAME_EXCHANGE) })
+}
+
+func inPartsBeside(t *testing.T, name string, flags uint32) {
 	base := worlds(t)
 	for n := 1; ; n++ {
 		w := newWorld(t, base, oneHost)
@@ -184,7 +191,7 @@ func TestRenameInPartsBeside(t *testing.T) {
 			}
 		}()
 		sys.SetHook(s.hook)
-		errno := d.rename("both dir", "new", 0)
+		errno := d.rename("both dir", name, flags)
 		sys.SetHook(nil)
 		met := s.n >= n
 		if !met {
@@ -196,8 +203,12 @@ func TestRenameInPartsBeside(t *testing.T) {
 		}
 		v, err := w.look()
 		must(t, err)
-		if v["new/l"].size != 20 || v["new/v"].size != 20 || len(v["both dir"].content)+len(v["both dir/l"].content) > 0 {
-			t.Errorf("used before change %d of %q: %v and %v", n, s.names, v["new/l"], v["new/v"])
+		l, u := v[name+"/l"], v[name+"/v"]
+		if l.size != 20 || u.size != 20 || len(v["both dir"].content)+len(v["both dir/l"].content) > 0 {
+			t.Errorf("used before change %d of %q: %v and %v", n, s.names, l, u)
+		}
+		if has := v["both dir/u"].content != ""; has != (flags != 0) {
+			t.Errorf("used before change %d of %q: what it changed places with is there: %v", n, s.names, has)
 		}
 		d.end()
 		other.end()
@@ -319,6 +330,195 @@ func TestSplitRename(t *testing.T) {
 	})
 }
 
+// TestSplitExchange is the same for an exchange: of a directory in two layers and a file in
+// the upper.
+func TestSplitExchange(t *testing.T) {
+	split := func(t *testing.T) *world {
+		w := newWorld(t, worlds(t), oneHost)
+		must(t, w.open())
+		d := &driver{fs: w.fs}
+		dyingAt(3) // after the intent's own, and the lower's
+		errno := d.rename("both dir", "up", unix.RENAME_EXCHANGE)
+		sys.SetHook(nil)
+		if errno != unix.EIO || !w.has("l1/up/l") || !w.has("upper/both dir/v") || !w.has("upper/.migratefs/rename") {
+			t.Fatalf("not split: %v", errno)
+		}
+		d.end()
+		return w
+	}
+	whole := func(t *testing.T, w *world, dir, file string) {
+		t.Helper()
+		v, err := w.look()
+		must(t, err)
+		if v[dir+"/l"].content != "lower both dir/l" || v[dir+"/v"].content != "upper both dir/v" || v[file].content != "upper up" || w.has("upper/.migratefs/rename") {
+			t.Errorf("%s and %s are not whole: %v", dir, file, v)
+		}
+	}
+	t.Run("next rename", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		d := &driver{fs: w.fs}
+		if errno := d.rename("dir", "empty/dir", 0); errno != 0 {
+			t.Error(errno)
+		}
+		d.end()
+		whole(t, w, "up", "both dir")
+	})
+	t.Run("next mount", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		w.close()
+		must(t, w.open())
+		whole(t, w, "up", "both dir")
+	})
+	t.Run("repair", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		w.close()
+		if all := w.check(true); len(all) == 0 || all[0].Kind != FoundIntent || !all[0].Done {
+			t.Errorf("found %v", all)
+		}
+		must(t, w.open())
+		whole(t, w, "up", "both dir")
+	})
+	t.Run("taken back", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		w.close()
+		must(t, os.Rename(w.at("upper/up"), w.at("aside")))
+		w.file("upper", "up", "in the way")
+		must(t, w.open())
+		if !w.has("l1/both dir/l") || !w.has("upper/both dir/v") || w.has("upper/.migratefs/rename") {
+			t.Error("it should lie where it was")
+		}
+	})
+	t.Run("what moves back is gone", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		w.close()
+		must(t, os.Remove(w.at("upper/up")))
+		must(t, w.open())
+		v, err := w.look()
+		must(t, err)
+		if v["up/l"].content != "lower both dir/l" || v["up/v"].content != "upper both dir/v" || w.has("upper/.migratefs/rename") {
+			t.Errorf("the directory is not whole: %v", v)
+		}
+	})
+}
+
+// asCaller is oneHost with creds=caller, where all belongs to a user but the directory
+// "dir" of the lower, which nobody but root may change.
+func asCaller(t *testing.T) *world {
+	t.Helper()
+	w := newWorld(t, worlds(t), oneHost)
+	w.tweak = func(c *Config) { c.AsCaller = true }
+	must(t, os.Chmod(w.dir, 0o755))
+	w.mkdir("upper", "dir")
+	for _, l := range []string{"l1", "upper"} {
+		must(t, filepath.WalkDir(w.at(l), func(p string, _ os.DirEntry, err error) error {
+			must(t, err)
+			return os.Lchown(p, 1000, 1000)
+		}))
+	}
+	must(t, os.Chown(w.at("l1/dir"), 0, 0))
+	must(t, os.Chmod(w.at("l1/dir"), 0o755))
+	must(t, w.open())
+	return w
+}
+
+// renameAs is d.rename by a user.
+func renameAs(d *driver, uid uint32, old, name string, flags uint32) unix.Errno {
+	to, base, errno := d.parent(name)
+	if errno != 0 {
+		return errno
+	}
+	return d.in(old, func(h fuse.InHeader, oldBase string) fuse.Status {
+		h.Caller = fuse.Caller{Owner: fuse.Owner{Uid: uid, Gid: uid}}
+		return d.fs.Raw().Rename(nil, &fuse.RenameIn{InHeader: h, Newdir: to.NodeId, Flags: flags}, oldBase, base)
+	})
+}
+
+// TestRenameInPartsAsCaller: with creds=caller the caller's rights decide in each layer,
+// also for who ends what a crash interrupted.
+func TestRenameInPartsAsCaller(t *testing.T) {
+	stands := func(t *testing.T, w *world, want map[string]bool) {
+		t.Helper()
+		for path, has := range want {
+			if w.has(path) != has {
+				t.Errorf("%s is there: %v", path, !has)
+			}
+		}
+	}
+	t.Run("rights", func(t *testing.T) {
+		w := asCaller(t)
+		defer w.remove()
+		d := &driver{fs: w.fs}
+		for _, c := range []struct {
+			old, name string
+			flags     uint32
+			want      unix.Errno
+		}{
+			{"both dir", "empty/moved", 0, 0},
+			{"empty/moved", "up dir", unix.RENAME_EXCHANGE, 0},
+			{"up dir", "dir/moved", 0, unix.EACCES},                  // dir is root's in the lower
+			{"up dir", "dir/sub", unix.RENAME_EXCHANGE, unix.EACCES}, // which is found when it has moved above
+		} {
+			if errno := renameAs(d, 1000, c.old, c.name, c.flags); errno != c.want {
+				t.Errorf("%s to %s: %v, want %v", c.old, c.name, errno, c.want)
+			}
+		}
+		if errno := renameAs(d, 1002, "up dir", "mine", 0); errno != unix.EACCES {
+			t.Errorf("by a stranger: %v", errno)
+		}
+		d.end()
+		stands(t, w, map[string]bool{
+			"upper/up dir/v": true, "l1/up dir/l": true, "upper/empty/moved/u": true, "l1/empty/moved": false, "upper/both dir": false, "l1/both dir": false,
+			"l1/dir/sub/c": true, "upper/dir/moved": false, "upper/.migratefs/rename": false,
+		})
+	})
+	split := func(t *testing.T) *world {
+		w := asCaller(t)
+		d := &driver{fs: w.fs}
+		dyingAt(3)
+		errno := renameAs(d, 1000, "both dir", "new", 0)
+		sys.SetHook(nil)
+		d.end()
+		if errno != unix.EIO || !w.has("l1/new/l") || !w.has("upper/both dir/v") {
+			t.Fatalf("not split: %v", errno)
+		}
+		b, err := os.ReadFile(w.at("upper/.migratefs/rename"))
+		if err != nil || !strings.Contains(string(b), "\nas 1000 1000\n") {
+			t.Errorf("it is not said whose rename it is: %q, %v", b, err)
+		}
+		w.close()
+		return w
+	}
+	t.Run("next mount", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		must(t, w.open())
+		stands(t, w, map[string]bool{"upper/new/v": true, "l1/new/l": true, "upper/both dir": false, "upper/.migratefs/rename": false})
+	})
+	t.Run("by who has no right any more", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		must(t, os.Chown(w.at("upper"), 0, 0))
+		must(t, os.Chmod(w.at("upper"), 0o755))
+		must(t, w.open())
+		stands(t, w, map[string]bool{"upper/both dir/v": true, "l1/both dir/l": true, "upper/new": false, "l1/new": false, "upper/.migratefs/rename": false})
+	})
+	t.Run("by who has no right in either", func(t *testing.T) {
+		w := split(t)
+		defer w.remove()
+		must(t, os.Chown(w.at("upper"), 0, 0))
+		must(t, os.Chmod(w.at("upper"), 0o755))
+		must(t, os.Chown(w.at("l1"), 0, 0))
+		must(t, os.Chmod(w.at("l1"), 0o755))
+		must(t, w.open()) // the daemon does it: what is in two places cannot stay so
+		stands(t, w, map[string]bool{"upper/new/v": true, "l1/new/l": true, "upper/both dir": false, "upper/.migratefs/rename": false})
+	})
+}
+
 func TestIntentIsRead(t *testing.T) {
 	id := func(layer, rest string) copyup.Origin { return copyup.Origin(strings.Repeat(layer, shortID) + rest) }
 	in := &intent{
@@ -331,9 +531,32 @@ func TestIntentIsRead(t *testing.T) {
 		t.Errorf("%q was read as %+v", in.encode(), out)
 	}
 	good := string(in.encode())
-	for n := range good {
-		if _, err := parseIntent([]byte(good[:n])); !errors.Is(err, layers.ErrCorrupt) {
-			t.Errorf("cut after %d bytes: %v", n, err)
+	exchange := &intent{
+		from: "a", to: "b", parts: in.parts, back: []copyup.Origin{id("f", "-9-1.1"), id("2", "-a-1.1")}, file: "to",
+		as: &sys.Cred{UID: 1000, GID: 4294967295, Groups: []uint32{4, 20}},
+	}
+	out, err = parseIntent(exchange.encode())
+	must(t, err)
+	if !reflect.DeepEqual(out, exchange) {
+		t.Errorf("%q was read as %+v", exchange.encode(), out)
+	}
+	if legs := out.route(); len(legs) != 3 || legs[1].part != exchange.parts[1] || legs[1].back != exchange.back[0] || legs[2].part != "" || legs[2].back != exchange.back[1] {
+		t.Errorf("the legs are %+v", legs)
+	}
+	for _, whole := range []string{good, string(exchange.encode())} {
+		for n := range whole {
+			if _, err := parseIntent([]byte(whole[:n])); !errors.Is(err, layers.ErrCorrupt) {
+				t.Errorf("cut after %d bytes: %v", n, err)
+			}
+		}
+	}
+	for _, x := range [][2]string{
+		{"file to", "file too"}, {"file to", "file to\nfile from"}, {"as 1000", "as -1"}, {"as 1000", "as x"}, {"as 1000 4294967295 4 20", "as 1000"}, {"back", "beck"},
+		{" 20\n", "\n20\n"}, {"end", "over " + string(in.over) + "\nend"}, {"end", "part " + string(in.over) + "\nend"}, {"file to", "over " + string(in.over)},
+	} {
+		b := strings.Replace(string(exchange.encode()), x[0], x[1], 1)
+		if _, err := parseIntent([]byte(b)); !errors.Is(err, layers.ErrCorrupt) {
+			t.Errorf("%q in place of %q: %v", x[1], x[0], err)
 		}
 	}
 	for _, x := range [][2]string{

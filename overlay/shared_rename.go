@@ -1,7 +1,9 @@
 package overlay
 
 import (
+	"cmp"
 	"errors"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -15,8 +17,11 @@ import (
 // upper, where it would hide what moved: that was before, and is replaced as by any
 // rename; or brought up what moved, if our claim was broken: then that moves, too.
 func (fs *FS) renamedBelow(m *move, p *part, dir *dirFD, claims claimed) error {
-	if claims == nil || m.exchange() {
+	switch {
+	case claims == nil:
 		return nil
+	case m.exchange():
+		return fs.exchangedBelow(m, p, dir, claims)
 	}
 	o, whole := p.origin(), claims.whole()
 	err := fs.inUpperAt(m.to, func(dirfd int, stx *unix.Statx_t) error {
@@ -40,6 +45,55 @@ func (fs *FS) renamedBelow(m *move, p *part, dir *dirFD, claims claimed) error {
 		return nil
 	}
 	return fs.follow(m, o)
+}
+
+// renamedAbove is called after a rename in the upper. If a claim was broken, another host may
+// have moved something to the new name in a lower, which what came there hides, or merges
+// with: then it goes back, unless it has replaced something above.
+func (fs *FS) renamedAbove(m *move, from, to *dirFD, targets []part, claims claimed) error {
+	if claims.whole() {
+		return nil
+	}
+	ends := []dentry{m.to}
+	flags := uint(unix.RENAME_NOREPLACE)
+	if m.exchange() {
+		ends, flags, targets = append(ends, m.from), unix.RENAME_EXCHANGE, nil
+	} else if len(targets) > 0 && targets[0].layer == fs.upper {
+		return nil
+	}
+	for _, d := range ends {
+		origins, err := fs.originsAt(d)
+		if err == nil && !slices.ContainsFunc(origins, func(o copyup.Origin) bool {
+			return !slices.ContainsFunc(targets, func(p part) bool { return p.origin() == o })
+		}) {
+			continue
+		}
+		if uerr := sys.Rename(to.fd, m.to.name, from.fd, m.from.name, flags); uerr != nil {
+			fs.log.Warn("a rename onto what another host has moved cannot be taken back", "name", m.to.name, "cause", uerr)
+			return nil
+		}
+		return cmp.Or(err, errChanged)
+	}
+	return nil
+}
+
+// exchangedBelow is renamedBelow for an exchange. What was brought up of either, from the
+// name that it had, would hide the other, or merge with it: then both go back.
+func (fs *FS) exchangedBelow(m *move, p *part, dir *dirFD, claims claimed) error {
+	if claims.whole() {
+		return nil
+	}
+	up := func(int, *unix.Statx_t) error { return errChanged }
+	err := fs.inUpperAt(m.from, up)
+	if err == nil {
+		err = fs.inUpperAt(m.to, up)
+	}
+	if err != nil {
+		if uerr := sys.Rename(dir.fd, m.to.name, p.d.fd, m.from.name, unix.RENAME_EXCHANGE); uerr != nil {
+			fs.log.Warn("an exchange in a lower cannot be taken back", "name", m.from.name, "other", m.to.name, "cause", uerr)
+		}
+	}
+	return err
 }
 
 // renameByLink renames the file p in a lower, to the directory dir there, to a name that

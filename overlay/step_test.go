@@ -62,6 +62,8 @@ var actions = []action{
 	{"chmod dir", "d", func(d *driver) unix.Errno { return d.chmod("dir", 0o700) }},
 	{"rename dir to moved", "d", func(d *driver) unix.Errno { return d.rename("dir", "moved", 0) }},
 	{"rename dir to empty", "de", func(d *driver) unix.Errno { return d.rename("dir", "empty", 0) }},
+	{"exchange dir and empty", "de", func(d *driver) unix.Errno { return d.rename("dir", "empty", unix.RENAME_EXCHANGE) }},
+	{"exchange dir and low", "dl", func(d *driver) unix.Errno { return d.rename("dir", "low", unix.RENAME_EXCHANGE) }},
 	{"rmdir empty", "e", func(d *driver) unix.Errno { return d.rmdir("empty") }},
 	{"create empty/new", "e", func(d *driver) unix.Errno { return d.create("empty/new", "") }},
 	{"mkdir empty/new", "e", func(d *driver) unix.Errno { return d.mkdir("empty/new") }},

@@ -27,10 +27,10 @@ var deviations = []deviate{
 	{"caller", "nodes", "open of the null device", "EACCES", nodev},
 	{"caller", "nodes", "written to it", "-1 EBADF", nodev},
 	{"migrate,lower migrate,two", "deep", "rename in the middle", "EXDEV", mvCopies},
-	{"migrate,two single", "rename", "EXCHANGE with a directory", "EXDEV", mvCopies},
-	{"migrate,two single", "rename", "after EXCHANGE",
+	{"migrate,two", "rename", "EXCHANGE with a directory", "EXDEV", mvCopies},
+	{"migrate,two", "rename", "after EXCHANGE",
 		"[. d d/h=content of d/h e e/k=content of e/k full full/x=content of full/x g=content of f new=content of g]", mvCopies},
-	{"migrate,two single", "rename", "EXCHANGE back", "EXDEV", mvCopies},
+	{"migrate,two", "rename", "EXCHANGE back", "EXDEV", mvCopies},
 	{"migrate,two", "rename", "over an emptied directory", "EXDEV", mvCopies},
 	{"migrate,two", "rename", "onto the old name", "EISDIR", mvCopies},
 	{"migrate,two", "rename", "in the end", "[. d d/h=content of f e full full/x=content of full/x new=content of g]", mvCopies},
@@ -44,11 +44,11 @@ var deviations = []deviate{
 	{"", "direct", "unaligned", "100 ok", "O_DIRECT asks for no alignment: what is written or read so is copied"},
 	{"lower two", "flags-kept", "idir", "0", upwards},
 	{"lower two", "flags-kept", "create in idir after the write", "ok", upwards},
-	{"migrate,lower migrate,two single", "ctime", "write in a directory", "ok mtime false ctime true",
+	{"migrate,lower migrate,two single caller", "ctime", "write in a directory", "ok mtime false ctime true",
 		"a file comes up by a link into its directory, and no call sets a ctime back (the kernel's overlayfs shows it too)"},
 }
 
-const mvCopies = "in migrate mode a directory that lies in several layers is not renamed (with hosts=single, not exchanged): EXDEV, and mv(1) copies"
+const mvCopies = "in migrate mode, where other hosts may have the layers too, a directory that lies in several layers is not renamed: EXDEV, and mv(1) copies"
 
 const noExchange = "the layers lie on a filesystem that has no flags of renameat2, as Lustre"
 

@@ -170,7 +170,7 @@ var kinds = []*kind{
 	{name: "migrate,two", mode: "migrate", fill: "two"},
 	{name: "single,two", mode: "migrate,hosts=single", fill: "two"},
 	{name: "migrate,lower,shim", mode: "migrate", fill: "lower", like: "lustre"},
-	{name: "caller,migrate,lower", mode: "migrate,creds=caller", fill: "lower"},
+	{name: "caller,lower", mode: "migrate,creds=caller", fill: "lower"},
 }
 
 // stand is the directories of one kind. In worn layers, names that the cases

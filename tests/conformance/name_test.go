@@ -268,9 +268,10 @@ func renameDirs(c *at) {
 }
 
 // severalLayers reports whether directories may lie in several layers, and are not
-// renamed therefore.
+// renamed therefore: where other hosts have them, too.
 func (c *at) severalLayers() bool {
-	return strings.HasPrefix(c.kind.mode, "migrate") && c.kind.fill != "upper"
+	many := c.kind.mode == "migrate" // creds=caller is hosts=single
+	return many && c.kind.fill != "upper"
 }
 
 func mv(from, to string) error {

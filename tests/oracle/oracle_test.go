@@ -151,7 +151,7 @@ func playIn(w *world, ops []op) string {
 	}
 	w.m.Unmount()
 	check := w.checkLowers
-	if w.mode == "migrate" {
+	if w.migrates() {
 		check = w.checkMerge
 	}
 	if problem := check(); problem != "" {
@@ -191,7 +191,7 @@ func (w *world) checkNothingLeft() string {
 	worn := func(rel string) bool {
 		return slices.Contains(w.layers, "worn") && (strings.Contains(rel, "index/") || strings.HasPrefix(rel, "links/"))
 	}
-	if w.mode == "migrate" {
+	if w.migrates() {
 		for _, l := range append([]string{"upper"}, w.layers...) {
 			look(w.path(l), func(rel string, st *unix.Stat_t) bool {
 				ours := strings.HasPrefix(rel, ".migratefs") && isDir(st) || rel == ".migratefs/id"

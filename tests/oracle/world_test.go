@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -60,7 +61,7 @@ func newWorld(t testing.TB, mode string, seed uint64, layers ...string) *world {
 	testbed.Run(t, "cp", "-a", w.path("kernel"), w.path("plain"))
 	settle(t, w.path("plain"))
 	w.plain = newCrew(t, "plain", w.path("plain"))
-	if mode == "migrate" {
+	if w.migrates() {
 		must(t, unix.Unmount(w.path("kernel"), 0))
 	} else {
 		w.kernel = newCrew(t, "kernel", w.path("kernel"))
@@ -116,6 +117,8 @@ func (w *world) mountKernel() {
 	}
 	w.t.Cleanup(func() { _ = unix.Unmount(w.path("kernel"), unix.MNT_DETACH) })
 }
+
+func (w *world) migrates() bool { return strings.HasPrefix(w.mode, "migrate") }
 
 func (w *world) mount() {
 	opts := "mode=" + w.mode + ",upperdir=" + w.path("upper")
