@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/spf13/cobra"
@@ -111,7 +110,6 @@ func startDaemon(ctx context.Context, args []string, leash *os.File) (daemon *os
 		cmd.Env = append(cmd.Env, leashEnv+"=4")
 		cmd.ExtraFiles = append(cmd.ExtraFiles, leash)
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		w.Close()
 		return nil, "", err
@@ -204,7 +202,13 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	ctx, letGo := m.leash.context(ctx)
-	st, err := openStack(ctx, m.opts, m.point, log)
+	group := startedIn(m.daemon)
+	point, err := findPoint(m.point, log)
+	group.leave()
+	var st *stack
+	if err == nil {
+		st, err = openStack(ctx, m.opts, point, log)
+	}
 	signals := make(chan os.Signal, 2) // from before the other ends, or what comes in between would kill us
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
 	if err == nil && ctx.Err() != nil {
@@ -216,6 +220,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 	if err != nil {
 		return asMountError(err)
 	}
+	group.rejoin()
 	server, err := m.mount(st)
 	if err != nil {
 		st.abandon()
@@ -247,6 +252,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 	m.foretell(st)
 	_ = os.Chdir("/")
 	notifySystemd("READY=1")
+	group.end()
 	tell(exitOK, st.summary())
 	if m.daemon {
 		detachStdio()

@@ -56,10 +56,11 @@ type namedDir struct {
 	what, text, real string
 }
 
+// openStack opens what is mounted on point, which findPoint has returned.
 func openStack(ctx context.Context, o *options, point string, log *slog.Logger) (*stack, error) {
-	st := &stack{o: o, log: log}
+	st := &stack{o: o, log: log, point: point}
 	for _, step := range []func(context.Context, string) error{
-		st.findPoint, st.findDirs, st.overlaps, st.lookAtCache, st.lockUpper, st.openLowers, st.openWork, st.openCache, st.assemble,
+		st.findDirs, st.overlaps, st.lookAtCache, st.lockUpper, st.openLowers, st.openWork, st.openCache, st.assemble,
 	} {
 		if err := step(ctx, point); err != nil {
 			st.abandon()
@@ -70,23 +71,22 @@ func openStack(ctx context.Context, o *options, point string, log *slog.Logger) 
 }
 
 // findPoint resolves the mountpoint. A mount whose daemon died is taken away.
-func (st *stack) findPoint(_ context.Context, point string) error {
+func findPoint(point string, log *slog.Logger) (string, error) {
 	abs, err := filepath.Abs(point)
 	if err != nil {
-		return err
+		return "", err
 	}
 	for isDead(abs) {
 		m, ok := mountAt(abs)
 		if !ok || m.fsType != fsType {
-			return mountErrorf("mountpoint %q is a dead mount that is not ours: unmount it first", point)
+			return "", mountErrorf("mountpoint %q is a dead mount that is not ours: unmount it first", point)
 		}
-		st.log.Info("taking away the mount of a daemon that died", "mountpoint", abs)
+		log.Info("taking away the mount of a daemon that died", "mountpoint", abs)
 		if err := unmount(abs, howToUnmount{lazy: true}); err != nil {
-			return fmt.Errorf("dead mount on %q: %w", point, err)
+			return "", fmt.Errorf("dead mount on %q: %w", point, err)
 		}
 	}
-	st.point, err = realDir("mountpoint", point)
-	return err
+	return realDir("mountpoint", point)
 }
 
 // isDead reports a FUSE mount without a daemon. Of attributes the kernel may

@@ -66,6 +66,7 @@ func boot(t *testing.T, before string) *booted {
 		[ ! -e root/proc/sysrq-trigger ] || mount --bind root/dev/null root/proc/sysrq-trigger
 		mount -t tmpfs tmp root/tmp
 		mknod -m 600 root/dev/console c 1 3
+		mknod -m 600 root/dev/autofs c 10 235
 		# What would look after hardware, terminals and users that are not here.
 		for unit in systemd-udevd.service systemd-udevd-kernel.socket systemd-udevd-control.socket systemd-udev-trigger.service \
 			systemd-logind.service systemd-modules-load.service systemd-sysctl.service systemd-networkd.service getty.target console-getty.service \
@@ -109,8 +110,8 @@ func boot(t *testing.T, before string) *booted {
 		return false
 	})
 	testbed.Until(t, "systemd to be up", func() bool {
-		out, _ := b.run("systemctl", "is-system-running")
-		return strings.HasPrefix(out, "running") || strings.HasPrefix(out, "degraded")
+		out, _ := b.run("systemctl", "is-active", "multi-user.target")
+		return out == "active\n"
 	})
 	return b
 }
@@ -225,10 +226,128 @@ more
 0
 `)
 
+	// Messages are in the journal as it has them: with a level and fields, and of one kind
+	// not as many as there are.
+	b.sh(`systemctl start migratefs@scratch
+		i=0
+		while [ $i -lt 60 ]; do
+			migratefs set /scratch log_level=info >/run/x
+			i=$((i+1))
+		done
+		journalctl -u migratefs@scratch PRIORITY=6 SYSLOG_IDENTIFIER=migratefs MIGRATEFS_BY="control socket" MIGRATEFS_SETTINGS=log_level=info -o cat >/run/x
+		head -n 1 /run/x
+		[ $(wc -l </run/x) -ge 20 ] && [ $(wc -l </run/x) -lt 60 ] || wc -l /run/x
+		systemctl stop migratefs@scratch`, `settings changed mount=/scratch by="control socket" settings="log_level=info"
+`)
+
 	b.sh(`systemctl start migratefs@bad 2>/dev/null || echo "it fails"
 		command journalctl --sync
 		systemctl status --no-pager --lines 10 migratefs@bad | grep -o -e "status=32/[a-z/]*" -e "migratefs: .*" | sort -u`, `it fails
 migratefs: lower "/nothing": no such file or directory: create it, or name one that exists
 status=32/n/a
+`)
+}
+
+// Lines of fstab, as docs/operating.md has them and with what systemd.mount(5) adds:
+// what is to be mounted at the boot is there afterwards, what is to be mounted when
+// somebody looks is then, whoever that is; and a boot does not wait for a source.
+func TestFstabUnderSystemd(t *testing.T) {
+	fstab := ""
+	for _, text := range fenced.FindAllString(documents(t)["docs/operating.md"], -1) {
+		if strings.Contains(text, " /scratch  migratefs ") {
+			fstab = strings.Trim(text, "`\n")
+		}
+	}
+	if !strings.Contains(fstab, "nofail,x-systemd.automount") || !strings.Contains(fstab, "x-systemd.requires-mounts-for=") {
+		t.Fatalf("docs/operating.md has no lines of fstab:\n%s", fstab)
+	}
+	b := boot(t, `
+		install "$BINARY" root/usr/bin/migratefs
+		for name in mount.migratefs mount.fuse.migratefs umount.fuse.migratefs; do
+			ln -s ../bin/migratefs root/usr/sbin/$name
+		done
+		mkdir -p root/oldscratch root/newscratch root/scratch root/data root/var/data root/auto root/late root/slow root/store
+		for l in lower upper old new; do
+			mkdir root/l/$l
+		done
+		echo scratch >root/l/lower/f
+		echo first >root/l/old/f
+		mount --bind root/l/lower root/oldscratch
+		mount --bind root/l/upper root/newscratch
+		# A source that is away, and one that does not answer.
+		mkdir -p root/root/.ssh
+		cat >root/root/.ssh/config <<-E
+			Host host
+			ProxyCommand false
+			Host slow
+			ProxyCommand sh -c "touch /run/asked; until [ -e /run/enough ]; do sleep 0.1; done"
+		E
+		cat >root/etc/fstab <<-E
+			`+strings.ReplaceAll(fstab, "\n", "\n\t\t\t")+`
+			/l/old /store  none  bind,x-systemd.automount  0 0
+			first  /auto  migratefs       lowerdir=/store,upperdir=/l/new,mode=overlay,x-systemd.automount  0 0
+			late  /late  fuse.migratefs  noauto,lowerdir=/l/lower:/l/old  0 0
+			slow  /slow  migratefs       lowerdir=slow:/data,_netdev,nofail  0 0
+		E
+		printf '[Service]\nType=oneshot\nExecStart=/bin/cat /auto/f\n' >root/etc/systemd/system/other.service
+		printf '[Service]\nType=oneshot\nPrivateTmp=yes\nProtectSystem=strict\nExecStart=/bin/cat /auto/f\n' >root/etc/systemd/system/apart.service`)
+
+	b.sh(`while [ ! -e /run/asked ]; do sleep 0.1; done
+		# It did not have its answer when the boot was over.
+		touch /run/enough
+		while [ "$(systemctl is-active slow.mount)" = activating ]; do sleep 0.1; done
+		[ "$(systemctl show --value -p ActiveEnterTimestampMonotonic multi-user.target)" -lt "$(systemctl show --value -p InactiveEnterTimestampMonotonic slow.mount)" ]
+		systemctl show -p Result slow.mount
+		journalctl -u slow.mount -o cat | grep -o "migratefs: remote layer slow:.data"
+		systemd-analyze --man=no verify /run/systemd/generator/*mount
+		cat /scratch/f
+		systemctl show --value -p RequiresMountsFor scratch.mount | tr ' ' '\n' | sort | xargs
+		systemctl is-active scratch.mount auto.automount auto.mount data.automount late.mount || :`, `Result=exit-code
+migratefs: remote layer slow:/data
+scratch
+/ /newscratch /oldscratch
+active
+active
+inactive
+active
+inactive
+`)
+
+	// Another unit looks first, and that brings the mount's lower, too; and one with a mount namespace of its own.
+	b.sh(`systemctl start apart
+		systemctl start other
+		journalctl -u apart -u other -o cat -t cat
+		findmnt -n -t fuse.migratefs -o SOURCE,FSTYPE /auto
+		echo second >/auto/g
+		systemctl stop auto.mount 2>/dev/null
+		cat /l/new/g
+		pidof migratefs | wc -w
+		systemctl is-active auto.automount
+		cat /auto/g
+		systemctl stop auto.automount
+		findmnt -n /auto || echo "all is gone"`, `first
+first
+first  fuse.migratefs
+second
+1
+active
+second
+all is gone
+`)
+
+	// A source that is away is an error for who looks, each time.
+	b.sh(`for i in 1 2; do ls /data 2>&1 || :; done
+		systemctl is-active data.automount
+		journalctl -u data.mount -o cat | grep -o "migratefs: remote layer user@host:/data: " | sort -u
+		mount /late 2>&1 | cut -c1-28
+		cat /late/f
+		umount /late /scratch
+		pidof migratefs || echo "no daemon"`, `ls: cannot open directory '/data': No such device
+ls: cannot open directory '/data': No such device
+active
+migratefs: remote layer user@host:/data: 
+migratefs: /late is mounted 
+scratch
+no daemon
 `)
 }
