@@ -31,7 +31,7 @@ install -d -m 755 "$dest/etc/migratefs"
 put 644 packaging/migratefs.8 "$datadir/man/man8/migratefs.8"
 put 644 packaging/mount.migratefs.8 "$datadir/man/man8/mount.migratefs.8"
 put 644 packaging/migratefs.5 "$datadir/man/man5/migratefs.5"
-for page in mount.fuse.migratefs.8:mount umount.fuse.migratefs.8:mount lazyfs.8:; do
+for page in mount.fuse.migratefs.8:mount umount.fuse.migratefs.8:mount lazyfs.8: migratefs-runc.8: migratefs-crun.8:; do
 	to=${page#*:}
 	echo ".so man8/${to:+$to.}migratefs.8" >"$dest$datadir/man/man8/${page%:*}"
 	chmod 644 "$dest$datadir/man/man8/${page%:*}"

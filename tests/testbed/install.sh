@@ -37,6 +37,7 @@ shellcheck  | shellcheck     | ShellCheck
 mandoc      | mandoc         | mandoc
 dpkg-deb    | dpkg           | dpkg
 rpmbuild    | rpm            | rpm-build
+rpmlint     | rpmlint        | rpmlint
 systemd-analyze | systemd    | systemd
 setpriv     | util-linux     | util-linux
 runc        | runc           | runc
