@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -104,6 +105,44 @@ func TestServe(t *testing.T) {
 	}
 	if left := Devices(dir); len(left) > 0 {
 		t.Errorf("left: %q", left)
+	}
+}
+
+// held is a log that stands still.
+type held struct {
+	slog.Handler
+	reached, release chan struct{}
+	left             atomic.Bool
+}
+
+func (h *held) Handle(context.Context, slog.Record) error {
+	close(h.reached)
+	<-h.release
+	h.left.Store(true)
+	return nil
+}
+
+// TestCloseWaits: what is being changed has been changed when the end returns, so that
+// what is ended next is not changed under way.
+func TestCloseWaits(t *testing.T) {
+	dir := socketDir(t)
+	m := newMount(t, "0:42")
+	h := &held{Handler: NewText(io.Discard), reached: make(chan struct{}), release: make(chan struct{})}
+	m.Log = NewLog(h, slog.LevelInfo)
+	s := serve(t, dir, m)
+	go func() {
+		c := &Client{Dir: dir, Device: "0:42", UID: os.Geteuid()}
+		defer c.Close()
+		trace := false
+		// It fails, since nobody has an answer: the connection is closed.
+		_ = c.Change(context.Background(), "/v1/settings", &Settings{Trace: &trace}, &Settings{})
+		time.Sleep(100 * time.Millisecond) // for who does not wait to return
+		close(h.release)
+	}()
+	<-h.reached
+	s.Close()
+	if !h.left.Load() {
+		t.Error("a change is still under way")
 	}
 }
 

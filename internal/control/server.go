@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime/pprof"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,9 @@ type Server struct {
 	remove func()
 	stop   context.CancelFunc
 	ended  chan struct{}
+
+	mu     sync.RWMutex // held for reading by each request that is under way
+	closed bool
 }
 
 // requestMost is the longest request.
@@ -70,12 +74,16 @@ type peer struct {
 
 func mayAsk(c *unix.Ucred) bool { return c.Uid == 0 || int(c.Uid) == os.Geteuid() }
 
-// Close ends it, and what answers are under way.
+// Close ends it, and returns when nothing asks or changes the mount any more: what was
+// under way has ended, and nobody has the answer.
 func (s *Server) Close() {
 	s.remove()
 	s.stop()
 	_ = s.http.Close()
 	<-s.ended
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
 }
 
 // refused is an error that who asks has caused.
@@ -128,6 +136,11 @@ func (s *Server) handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p, _ := r.Context().Value(peerKey{}).(peer); !p.may {
 			tell(w, http.StatusForbidden, ErrForbidden.Error())
+			return
+		}
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		if s.closed {
 			return
 		}
 		mux.ServeHTTP(w, r)
