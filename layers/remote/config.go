@@ -57,8 +57,9 @@ type Config struct {
 	// server that refuses some is used with those it grants.
 	Connections int
 
-	// ConnectTimeout bounds the TCP connection, by default 20 s; a whole login
-	// may take twice as long.
+	// ConnectTimeout bounds the TCP connection, and the silence of a server of
+	// which a new connection asks what it is; by default 20 s. A whole login may
+	// take twice as long.
 	ConnectTimeout time.Duration
 
 	// UID and GID, if not nil, replace every owner that the source reports; with

@@ -48,6 +48,7 @@ type conn struct {
 	t      transport
 	in     *bufio.Reader
 	stall  time.Duration // immutable; how long the server may be silent
+	first  time.Duration // immutable; how long it may be at first, if that is longer
 	count  *counters
 	window *window
 	opens  *window       // bounds the handles that are open for a few exchanges only
@@ -56,6 +57,9 @@ type conn struct {
 	number int64         // immutable; of the channel, in a trace
 	caps   caps          // immutable after handshake
 	rtt    time.Duration // immutable after handshake; of one small burst
+
+	// met: all that is asked of a new connection has been answered.
+	met atomic.Bool
 
 	// serial: the handle that an OPEN will give is known before, see serial.go.
 	serial atomic.Bool
@@ -364,9 +368,13 @@ func (c *conn) stuck() bool {
 	defer c.mu.Unlock()
 	now := time.Since(c.born)
 	silent := now - time.Duration(c.lastIn.Load())
+	stall := c.stall
+	if !c.met.Load() {
+		stall = max(stall, c.first)
+	}
 	for _, s := range c.pending {
 		age := now - s.sent
-		if age >= c.stall && (silent >= c.stall || s.seq < c.answered) {
+		if age >= stall && (silent >= stall || s.seq < c.answered) {
 			return true
 		}
 	}

@@ -90,7 +90,8 @@
 //	                    then two, up to an hour
 //
 // A server that is silent for half the timeout while it owes an answer, or
-// leaves out one answer for as long, is given up and called again. One connector
+// leaves out one answer for as long, is given up and called again; with what is
+// asked at first, before the connection is used, it may take 20 s. One connector
 // goroutine makes all logins, one after the other, with growing and jittered
 // pauses; after a server turned us away, not within 15 s.
 //

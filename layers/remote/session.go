@@ -192,6 +192,9 @@ func (l *Layer) connect(ctx context.Context, what kind) (*conn, error) {
 		return nil, err
 	}
 	c := newConn(t, l.cfg.Timeout/2, &l.count)
+	// Nobody's read is under way on it yet: a source that is slow to begin is not lost, and
+	// would be called again and again.
+	c.first = l.cfg.ConnectTimeout
 	c.trace, c.number = &l.trace, l.trace.channel()
 	if c.main = what != besides; !c.main {
 		c.window = newWindow(bulkWindow)
@@ -209,6 +212,7 @@ func (l *Layer) connect(ctx context.Context, what kind) (*conn, error) {
 	switch {
 	case err == nil || errors.Is(err, layers.ErrReplaced):
 		l.count.connects.Add(1)
+		c.met.Store(true)
 		return c, err
 	case ctx.Err() != nil && context.Cause(ctx) == os.ErrDeadlineExceeded:
 		// Each attempt may ring somebody's telephone.

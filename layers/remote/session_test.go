@@ -288,6 +288,33 @@ func TestSilentServer(t *testing.T) {
 	})
 }
 
+// TestSlowToBegin: a server that needs longer than half the timeout for the first
+// answers on a connection, whenever that is made, is no silent one.
+func TestSlowToBegin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		var begun atomic.Int32 // the last session that has
+		f.lie = func(q *query) ([]byte, bool) {
+			if q.name == "/src" && begun.Swap(int32(q.session)) != int32(q.session) {
+				time.Sleep(3 * time.Second)
+			}
+			return nil, false
+		}
+		l := f.open(t, func(c *Config) { c.Timeout, c.Hard = 2*time.Second, true })
+		f.set(func() {
+			if f.sessions != 1 {
+				t.Errorf("the first connection took %d logins", f.sessions)
+			}
+		})
+		hangUp(l)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := l.Stat(ctx, "f"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // Hard: requests wait as long as the source is away, a refused login included,
 // and go on when it is back; a cancelled one ends at once.
 func TestHard(t *testing.T) {
