@@ -88,9 +88,9 @@ func TestShowTop(t *testing.T) {
 		},
 		Files: []control.Doing{{Path: `a\nb`, Requests: 3, CopyUps: 1, Copied: 1 << 20}},
 	}
-	f.show(&b, "/mnt", before, now)
+	f.show(&b, "/mnt", before, now, 0, 0)
 	b.WriteString("\n")
-	f.show(&b, "/mnt", now, &control.Top{Seconds: 0.5})
+	f.show(&b, "/mnt", now, &control.Top{Seconds: 0.5}, 0, 0)
 	golden(t, "top.txt", b.Bytes())
 }
 

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -92,7 +91,11 @@ func (f *topFlags) run(out io.Writer, point string) error {
 		} else if i > 0 {
 			fmt.Fprintln(out)
 		}
-		f.show(out, point, &before, &now)
+		width, height := 0, 0
+		if terminal {
+			width, height = terminalSize(out)
+		}
+		f.show(out, point, &before, &now, width, height)
 		before = now
 	}
 	return nil
@@ -106,50 +109,37 @@ func orInterrupted(ctx context.Context, err error) error {
 	return err
 }
 
-// show prints what was done between two looks.
-func (f *topFlags) show(out io.Writer, point string, before, now *control.Top) {
+// show prints what was done between two looks, on a terminal of that size; 0: there is
+// none.
+func (f *topFlags) show(out io.Writer, point string, before, now *control.Top, width, height int) {
 	took := now.Seconds - before.Seconds
 	if took <= 0 { // nobody looked for a while, and it began anew
 		before, took = &control.Top{}, max(now.Seconds, 0.001)
 	}
-	fmt.Fprintf(out, "%s, in the last %.1f s\n", shownName(point), took)
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "REQUESTS\tFAILED\tWAITED\tLONGEST\tREAD\tWRITTEN\tFETCHED\tCOPIED UP\tPROCESS")
-	rows := f.most(between(before.Processes, now.Processes))
-	for i := range rows {
-		d := &rows[i]
-		who := fmt.Sprintf("%d %s", d.PID, onLine(string(d.Program)))
-		if d.PID == 0 {
+	fmt.Fprintln(out, cutTo(fmt.Sprintf("%s, in the last %.1f s", shownName(point), took), width))
+	lines := f.lines
+	if height > 0 { // two tables, and what is around them
+		lines = min(lines, max(1, (height-6)/2))
+	}
+	processes, files := doingTable{title: "PROCESS"}, doingTable{title: "FILE", paths: true}
+	rows := between(before.Processes, now.Processes)
+	for i := range rows[:min(len(rows), lines)] {
+		who := fmt.Sprintf("%d %s", rows[i].PID, onLine(string(rows[i].Program)))
+		if rows[i].PID == 0 {
 			who = "(of another pid namespace, or the kernel)"
 		}
-		fmt.Fprintf(w, "%s%s\n", doingText(d), who)
+		processes.add(&rows[i], who)
 	}
-	if len(rows) == 0 {
-		fmt.Fprintln(w, "nothing")
-	}
-	_ = w.Flush()
+	processes.print(out, width)
 	fmt.Fprintln(out)
-	fmt.Fprintln(w, "REQUESTS\tFAILED\tWAITED\tLONGEST\tREAD\tWRITTEN\tFETCHED\tCOPIED UP\tFILE")
-	rows = f.most(between(before.Files, now.Files))
-	for i := range rows {
-		fmt.Fprintf(w, "%s/%s\n", doingText(&rows[i]), onLine(string(rows[i].Path)))
+	rows = between(before.Files, now.Files)
+	for i := range rows[:min(len(rows), lines)] {
+		files.add(&rows[i], "/"+onLine(string(rows[i].Path)))
 	}
-	if len(rows) == 0 {
-		fmt.Fprintln(w, "nothing")
-	}
-	_ = w.Flush()
+	files.print(out, width)
 	if now.Dropped > before.Dropped {
-		fmt.Fprintf(out, "(%d that did less were dropped: there was no room for them)\n", now.Dropped-before.Dropped)
+		fmt.Fprintln(out, cutTo(fmt.Sprintf("(%d that did less were dropped: there was no room for them)", now.Dropped-before.Dropped), width))
 	}
-}
-
-func doingText(d *control.Doing) string {
-	up := ""
-	if d.CopyUps > 0 {
-		up = fmt.Sprintf("%d, %s", d.CopyUps, bytesText(d.Copied))
-	}
-	return fmt.Sprintf("%d\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t", d.Requests, d.Failed, shortTime(d.Waited), shortTime(d.Longest),
-		someBytes(d.Read), someBytes(d.Written), someBytes(d.Fetched), up)
 }
 
 func someBytes(n int64) string {
@@ -166,8 +156,6 @@ func shortTime(s float64) string {
 	}
 	return fmt.Sprintf("%.1f s", s)
 }
-
-func (f *topFlags) most(rows []control.Doing) []control.Doing { return rows[:min(len(rows), f.lines)] }
 
 // between is what was done between two looks, those that waited most first.
 func between(before, now []control.Doing) (rows []control.Doing) {
