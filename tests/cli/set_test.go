@@ -41,19 +41,31 @@ func TestSetFill(t *testing.T) {
 	must(t, os.WriteFile(s.at("lower/large"), content, 0o644))
 	old := time.Now().Add(-time.Hour)
 	must(t, os.Chtimes(s.at("lower/large"), old, old))
-	m := testbed.Mount(t, "fill_rate=1M,lowerdir=source:"+s.at("lower")+",upperdir="+s.at("upper"), s.at("mnt"), testbed.MountConfig{Env: s.env})
-	f, err := os.OpenFile(m.Path("large"), os.O_WRONLY, 0)
-	must(t, err)
-	_, err = f.WriteAt([]byte("WHAT"), 0)
-	must(t, err)
-	must(t, f.Close())
+	// begin mounts, and changes the head of the file.
+	begin := func(upper, point, options string) *testbed.Mounted {
+		must(t, os.MkdirAll(s.at(upper), 0o755))
+		must(t, os.MkdirAll(s.at(point), 0o755))
+		m := testbed.Mount(t, options+"lowerdir=source:"+s.at("lower")+",upperdir="+s.at(upper), s.at(point), testbed.MountConfig{Env: s.env})
+		f, err := os.OpenFile(m.Path("large"), os.O_WRONLY, 0)
+		must(t, err)
+		_, err = f.WriteAt([]byte("WHAT"), 0)
+		must(t, err)
+		must(t, f.Close())
+		return m
+	}
+	m := begin("upper", "mnt", "fill_rate=1M,")
 	copy(content, "WHAT")
 	testbed.Until(t, "some of it", func() bool { return statusOf(t, m.Point).Fill.Fetched > 0 })
 	out, _ := tool(t, 0, "set", m.Point, "fill=off,fill_rate=off")
 	contains(t, "set", out, "fill=off\n", "fill_rate=off\n", "cache_size=auto\n")
-	time.Sleep(time.Second) // without a rate all of it would come, were anything fetched
-	if st := statusOf(t, m.Point); st.Fill.Fetching || st.Fill.Files != 1 {
-		t.Errorf("with fill=off: %+v", st.Fill)
+	// Without a rate as much of it would come, were anything fetched, as comes to a
+	// second mount in the time that this needs for all of it.
+	was := statusOf(t, m.Point).Fill.Fetched
+	other := begin("upper2", "mnt2", "")
+	testbed.Until(t, "all of it elsewhere", func() bool { return statusOf(t, other.Point).Fill.Files == 0 })
+	const underWay = 16 << 20 // what had been asked for when it was told
+	if st := statusOf(t, m.Point); st.Fill.Fetching || st.Fill.Files != 1 || st.Fill.Fetched > was+underWay {
+		t.Errorf("with fill=off: %+v, and %d were fetched before", st.Fill, was)
 	}
 	tool(t, 0, "set", m.Point, "fill=on")
 	testbed.Until(t, "all of it", func() bool { return statusOf(t, m.Point).Fill.Files == 0 })
