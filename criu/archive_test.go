@@ -47,10 +47,11 @@ func packed(t testing.TB, files map[string][]byte) []byte {
 func exported(t testing.TB, images string) map[string][]byte {
 	t.Helper()
 	files := map[string][]byte{
-		"spec.dump": []byte(`{"root":{"path":"/var/lib/containers/merged"},"annotations":{"io.container.manager":"libpod"},
+		"spec.dump": []byte(`{"root":{"path":"/var/lib/containers/merged"},"annotations":{"io.container.manager":"libpod","io.kubernetes.cri-o.TTY":"false"},
 			"mounts":[{"destination":"/external","type":"bind","source":"/srv/data"},{"destination":"/proc","type":"proc","source":"proc"}]}`),
 		"config.dump":            []byte(`{"id":"c0ffee","name":"web","rootfsImageName":"localhost/nginx"}`),
 		"rootfs-diff.tar":        make([]byte, 5000),
+		"devshm-checkpoint.tar":  make([]byte, 1536), // of an empty directory
 		"volumes/v1.tar":         make([]byte, 10),
 		"checkpoint/pages-1.img": make([]byte, 1<<20),
 	}

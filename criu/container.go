@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"path"
 	"slices"
-	"strings"
 )
 
 // Container is what a container engine wrote beside the images.
@@ -84,7 +83,7 @@ func (l *loader) container(a *archive) error {
 	}
 	l.c.Container = c
 	l.containerTrees(spec.Root.Path, c.Mounts)
-	l.containerCautions(c, spec.Annotations)
+	l.containerCautions(c)
 	return nil
 }
 
@@ -120,17 +119,17 @@ func (l *loader) containerTrees(root string, mounts []ContainerMount) {
 	}
 }
 
-func (l *loader) containerCautions(c *Container, notes map[string]string) {
-	for k := range notes {
-		if strings.HasPrefix(k, "io.kubernetes.cri-o.") || strings.HasPrefix(k, "io.kubernetes.cri.") {
-			c.KeptRunning = true
-		}
-	}
+// emptyTar is the size of a tar of a directory with nothing in it.
+const emptyTar = 3 * 512
+
+func (l *loader) containerCautions(c *Container) {
+	// podman, whose checkpoints end the container, has annotations of cri-o's too.
+	c.KeptRunning = c.Engine == "cri-o" || c.Engine == "containerd"
 	if c.KeptRunning {
 		l.twoCopies("the kubelet checkpoints containers and lets them run on: this one goes on where it is")
 	}
 	caution := func(what, name string, size int64, remedy string) {
-		if size > 0 {
+		if size > emptyTar {
 			l.obstacle(Obstacle{
 				Level: Caution, What: what, Path: name,
 				Why: fmt.Sprintf("the archive holds %d bytes that the container has changed, which are not CRIU's to restore", size), Remedy: remedy,

@@ -180,6 +180,46 @@ func (st *stack) seed(ctx context.Context, inner layers.Layer, spec lowerSpec) (
 	return l, nil
 }
 
+// rootAsDumped gives an upper that nothing was done with yet the owner and the mode of
+// the checkpoint's root directory: of a merged directory the highest layer's are shown,
+// and CRIU restores nobody whose root directory has another mode than it had (the one
+// of most container images, and of Fedora, is 0555).
+func (st *stack) rootAsDumped(ctx context.Context) error {
+	if !st.seeds() || st.o.names != seed.Tree || !isRoot() || !st.untouched() {
+		return nil
+	}
+	for _, l := range st.lowers {
+		attr, err := l.Layer.Stat(ctx, layers.Root)
+		if err != nil {
+			return err
+		}
+		if !attr.Has(layers.KnownOwner) {
+			continue // of images without their source
+		}
+		err = os.Chown(st.upper, int(attr.UID), int(attr.GID))
+		if err == nil {
+			err = unix.Chmod(st.upper, attr.Mode&0o7777)
+		}
+		if err != nil {
+			return mountErrorf("upper %q cannot get the owner and the mode of the source's root directory: %v: name another", st.o.upper, bare(err))
+		}
+		return nil
+	}
+	return nil
+}
+
+// untouched reports whether the upper and its work directory are empty: no mount has
+// used them.
+func (st *stack) untouched() bool {
+	for _, dir := range []string{st.upper, st.work.Name()} {
+		entries, err := os.ReadDir(dir)
+		if err != nil || slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name() != overlay.Reserved }) {
+			return false
+		}
+	}
+	return true
+}
+
 // twins is how many files of the checkpoint this host has itself, and their bytes.
 func (st *stack) twins() (files int, bytes int64) {
 	twins, bytes := st.images.seed.Twins()

@@ -431,6 +431,10 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 			return err
 		}
 		st.shown = append([]control.LayerSpec{{Upper: true, Name: st.o.upper, Layer: cfg.Upper}}, st.shown...)
+		if err := st.rootAsDumped(ctx); err != nil {
+			cfg.Upper.Close()
+			return err
+		}
 	}
 	if st.fs, err = overlay.New(ctx, cfg); err != nil {
 		if cfg.Upper != nil {

@@ -27,6 +27,9 @@ func (m *move) makeBundle(h *testbed.Host) {
 	m.makeFiles()
 	h.Run("mkdir", "-p", bundle+"/rootfs/proc", bundle+"/rootfs/dev", bundle+"/rootfs/tmp")
 	h.Run("mv", jobDir, bundle+"/rootfs/job")
+	// As engines make them of images. CRIU compares the mode.
+	h.Run("chmod", "1555", bundle+"/rootfs")
+	h.Run("chown", "1234:567", bundle+"/rootfs")
 	m.makeConfig(h)
 }
 
@@ -149,6 +152,9 @@ func (m *move) comeUp(h *testbed.Host) {
 	m.t.Helper()
 	m.container(h, "restore", "--detach", "--image-path", "/srv/images", "--work-path", "/srv/log", "--bundle", bundle, containerID)
 	m.goesOn(h.Path(bundle + "/rootfs"))
+	if got := h.Run("stat", "-c", "%a %u:%g", bundle+"/rootfs"); got != "1555 1234:567\n" {
+		m.t.Errorf("host %s: the root directory is %s", h.Name, got)
+	}
 }
 
 // umount ends the rootfs of a host whose container has ended.
