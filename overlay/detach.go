@@ -42,6 +42,11 @@ func (fs *FS) detach(ctx context.Context, j *job, scope Scope, force bool) error
 		if err := fs.lookOnce(ctx, j, k); err != nil && (!force || !errors.Is(err, errMissing)) {
 			return err
 		}
+		// What came is to be on the disk before nobody else has it, also empty directories
+		// and the like, which nobody has synced, and with volatile.
+		if err := syncLayer(fs.upper); err != nil {
+			return err
+		}
 		d := &Departure{When: time.Now(), Scope: scope.String(), sources: k.notes}
 		if err := d.prepare(fs.work); err != nil {
 			return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -152,12 +151,11 @@ func (w *lookAt) dir(ctx context.Context, n *node, path layers.Path) {
 	}
 	es, err := patiently(ctx, w, func(ctx context.Context) ([]layers.Entry, error) { return w.l.ReadDir(ctx, ref.path) })
 	switch {
-	case nothing(err):
-		return
 	case err != nil:
-		if ctx.Err() == nil && (w.r.goesInto(ref.path) || w.r.wants(ref.path)) {
+		if !nothing(err) && ctx.Err() == nil && (w.r.goesInto(path, ref.path) || w.r.wants(path, ref.path)) {
 			w.lacks(path, 0, err)
 		}
+		w.moved(ctx, n, path, nil)
 		return
 	}
 	var note *departedDir
@@ -167,44 +165,42 @@ func (w *lookAt) dir(ctx context.Context, n *node, path layers.Path) {
 		w.note.dirs[ref.path] = note
 		w.mu.Unlock()
 	}
-	listed := make(map[string]bool, len(es))
+	seen := make(map[string]bool, len(es))
 	for i := range es {
 		if ctx.Err() != nil {
 			return
 		}
 		e := &es[i]
-		listed[e.Name] = true
 		if n == w.fs.root && e.Name == Reserved {
 			continue
 		}
-		at := ref.path.Join(e.Name)
-		if w.r.wants(at) || w.r.goesInto(at) || note != nil {
-			w.name(ctx, n, path, e, at, note)
+		there, at := path.Join(e.Name), ref.path.Join(e.Name)
+		if w.r.wants(there, at) || w.r.goesInto(there, at) || note != nil {
+			seen[e.Name] = w.name(ctx, n, there, e, at, note)
 		}
 	}
-	w.moved(ctx, n, path, listed)
+	w.moved(ctx, n, path, seen)
 }
 
-// name looks at the name e of the directory n, which is at in the source.
-func (w *lookAt) name(ctx context.Context, n *node, path layers.Path, e *layers.Entry, at layers.Path, note *departedDir) {
+// name looks at the name e of the directory n, which is at path in the mount and at in
+// the source. It reports whether all there is to know of it is known.
+func (w *lookAt) name(ctx context.Context, n *node, path layers.Path, e *layers.Entry, at layers.Path, note *departedDir) (seen bool) {
 	fs := w.fs
-	wanted := w.r.wants(at)
 	f, err := patiently(ctx, w, func(ctx context.Context) (*found, error) { return w.lookup(ctx, n, e) })
 	if nothing(err) {
-		return // a whiteout hides it, or it has gone
+		return true // a whiteout hides it, or it has gone
 	}
-	path = path.Join(e.Name)
 	if err != nil {
 		if ctx.Err() != nil {
-			return
+			return false
 		}
-		if wanted {
+		if w.r.wants(path, at) || w.r.goesInto(path, at) {
 			w.lacks(path, entrySize(e), err)
 		}
 		if note != nil {
 			w.leave(note, e, nil)
 		}
-		return
+		return false
 	}
 	var part *lowerRef
 	for i := range f.lowers {
@@ -212,10 +208,14 @@ func (w *lookAt) name(ctx context.Context, n *node, path layers.Path, e *layers.
 			part = &f.lowers[i]
 		}
 	}
+	if part != nil {
+		at = part.path // the directory may be another that has taken this name
+	}
+	wanted := w.r.wants(path, at)
 	shows := !f.upper && len(f.lowers) > 0 && f.lowers[0].layer == w.l
 	switch {
 	case !shows && part == nil && !f.upper:
-		return // another lower has it
+		return true // another lower has it
 	case hasObject(f.pending):
 	case !shows && wanted:
 		w.found(sizeOf(&f.attr))
@@ -223,14 +223,14 @@ func (w *lookAt) name(ctx context.Context, n *node, path layers.Path, e *layers.
 		w.leave(note, e, &f.attr)
 	}
 	// Who works in a directory that is here is told what it has not.
-	into := f.attr.IsDir() && part != nil && (w.r.goesInto(at) || note != nil && f.upper)
+	into := f.attr.IsDir() && part != nil && (w.r.goesInto(path, at) || note != nil && f.upper)
 	if !into && (!shows || !wanted) {
-		return
+		return !f.attr.IsDir()
 	}
 	child := fs.table.adopt(fs, f, n, e.Name)
 	if !f.attr.IsDir() {
 		w.file(ctx, child, path, &f.attr)
-		return
+		return true
 	}
 	defer fs.Forget(child.id, 1)
 	if shows && wanted {
@@ -239,6 +239,7 @@ func (w *lookAt) name(ctx context.Context, n *node, path layers.Path, e *layers.
 	if into {
 		w.dir(ctx, child, path)
 	}
+	return into
 }
 
 // lookup looks e up, as it was just listed if nothing but the upper can hide it.
@@ -336,35 +337,45 @@ func (w *lookAt) up(ctx context.Context, n *node, path layers.Path, a *layers.At
 	}
 }
 
-// moved goes through the directories of n that were moved here from elsewhere in the
-// source.
-func (w *lookAt) moved(ctx context.Context, n *node, path layers.Path, listed map[string]bool) {
+// moved goes through the directories that the upper has in n, but for those that were
+// seen: they, or what is in them, may have been moved here from elsewhere in the source.
+func (w *lookAt) moved(ctx context.Context, n *node, path layers.Path, seen map[string]bool) {
 	fs := w.fs
-	if !n.isUpper() {
+	if !n.isUpper() || ctx.Err() != nil {
 		return
 	}
 	d, err := fs.upperDir(n)
-	if err != nil {
+	if nothing(err) {
 		return
 	}
-	es, err := local.ReadDirAt(ctx, d.fd)
-	fs.dirs.release(d)
+	var es []layers.Entry
+	if err == nil {
+		es, err = local.ReadDirAt(ctx, d.fd)
+		fs.dirs.release(d)
+	}
 	if err != nil {
 		w.lacks(path, 0, err)
 		return
 	}
 	for i := range es {
 		e := &es[i]
-		if e.Type != unix.S_IFDIR || listed[e.Name] || n == fs.root && e.Name == Reserved {
+		if e.Type != unix.S_IFDIR || seen[e.Name] || n == fs.root && e.Name == Reserved {
 			continue
 		}
-		f, err := fs.lookup(ctx, n, e.Name)
-		if err != nil || !slices.ContainsFunc(f.lowers, func(r lowerRef) bool { return r.layer == w.l }) {
+		there := path.Join(e.Name)
+		f, err := patiently(ctx, w, func(ctx context.Context) (*found, error) { return fs.lookup(ctx, n, e.Name) })
+		if nothing(err) || ctx.Err() != nil {
+			continue
+		}
+		if err != nil {
+			w.lacks(there, 0, err)
 			continue
 		}
 		child := fs.table.adopt(fs, f, n, e.Name)
-		if ref := child.lowerIn(w.l); ref != nil && (w.r.goesInto(ref.path) || w.note != nil) {
-			w.dir(ctx, child, path.Join(e.Name))
+		if ref := child.lowerIn(w.l); ref != nil && (w.r.goesInto(there, ref.path) || w.note != nil) {
+			w.dir(ctx, child, there)
+		} else {
+			w.moved(ctx, child, there, nil)
 		}
 		fs.Forget(child.id, 1)
 	}

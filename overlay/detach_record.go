@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"errors"
@@ -106,15 +105,11 @@ func parseDeparture(b []byte) (*Departure, error) {
 	}
 	d := &Departure{}
 	p := departureParser{d: d}
-	lines := bufio.NewScanner(bytes.NewReader(body))
-	lines.Buffer(nil, 64<<10)
-	for n := 1; lines.Scan(); n++ {
-		if !p.line(n, lines.Text()) {
-			return nil, fmt.Errorf("%w: line %d: %.80q", errRecord, n, lines.Text())
+	n := 0
+	for line := range strings.SplitSeq(string(body), "\n") {
+		if n++; !p.line(n, line) {
+			return nil, fmt.Errorf("%w: line %d: %.80q", errRecord, n, line)
 		}
-	}
-	if err := lines.Err(); err != nil {
-		return nil, err
 	}
 	if len(d.sources) == 0 {
 		return nil, fmt.Errorf("%w: it names no source", errRecord)

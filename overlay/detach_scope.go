@@ -59,23 +59,26 @@ func (s Scope) String() string {
 }
 
 // reach is a scope in terms of one lower: which of its paths are wanted, and into
-// which directories one has to go for them.
+// which directories one has to go for them. A file is called by its path in the lower,
+// but what somebody names is meant in the mount, where directories may have moved.
 type reach struct {
 	all   bool
-	trees []layers.Path // whole
-	named map[layers.Path]bool
-	ways  map[layers.Path]bool // directories that lead to something wanted, or that are known
+	trees []layers.Path        // in the mount: whole
+	named map[layers.Path]bool // in the lower
+	ways  map[layers.Path]bool // likewise: directories that lead to something named, or that are known
 }
 
-func (r *reach) wants(p layers.Path) bool {
-	return r.all || r.named[p] || slices.ContainsFunc(r.trees, func(t layers.Path) bool { return isIn(p, t) })
+// wants reports whether what is at path in the mount, and at in the lower, is wanted.
+func (r *reach) wants(path, at layers.Path) bool { return r.named[at] || r.wholly(path) }
+
+// goesInto reports whether something wanted lies in that directory.
+func (r *reach) goesInto(path, at layers.Path) bool {
+	return r.ways[at] || r.wholly(path) || slices.ContainsFunc(r.trees, func(t layers.Path) bool { return isIn(t, path) })
 }
 
-func (r *reach) goesInto(p layers.Path) bool { return r.ways[p] || r.wholly(p) }
-
-// wholly reports whether all below p is wanted.
-func (r *reach) wholly(p layers.Path) bool {
-	return r.all || slices.ContainsFunc(r.trees, func(t layers.Path) bool { return isIn(p, t) })
+// wholly reports whether all below path is wanted.
+func (r *reach) wholly(path layers.Path) bool {
+	return r.all || slices.ContainsFunc(r.trees, func(t layers.Path) bool { return isIn(path, t) })
 }
 
 // isIn reports whether p is dir or lies below it.
@@ -116,9 +119,6 @@ func (fs *FS) reachOf(scope *Scope, l *layer) *reach {
 		r.trees = append(r.trees, scope.Paths...)
 	}
 	for p := range r.named {
-		r.way(p)
-	}
-	for _, p := range r.trees {
 		r.way(p)
 	}
 	return r

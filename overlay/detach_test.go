@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -323,4 +326,66 @@ func (w *world) upperModes(t *testing.T) map[string]uint32 {
 		return nil
 	}))
 	return all
+}
+
+// TestDepartureOfDeepDirectory: a path of any length comes back, as directories may be as
+// deep as any.
+func TestDepartureOfDeepDirectory(t *testing.T) {
+	want := aDeparture()
+	deep := layers.Path(strings.Repeat("a directory/", 10_000) + "the last")
+	want.sources[0].dirs[deep] = &departedDir{attr: layers.Attr{Mode: unix.S_IFDIR | 0o755}, left: map[string]layers.Attr{}}
+	got, err := parseDeparture(want.encode())
+	if err != nil || got.sources[0].dirs[deep] == nil {
+		t.Fatalf("%v, with a directory %d bytes deep", err, len(deep))
+	}
+}
+
+// TestDetachIsDurable: all that came is on the disk before anything says that it need not
+// come again.
+func TestDetachIsDurable(t *testing.T) {
+	w := newSourceWorld(t, worlds(t))
+	defer w.remove()
+	defer w.close()
+	detach := func(op string) {
+		ctx, stop := context.WithTimeout(context.Background(), time.Minute)
+		defer stop()
+		must(t, w.fs.runJob(ctx, &job{op: op}, w.fs.ending.usual(), false))
+	}
+	detach(opDrain)
+	f := &fault{}
+	f.set()
+	defer sys.SetHook(nil)
+	detach(opDetach)
+	if got, want := strings.Join(f.names, " "), "syncfs fsync unlink create write fsync rename fsync"; got != want {
+		t.Errorf("a detach does\n\t%s, want\n\t%s", got, want)
+	}
+}
+
+// TestTouchedAfterTornLine: a crash, or a full disk, may end WORK/touched within a line.
+// What comes after that is not lost.
+func TestTouchedAfterTornLine(t *testing.T) {
+	work, err := os.Open(t.TempDir())
+	must(t, err)
+	defer work.Close()
+	open := func() *FS {
+		fs := &FS{work: int(work.Fd()), log: slog.New(slog.DiscardHandler)}
+		fs.ending.seeded = true
+		must(t, fs.openTouched())
+		t.Cleanup(func() { unix.Close(fs.ending.touched.fd) })
+		return fs
+	}
+	use := func(fs *FS, path layers.Path) {
+		fs.touch(&lowerRef{layer: &layer{leave: &leaving{}}, path: path})
+	}
+	must(t, os.WriteFile(filepath.Join(work.Name(), touchedFile), []byte("\"first\"\n\"to"), 0o600))
+	fs := open()
+	use(fs, "second")
+	sys.SetHook(func(sys.Change) error { return unix.ENOSPC })
+	use(fs, "third")
+	sys.SetHook(nil)
+	use(fs, "fourth")
+	got := slices.Sorted(maps.Keys(open().ending.touched.names))
+	if want := []layers.Path{"first", "fourth", "second"}; !slices.Equal(got, want) {
+		t.Errorf("used were %q, want %q", got, want)
+	}
 }

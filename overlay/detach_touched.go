@@ -1,10 +1,9 @@
 package overlay
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +27,7 @@ type touched struct {
 	seq   uint64 // how often something came
 	fd    int    // of the file, to append to; -1: none
 	full  bool
+	torn  bool // the file may end within a line
 }
 
 // touch notes that the file at path in the lower l is used. The caller may hold the
@@ -52,7 +52,12 @@ func (fs *FS) touch(r *lowerRef) {
 	if t.fd < 0 {
 		return
 	}
-	if _, err := sys.Append(t.fd, append(strconv.AppendQuote(nil, string(r.path)), '\n')); err != nil {
+	var line []byte
+	if t.torn {
+		line = append(line, '\n')
+	}
+	_, err := sys.Append(t.fd, append(strconv.AppendQuote(line, string(r.path)), '\n'))
+	if t.torn = err != nil; t.torn {
 		fs.log.Warn("what was used is not known after a remount", "cause", err)
 	}
 }
@@ -73,13 +78,12 @@ func (fs *FS) openTouched() error {
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return err
 	}
-	lines := bufio.NewScanner(bytes.NewReader(text))
-	lines.Buffer(nil, 64<<10)
-	for lines.Scan() {
-		if p, err := strconv.Unquote(lines.Text()); err == nil && layers.Path(p).Valid() {
+	for line := range strings.Lines(string(text)) {
+		if p, err := strconv.Unquote(strings.TrimSuffix(line, "\n")); err == nil && layers.Path(p).Valid() {
 			t.names[layers.Path(p)] = true
 		}
 	}
+	t.torn = len(text) > 0 && text[len(text)-1] != '\n'
 	t.fd, err = sys.OpenAt(fs.work, touchedFile, unix.O_WRONLY|unix.O_APPEND)
 	if errors.Is(err, unix.ENOENT) {
 		t.fd, err = sys.Create(fs.work, touchedFile, unix.O_WRONLY|unix.O_APPEND, 0o600)

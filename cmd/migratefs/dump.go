@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/criu"
+	"github.com/migratefs/migratefs/internal/sys"
 )
 
 // dumpCommand is `migratefs dump`: dump a process, also one that migratefs restore has
@@ -29,6 +30,7 @@ type dumpCommand struct {
 	restored *restoreState // nil: the process is not one of ours
 	view     string        // the root that it then has
 	made     bool          // dir was made by this dump
+	images   *os.File      // dir, locked
 	state    string        // directory for what the helper needs
 	plan     dumpPlan
 }
@@ -172,9 +174,18 @@ func (d *dumpCommand) find() error {
 // prepare makes the directories. What the images hold is for root only.
 func (d *dumpCommand) prepare() error {
 	err := os.Mkdir(d.dir, 0o700)
-	d.made = err == nil
+	made := err == nil
 	if err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("image directory %q: %w", d.dir, bare(err))
+	}
+	if err := d.lock(); err != nil {
+		return err
+	}
+	d.made = made
+	if made {
+		if err := syncDir(filepath.Dir(d.dir)); err != nil {
+			return fmt.Errorf("image directory %q could not be made durable: %w", d.dir, bare(err))
+		}
 	}
 	entries, err := os.ReadDir(d.dir)
 	if err != nil {
@@ -192,6 +203,32 @@ func (d *dumpCommand) prepare() error {
 		return fmt.Errorf("state directory in %q: %w", runDir, bare(err))
 	}
 	d.plan.State = d.state
+	return nil
+}
+
+// lock keeps other dumps out of the directory: who fails removes what is in it. The
+// helper has the lock as well, so that it holds for as long as somebody writes there.
+func (d *dumpCommand) lock() (err error) {
+	if d.images, err = os.Open(d.dir); err != nil {
+		return fmt.Errorf("image directory %q: %w", d.dir, bare(err))
+	}
+	// Where there are no locks, as of directories on NFS, nobody is kept out.
+	err = sys.Flock(int(d.images.Fd()), unix.LOCK_EX)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("image directory %q: another dump is writing to it: name another", d.dir)
+	}
+	return nil
+}
+
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
 	return nil
 }
 

@@ -282,14 +282,17 @@ func (d *dumpCommand) helperFiles(plan []byte) (files []*os.File, answer *os.Fil
 		return files, nil, err
 	}
 	files = append(files, aw)
-	paths := []string{"/proc/self/ns/mnt", d.dir, d.state}
+	mounts := os.DevNull
 	if d.restored != nil {
-		paths = append(paths, fmt.Sprintf("/proc/%d/ns/mnt", d.restored.Init))
-	} else {
-		paths = append(paths, os.DevNull)
+		mounts = fmt.Sprintf("/proc/%d/ns/mnt", d.restored.Init)
 	}
-	for _, path := range paths {
-		f, err := os.Open(path)
+	for _, open := range []func() (*os.File, error){
+		func() (*os.File, error) { return os.Open("/proc/self/ns/mnt") },
+		func() (*os.File, error) { return duplicate(d.images) }, // with its lock
+		func() (*os.File, error) { return os.Open(d.state) },
+		func() (*os.File, error) { return os.Open(mounts) },
+	} {
+		f, err := open()
 		if err != nil {
 			answer.Close()
 			return files, nil, err
@@ -297,6 +300,14 @@ func (d *dumpCommand) helperFiles(plan []byte) (files []*os.File, answer *os.Fil
 		files = append(files, f)
 	}
 	return files, answer, nil
+}
+
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // startHelper starts the helper, in the namespaces of a restored process but for its

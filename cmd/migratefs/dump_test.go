@@ -43,3 +43,29 @@ func TestDumpThatFailsLate(t *testing.T) {
 		}
 	}
 }
+
+// Two dumps into one directory: who comes second is kept out, and removes nothing of the
+// first, of whose process the images may be all there is.
+func TestDumpBesideAnother(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "images")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	first, second := dumpCommand{dir: dir}, dumpCommand{dir: dir}
+	if err := first.lock(); err != nil {
+		t.Fatal(err)
+	}
+	defer first.images.Close()
+	err := second.prepare()
+	if err == nil || !strings.Contains(err.Error(), "another dump is writing") {
+		t.Errorf("the second: %v", err)
+	}
+	image := filepath.Join(dir, "core-1.img")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	second.cleanUp(true)
+	if _, err := os.Stat(image); err != nil {
+		t.Errorf("the first's image: %v", err)
+	}
+}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -59,20 +58,19 @@ func (f *scopeFlags) findEnd(what string, args []string) (*ended, error) {
 		paths = append(paths, sub)
 	}
 	for _, arg := range args[1:] {
-		p := filepath.Clean(arg)
-		if filepath.IsAbs(p) {
-			if p != m.point && !isBelow(p, m.point) {
-				return nil, usageErrorf("migratefs %s: %q is not in the mount on %q", what, arg, m.point)
-			}
-			p = strings.TrimPrefix(p, m.point)
+		p := arg
+		if !filepath.IsAbs(p) {
+			p = filepath.Join(m.point, p)
 		}
-		if sub := layers.Path(strings.Trim(p, "/")); sub == "" || sub == "." {
-			paths = append(paths, layers.Root)
-		} else if sub.Valid() {
-			paths = append(paths, sub)
-		} else {
-			return nil, usageErrorf("migratefs %s: %q is not below the mountpoint", what, arg)
+		// A name that is not there would be a scope of nothing, which is always here.
+		in, sub, err := mountOver(p)
+		if err != nil {
+			return nil, err
 		}
+		if in.point != m.point {
+			return nil, usageErrorf("migratefs %s: %q is not in the mount on %q", what, arg, m.point)
+		}
+		paths = append(paths, sub)
 	}
 	switch {
 	case len(paths) > 0 && (f.all || f.changed):

@@ -325,3 +325,87 @@ func TestSourceDiesEarly(t *testing.T) {
 	}
 	m.Unmount()
 }
+
+// moveAbout moves directories of moving in the mount m before anything of them has come,
+// also to where the source has nothing, and to a name that it has.
+func moveAbout(t *testing.T, m *testbed.Mounted) {
+	t.Helper()
+	must(t, os.MkdirAll(m.Path("here/below"), 0o755))
+	must(t, os.Rename(m.Path("d/deep"), m.Path("here/below/deep")))
+	must(t, os.Rename(m.Path("d"), m.Path("here/moved")))
+	must(t, os.Remove(m.Path("empty")))
+	must(t, os.Rename(m.Path("other"), m.Path("empty")))
+}
+
+// TestDetachMoved: what lies in directories that were moved here is brought, wherever they
+// are now.
+func TestDetachMoved(t *testing.T) {
+	s := moving(t)
+	m := s.mount(t, ",fill=off,prefetch=off")
+	moveAbout(t, m)
+	if e := ends(t, 3, "detach", "--dry-run", m.Path("")); e.Migration.Missing.Files < 7 {
+		t.Errorf("with nothing here, this is missing: %+v", e)
+	}
+	command(t, 0, "drain", m.Path(""))
+	command(t, 0, "detach", m.Path(""))
+	want := snapshotOf(t, s, map[string]string{
+		"big": "big", "read": "read", "here/moved/a": "d/a", "here/below/deep/er/b": "d/deep/er/b", "empty/c": "other/c",
+	})
+	s.sshd.Stop()
+	want(m.Path(""), "detached")
+	m.Unmount()
+	m = s.mount(t, "")
+	want(m.Path(""), "mounted again")
+	m.Unmount()
+	command(t, 0, "settle", s.upper())
+	want(s.upper(), "settled")
+}
+
+// TestDetachMovedPart: paths are those in the mount, not where the source has what lies
+// there.
+func TestDetachMovedPart(t *testing.T) {
+	s := moving(t)
+	m := s.mount(t, ",fill=off,prefetch=off")
+	moveAbout(t, m)
+	// What is not there is not a scope that is all here.
+	if out := command(t, 1, "detach", m.Path(""), "hree"); !strings.Contains(out, "hree") || !strings.Contains(out, "no such file") {
+		t.Errorf("detach with a path that is not there says: %s", out)
+	}
+	command(t, 1, "detach", m.Path(""), s.local)
+	must(t, os.Symlink("here", m.Path("way")))
+	for _, path := range []string{"way/moved", "here", "empty"} {
+		if e := ends(t, 3, "detach", "--dry-run", m.Path(""), path); e.Migration.Missing.Files == 0 {
+			t.Errorf("of %s, with nothing here, nothing is missing", path)
+		}
+		command(t, 0, "drain", m.Path(path))
+	}
+	command(t, 0, "detach", m.Path(""), "way/moved", m.Path("here"), "empty")
+	want := snapshotOf(t, s, map[string]string{
+		"here/moved/a": "d/a", "here/below/deep/er/b": "d/deep/er/b", "empty/c": "other/c",
+	})
+	s.sshd.Stop()
+	want(m.Path(""), "detached")
+	if b, err := os.ReadFile(m.Path("big")); !errors.Is(err, unix.EIO) {
+		t.Errorf("what was left is %d bytes, %v", len(b), err)
+	}
+}
+
+// snapshotOf reads files of the source, and returns what compares those in a directory,
+// by the names that they have there, with them.
+func snapshotOf(t *testing.T, s *source, names map[string]string) func(dir, when string) {
+	t.Helper()
+	was := map[string][]byte{}
+	for name, there := range names {
+		b, err := os.ReadFile(filepath.Join(s.dir, there))
+		must(t, err)
+		was[name] = b
+	}
+	return func(dir, when string) {
+		t.Helper()
+		for name, b := range was {
+			if got, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(got, b) {
+				t.Errorf("%s: %s is %d bytes of %d, %v", when, name, len(got), len(b), err)
+			}
+		}
+	}
+}
