@@ -25,6 +25,7 @@ func dataLoads(size func(int) int) []*load {
 		{name: "sequential read", ops: bytes / chunk, run: read},
 		{name: "sequential read again", ops: bytes / chunk, run: read},
 		{name: "random 4 KiB reads", ops: pages, remount: true, run: readSome},
+		{name: "random 4 KiB reads again", ops: pages, run: readSome},
 		{name: "sequential read, cold", ops: bytes / chunk, remount: true, cold: true, run: read},
 	}
 	return []*load{

@@ -27,8 +27,8 @@ type kind struct {
 	tells bool
 	// moves: lower copies go.
 	moves bool
-	// only is the one load it is for; "": all.
-	only string
+	// only are the loads it is for; nil: all.
+	only []string
 }
 
 // place is where one mount has its layers.
@@ -72,6 +72,9 @@ func findKinds(cfg *config) ([]*kind, error) {
 			return []string{loopback, "-q", "-allow-other", "-directmount", p.point, p.lower}
 		}})
 	}
+	kinds = append(kinds, &kind{name: "go-fuse-plain", flat: true, only: []string{"read-lower", "write-upper", "small"}, args: func(p *place) []string {
+		return []string{"/proc/self/exe", plainArg, p.point, p.lower}
+	}})
 	builds := [][2]string{{"ours", cfg.migratefs}}
 	if cfg.base != "" {
 		builds = append(builds, [2]string{"base", cfg.base})
@@ -87,7 +90,7 @@ func findKinds(cfg *config) ([]*kind, error) {
 			{"volatile", func(p *place) string { return "mode=overlay,volatile," + overlayOptions(p) }},
 			{"readonly", func(p *place) string { return "mode=overlay,lowerdir=" + p.lower }},
 		} {
-			kinds = append(kinds, &kind{name: b[0] + "-" + m.name, readOnly: m.name == "readonly", tells: true, moves: strings.HasPrefix(m.name, "migrate"), only: map[string]string{"volatile": "copyup-many"}[m.name], args: func(p *place) []string {
+			kinds = append(kinds, &kind{name: b[0] + "-" + m.name, readOnly: m.name == "readonly", tells: true, moves: strings.HasPrefix(m.name, "migrate"), only: map[string][]string{"volatile": {"copyup-many"}}[m.name], args: func(p *place) []string {
 				return []string{b[1], "-f", "-o", m.options(p), p.point}
 			}})
 		}

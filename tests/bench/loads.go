@@ -1,5 +1,7 @@
 package main
 
+import "slices"
+
 // load is one workload: trees, and steps that run one after another on a mount of
 // them.
 type load struct {
@@ -16,7 +18,7 @@ type load struct {
 
 // fits reports whether k can be measured with l.
 func (l *load) fits(k *kind) bool {
-	return (l.readOnly || !k.readOnly) && (k.only == "" || k.only == l.name) && (l.skip == nil || !l.skip(k))
+	return (l.readOnly || !k.readOnly) && (k.only == nil || slices.Contains(k.only, l.name)) && (l.skip == nil || !l.skip(k))
 }
 
 // step is what is timed.

@@ -35,6 +35,12 @@ func main() {
 		worker(os.Args[2:])
 		return
 	}
+	if len(os.Args) > 3 && os.Args[1] == plainArg {
+		if err := servePlain(os.Args[2], os.Args[3]); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	cfg := parse()
 	if err := run(cfg); err != nil {
 		log.Fatal(err)
