@@ -122,19 +122,21 @@ type FS struct {
 	// closeTells: close(2) of an upper file can fail, as it does with a quota on NFS.
 	closeTells bool
 	xattrs     bool // the kernel says what a setxattr asks for besides (FUSE_SETXATTR_EXT)
+	unopened   bool // the kernel reads directories without telling of an open; see listings.go
 
 	entryTimeout time.Duration
 	attrTimeout  time.Duration
 	negTimeout   time.Duration
 
-	tree    sync.RWMutex     // protects node.names of every node, and called
-	called  map[uint64]*node // who has which name, by callHash; nil but with many hosts
-	turns   *copyup.Claims   // what fs.claims is the directory of
-	sweeper *copyup.Sweeper  // of turns
-	dirs    dirCache
-	handles handleTable
-	flights flights
-	writes  writes
+	tree     sync.RWMutex     // protects node.names of every node, and called
+	called   map[uint64]*node // who has which name, by callHash; nil but with many hosts
+	turns    *copyup.Claims   // what fs.claims is the directory of
+	sweeper  *copyup.Sweeper  // of turns
+	dirs     dirCache
+	handles  handleTable
+	listings listings
+	flights  flights
+	writes   writes
 
 	// Of a directory that is renamed in several layers (rename_parts.go).
 	dirMoves sync.Mutex   // protects promised: one rename of a directory at a time, with hosts=single
@@ -232,6 +234,7 @@ func newFS(cfg Config) *FS {
 	fs.ahead.init(cfg.NoPrefetch)
 	fs.giveBack = newGiveBack()
 	fs.dirs.init()
+	fs.listings.init()
 	fs.table.init()
 	fs.stack()
 	fs.ending.init(fs)
@@ -420,6 +423,7 @@ func (fs *FS) closeOwn() (err error) {
 	fs.fill.close()
 	fs.endRemovals()
 	fs.giveBack.Stop()
+	fs.listings.timer.Stop()
 	fs.dirs.closeAll()
 	if fs.shared != nil {
 		err = fs.shared.Close()

@@ -48,6 +48,7 @@ func (fs *FS) Init(server *fuse.Server) {
 	defer fs.fill.begin()
 	fs.notify = server
 	fs.xattrs = server.KernelSettings().Flags64()&fuse.CAP_SETXATTR_EXT != 0
+	fs.unopened = fs.listingsKept() && server.KernelSettings().Flags64()&fuse.CAP_NO_OPENDIR_SUPPORT != 0
 	if fs.cfg.NoPassthrough || fs.cfg.AsCaller || !fs.super || server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH == 0 {
 		return
 	}

@@ -24,10 +24,17 @@ type dirHandle struct {
 	list    listing
 	asOf    time.Time // when a source was asked for list; zero if none was
 	started bool
+
+	// Of one that serves all who read the directory; protected by listings.mu.
+	users int  // requests
+	ended bool // somebody has got to the end
 }
 
 // OpenDir implements fuse.RawFileSystem.
 func (fs *FS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if fs.unopened {
+		return fuse.ENOSYS // and the kernel asks for none again; see listings.go
+	}
 	n := fs.table.get(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
@@ -45,7 +52,7 @@ func (fs *FS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 		}
 	}
 	out.Fh = fs.handles.add(h)
-	if fs.namesKept() && !fs.cfg.Restored {
+	if fs.listingsKept() {
 		out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE // until it changes a name
 	}
 	return fuse.OK
@@ -54,6 +61,9 @@ func (fs *FS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 // namesKept reports whether names change through this mount only: what the kernel
 // was told of them it may keep.
 func (fs *FS) namesKept() bool { return fs.Alone() && fs.entryTimeout == forever }
+
+// listingsKept reports whether the kernel may keep listings until a name changes.
+func (fs *FS) listingsKept() bool { return fs.namesKept() && !fs.cfg.Restored }
 
 // ReleaseDir implements fuse.RawFileSystem.
 func (fs *FS) ReleaseDir(in *fuse.ReleaseIn) { fs.handles.remove(in.Fh) }
@@ -110,11 +120,12 @@ func (fs *FS) entries(ctx context.Context, h *dirHandle, off uint64) (listing, e
 func (fs *FS) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	ctx := begin(cancel, in.Pid)
 	defer ctx.end()
-	h, _ := fs.handles.get(in.Fh).(*dirHandle)
+	h, done := fs.listed(in)
 	if h == nil {
 		return fuse.EBADF
 	}
 	list, err := fs.entries(ctx, h, in.Offset)
+	done(err == nil && len(list.entries) == 0)
 	if err != nil {
 		return fs.status("readdir", h.n, "", err)
 	}
@@ -134,11 +145,12 @@ func (fs *FS) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntr
 func (fs *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	ctx := begin(cancel, in.Pid)
 	defer ctx.end()
-	h, _ := fs.handles.get(in.Fh).(*dirHandle)
+	h, done := fs.listed(in)
 	if h == nil {
 		return fuse.EBADF
 	}
 	list, err := fs.entries(ctx, h, in.Offset)
+	done(err == nil && len(list.entries) == 0)
 	if err != nil {
 		return fs.status("readdir", h.n, "", err)
 	}

@@ -42,6 +42,11 @@ func TestStatus(t *testing.T) {
 		t.Errorf("the socket: mode %o, %v", st.Mode, err)
 	}
 	must(t, os.WriteFile(m.Path("file"), []byte("changed"), 0o644))
+	for range 3 {
+		if names, err := os.ReadDir(point); err != nil || len(names) == 0 {
+			t.Errorf("%v, %v", names, err)
+		}
+	}
 
 	out, _ := tool(t, 0, "status", point)
 	contains(t, "status", out, `mount\npoint  overlay`, "upper      "+s.at("upper")+": ", "copied up  1 file", "requests")
@@ -89,7 +94,10 @@ func TestStatus(t *testing.T) {
 	must(t, err)
 	resp.Body.Close()
 	c.CloseIdleConnections()
-	contains(t, "metrics", string(b), "migratefs_copy_up_seconds_count 1\n", `migratefs_request_seconds_count{operation="create"} 1`, `migratefs_layer_up{layer="1",role="lower",kind="local"} 1`)
+	contains(t, "metrics", string(b), "migratefs_copy_up_seconds_count 1\n", `migratefs_request_seconds_count{operation="create"} 1`, `migratefs_layer_up{layer="1",role="lower",kind="local"} 1`, `operation="readdir"`)
+	if strings.Contains(string(b), `operation="releasedir"`) {
+		t.Error("the kernel tells of each open and close of a directory")
+	}
 	if strings.Contains(string(b), "mount") && strings.Contains(string(b), s.dir) {
 		t.Error("a name is in the metrics")
 	}
