@@ -55,6 +55,7 @@ type ahead struct {
 	families families
 
 	trail trail
+	next  atomic.Pointer[readNext] // nil: nothing, or it has been asked for
 }
 
 func (a *ahead) init(off bool) {

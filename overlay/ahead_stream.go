@@ -62,6 +62,9 @@ func (h *handle) readAhead(off, n int64) {
 	if obj == nil || src == nil || obj.Missing() == 0 {
 		return
 	}
+	if next := s.ahead.next.Load(); next != nil && next.files[src.path] && s.ahead.next.CompareAndSwap(next, nil) {
+		next.fetch()
+	}
 	s.read(obj, src, off, n)
 }
 

@@ -61,6 +61,22 @@ func (fs *FS) Foretell(parts []Foretold) {
 	})
 }
 
+// readNext are parts of files of which the first that is read tells that the rest will be.
+type readNext struct {
+	files map[layers.Path]bool
+	fetch func()
+}
+
+// ForetellOnRead is Foretell from the moment on when somebody reads one of these files:
+// what goes through all its files then waits once, and if nobody reads, nothing comes.
+func (fs *FS) ForetellOnRead(parts []Foretold) {
+	next := &readNext{files: make(map[layers.Path]bool), fetch: func() { fs.Foretell(parts) }}
+	for _, p := range parts {
+		next.files[p.Path] = true
+	}
+	fs.ahead.next.Store(next)
+}
+
 // foretell returns when all parts are here, or will not come.
 func (fs *FS) foretell(parts []Foretold) {
 	ctx := fs.ahead.ctx

@@ -100,6 +100,47 @@ func TestForetellOpens(t *testing.T) {
 	w.release(fh)
 }
 
+// What comes when somebody reads does not come before; with the first read of one of the
+// files it comes of all, once.
+func TestForetellOnRead(t *testing.T) {
+	far := &faraway{}
+	want := noise(1<<20, 17)
+	for _, name := range []layers.Path{"a", "b", "c", "other"} {
+		far.put(name, want)
+	}
+	w := newAheadWorld(t, far)
+	w.fs.ForetellOnRead([]Foretold{{Path: "a", Off: 1 << 19, Len: 4096}, {Path: "b", Off: 1 << 19, Len: 4096}, {Path: "c", Off: 1 << 19, Len: 4096}})
+	read := func(name string, off int) {
+		t.Helper()
+		fh := w.openFile(name)
+		defer w.release(fh)
+		if got := w.readAt(fh, off, 4096); !bytes.Equal(got, want[off:off+4096]) {
+			t.Errorf("%s at %d: other bytes", name, off)
+		}
+	}
+	read("other", 0)
+	w.fs.ahead.work.Wait()
+	far.count(func() {
+		if far.given != 4096 {
+			t.Errorf("%d bytes were fetched before anybody read", far.given)
+		}
+	})
+	read("b", 1<<19)
+	until(t, "the rest comes", func() (ok bool) {
+		far.count(func() { ok = far.given >= 4*4096 && far.under == 0 })
+		return ok
+	})
+	given := far.given
+	read("a", 1<<19)
+	read("c", 1<<19)
+	if far.given != given {
+		t.Errorf("what was fetched is fetched again: %d bytes, then %d", given, far.given)
+	}
+	if w.fs.ahead.next.Load() != nil {
+		t.Error("it would be asked for once more")
+	}
+}
+
 // Beside a file that nobody has opened yet some small ones come.
 func TestForetellBeside(t *testing.T) {
 	far := &faraway{}

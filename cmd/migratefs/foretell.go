@@ -22,16 +22,17 @@ const (
 
 	foretoldNow   = 8 << 20  // bytes, at most, that stand before everything else
 	foretoldCode  = 4 << 20  // bytes, at most, of what is executed, before the process runs
-	foretoldSoon  = 64 << 20 // bytes, at most, besides, before the process runs
+	foretoldRead  = 64 << 20 // bytes, at most, that come when it reads
 	foretoldLater = 64 << 20 // bytes, at most, when it does
 	foretoldDirs  = 32       // directories, of which some small files come when it does
 )
 
 // foretell has fetched, in the background, what the process will need first. Where its
 // threads go on is fetched at once, and all its files are opened, since CRIU opens one after
-// the other; then some of its code, and what it reads, at its offsets. The rest of what it
-// executes comes when it runs, since much of that is never touched, and then small files
-// beside its own. This
+// the other; then some of its code. The rest of what it executes comes when it runs, since
+// much of that is never touched, and then small files beside its own. What it reads, at its
+// offsets, comes for all files when it reads the first: CRIU reads none of it, and the link
+// may be slow. This
 // host's own copies of programs and libraries come to the upper last, so that nothing that
 // is done to them here can change what runs.
 func (m *mountCommand) foretell(st *stack) {
@@ -39,7 +40,8 @@ func (m *mountCommand) foretell(st *stack) {
 	if cp == nil || st.o.names != seed.Tree {
 		return
 	}
-	first, later := foretold(cp)
+	first, read, later := foretold(cp)
+	st.fs.ForetellOnRead(read)
 	st.fs.Foretell(first)
 	then := func() {
 		if m.leash != nil { // who restores by hand does not say when the process runs
@@ -63,8 +65,8 @@ func (m *mountCommand) foretell(st *stack) {
 	}()
 }
 
-// foretold returns what is needed before the process runs, and then.
-func foretold(cp *criu.Checkpoint) (first, later []overlay.Foretold) {
+// foretold returns what is needed before the process runs, when it reads, and then.
+func foretold(cp *criu.Checkpoint) (first, read, later []overlay.Foretold) {
 	var pages, opens, offsets, code, beside []overlay.Foretold
 	for i := range cp.Files {
 		f := &cp.Files[i]
@@ -89,7 +91,7 @@ func foretold(cp *criu.Checkpoint) (first, later []overlay.Foretold) {
 				opens = append(opens, open)
 			case criu.Descriptor:
 				if r.Pos > 0 && r.Flags&unix.O_ACCMODE != unix.O_WRONLY {
-					offsets = append(offsets, overlay.Foretold{Path: p, Off: r.Pos, Len: around, When: overlay.Soon})
+					offsets = append(offsets, overlay.Foretold{Path: p, Off: r.Pos, Len: around, When: overlay.Now})
 				}
 				opens = append(opens, open)
 				beside = append(beside, overlay.Foretold{Path: p, Beside: true, When: overlay.Later})
@@ -101,11 +103,11 @@ func foretold(cp *criu.Checkpoint) (first, later []overlay.Foretold) {
 			pages = append(pages, overlay.Foretold{Path: p, Len: around, When: overlay.Now})
 		}
 	}
-	first = slices.Concat(atMost(foretoldNow, slices.Concat(pages, opens)), atMost(foretoldCode, code), atMost(foretoldSoon, offsets))
+	first = slices.Concat(atMost(foretoldNow, slices.Concat(pages, opens)), atMost(foretoldCode, code))
 	for i := range code {
 		code[i].When = overlay.Later
 	}
-	return first, slices.Concat(atMost(foretoldLater, code), oneOfEach(foretoldDirs, beside))
+	return first, atMost(foretoldRead, offsets), slices.Concat(atMost(foretoldLater, code), oneOfEach(foretoldDirs, beside))
 }
 
 // atMost returns the first of parts, n bytes of them, each once.

@@ -168,11 +168,12 @@ const (
 
 // hopped is what was found of one size over one link.
 type hopped struct {
-	size   int64
-	rtt    time.Duration
-	images int64                        // bytes
-	took   map[string][stages][]float64 // seconds since the dump was done, by way
-	down   map[string][stages]int64     // bytes that had come by then, of the last run
+	size    int64
+	rtt     time.Duration
+	images  int64                        // bytes
+	program int64                        // bytes of it that the process had touched
+	took    map[string][stages][]float64 // seconds since the dump was done, by way
+	down    map[string][stages]int64     // bytes that had come by then, of the last run
 }
 
 // scene is the two hosts.
@@ -183,6 +184,8 @@ type scene struct {
 	criu string
 	size int64  // of all files together
 	sum  uint64 // of what is read of them
+
+	program int64 // bytes of the process's program that it has touched
 
 	pid  int    // of ours
 	view string //
@@ -257,7 +260,7 @@ func (b *bed) restoresOf(tb *stand, s *scene) (found []hopped, err error) {
 	}
 	for _, rtt := range rtts {
 		s.link.SetRTT(rtt)
-		note := hopped{s.size, rtt, images, map[string][stages][]float64{}, map[string][stages]int64{}}
+		note := hopped{s.size, rtt, images, s.program, map[string][stages][]float64{}, map[string][stages]int64{}}
 		for range s.cfg.runs {
 			for i := range hops {
 				if err := s.hop(&hops[i], &note); err != nil {
@@ -316,6 +319,9 @@ func (s *scene) dump() (int64, error) {
 	if err := os.Mkdir(s.a.Path(imagesDir), 0o755); err != nil {
 		return 0, err
 	}
+	if s.program, err = residentOf(holder.Pid, program); err != nil {
+		return 0, err
+	}
 	dump := s.a.Command(s.criu, "dump", "-t", strconv.Itoa(holder.Pid), "-D", imagesDir, "-o", "dump.log")
 	if out, err := dump.CombinedOutput(); err != nil {
 		why, _ := os.ReadFile(s.a.Path(imagesDir + "/dump.log"))
@@ -329,6 +335,33 @@ func (s *scene) dump() (int64, error) {
 		}
 	}
 	return images, err
+}
+
+// residentOf returns how many bytes of a mapped file a process has touched, as far as the
+// kernel tells (Rss of proc_pid_smaps(5)).
+func residentOf(pid int, path string) (sum int64, err error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		return 0, err
+	}
+	ofIt := false
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) >= 5 && strings.Contains(f[0], "-"):
+			ofIt = f[len(f)-1] == path
+		case ofIt && f[0] == "Rss:" && len(f) == 3:
+			kib, err := strconv.ParseInt(f[1], 10, 64)
+			if err != nil {
+				return 0, err
+			}
+			sum += kib << 10
+		}
+	}
+	if sum == 0 {
+		return 0, fmt.Errorf("process %d has nothing of %q", pid, path)
+	}
+	return sum, nil
 }
 
 // hop moves the process once, and notes what it took.

@@ -294,6 +294,13 @@ func TestMove(t *testing.T) {
 		t.Errorf("%d of 800000 bytes were fetched of a file of which the job read %d", n, 8*(m.steps+50))
 	}
 
+	// What CRIU executes is migratefs, which must not read the source's file of its name.
+	for _, r := range m.sshd.Requests() {
+		if r.Path == m.program {
+			t.Errorf("a was asked for this host's program: %+v", r)
+		}
+	}
+
 	// It lives in namespaces of its own, on the view and on this host's /dev
 	// and /run, under the pid it had.
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.pid))
