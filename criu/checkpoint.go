@@ -39,6 +39,10 @@ type Checkpoint struct {
 	// LSM is "apparmor" or "selinux" if a task is confined by that.
 	LSM string
 
+	// ByRuntime: a container's runtime made the checkpoint (runc, crun), and restores
+	// it with what it knows besides: descriptors of its own, cgroups, hooks.
+	ByRuntime bool
+
 	// Container is what the engine that made the checkpoint says of the
 	// container; nil if the images are not of its archive.
 	Container *Container
@@ -54,7 +58,9 @@ type Checkpoint struct {
 	// Warnings are for people: what Load did not understand or will not carry.
 	Warnings []string
 
-	dirs      []string     // directories, in the root tree, in which CRIU makes sockets and deleted files anew
+	dirs      []inTree     // directories in which CRIU makes sockets and deleted files anew
+	rootMount uint32       // id of the root task's; 0: it saw its host's mounts
+	mapped    bool         // MapTree has been called: see PathOf
 	addresses []netip.Addr // that sockets are bound to
 	tools     []string     // programs that CRIU starts for these images
 	xstate    uint64       // parts of an x86's registers that a thread has in use
@@ -181,9 +187,17 @@ type Tree struct {
 	HostDir string // its directory on the host that was dumped; "" if not known
 	Files   int    // how many of Checkpoint.Files lie in it
 
-	external, root bool
-	source         string // what CRIU would mount there, for messages
+	// External: CRIU mounts there what the caller names at restore, by Key; with Auto it is
+	// what the host that restores has at HostDir, whatever the caller says.
+	External, Auto bool
+
+	root   bool
+	given  bool   // by the caller's --external: nothing of it comes from the source
+	source string // what CRIU would mount there, for messages
 }
+
+// inTree is a path in a Tree.
+type inTree struct{ key, path string }
 
 // LockKind is a kind of file lock.
 type LockKind string

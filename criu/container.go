@@ -81,7 +81,7 @@ func (l *loader) container(a *archive) error {
 	for _, m := range spec.Mounts {
 		c.Mounts = append(c.Mounts, ContainerMount{m.Destination, m.Source, m.Type})
 	}
-	l.c.Container = c
+	l.c.Container, l.c.ByRuntime = c, true
 	l.containerTrees(spec.Root.Path, c.Mounts)
 	l.containerCautions(c)
 	return nil

@@ -40,6 +40,7 @@
 //	plugin's or given file   files (EXT, reg.ext)     no: obstacle, whoever restores has to give it
 //	tree, threads, sessions  pstree, core             CRIU makes them; a leader outside needs --shell-job
 //	own mount namespace      mountpoints              CRIU mounts; paths are the namespace's, see Tree
+//	own pid namespace        pstree, ids              CRIU makes it
 //	  bind of its root       mountpoints              source, below the root; paths are translated
 //	  external mount         mountpoints (ext_key)    source, once MapTree says where it lies there
 //	  another disk           mountpoints              no: CRIU would mount the device; obstacle, unless mapped

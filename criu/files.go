@@ -274,11 +274,12 @@ func (l *loader) directories() {
 		if !l.onStorage(dir) {
 			continue
 		}
-		if l.locate(dir); dir.Tree == "/" {
-			l.c.dirs = append(l.c.dirs, dir.TreePath)
-		}
+		l.locate(dir)
+		l.c.dirs = append(l.c.dirs, inTree{dir.Tree, dir.TreePath})
 	}
-	slices.Sort(l.c.dirs)
+	slices.SortFunc(l.c.dirs, func(a, b inTree) int {
+		return cmp.Or(strings.Compare(a.path, b.path), strings.Compare(a.key, b.key))
+	})
 	l.c.dirs = slices.Compact(l.c.dirs)
 }
 

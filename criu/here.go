@@ -30,6 +30,7 @@ func (c *Checkpoint) CheckHost(binds []string) []Obstacle {
 			}
 		}
 	}
+	out = append(out, c.checkMountpoints()...)
 	out = append(out, c.checkAddresses()...)
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		out = append(out, c.checkProcessor(string(b))...)
@@ -49,6 +50,27 @@ func (c *Checkpoint) CheckHost(binds []string) []Obstacle {
 			out = append(out, Obstacle{
 				Level: Blocker, What: "program", Path: tool,
 				Why: "CRIU starts it for what is in the images, and it is not installed here", Remedy: "install it",
+			})
+		}
+	}
+	return out
+}
+
+// checkMountpoints: what was mounted on a directory of the root filesystem that every host
+// has of its own (/run/netns, where /run is no tmpfs) is mounted on this host's.
+func (c *Checkpoint) checkMountpoints() (out []Obstacle) {
+	if !c.MountNS || c.ByRuntime || !c.RootIsHost() {
+		return nil
+	}
+	for i := range c.Mounts {
+		m := &c.Mounts[i]
+		if m.Parent != c.rootMount || !underHostDir(m.Point) {
+			continue
+		}
+		if err := unix.Access(m.Point, unix.F_OK); err == unix.ENOENT || err == unix.ENOTDIR {
+			out = append(out, Obstacle{
+				Level: Blocker, What: "mountpoint", Path: m.Point,
+				Why: "it is taken from this host, which does not have it", Remedy: "make that directory",
 			})
 		}
 	}

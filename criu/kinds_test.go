@@ -193,7 +193,7 @@ func TestMounts(t *testing.T) {
 	if !slices.Contains(seeded, "srv/part/in-bind") || slices.Contains(seeded, "bound/in-bind") || slices.Contains(seeded, "external/outside") {
 		t.Errorf("seed %q", seeded)
 	}
-	if got := fmt.Sprint(levels(c.Obstacles)); got != "[blocker mount]" || c.Obstacles[0].Path != "/external" {
+	if got := fmt.Sprint(levels(c.Obstacles)); got != "[blocker mount blocker mount]" || c.Obstacles[0].Path != "/" || c.Obstacles[1].Path != "/external" {
 		t.Errorf("obstacles %v", c.Obstacles)
 	}
 	if err := c.MapTree("/nowhere", "/x"); err == nil || !strings.Contains(err.Error(), `"data"`) {
@@ -212,6 +212,66 @@ func TestMounts(t *testing.T) {
 	}
 	if a, b := find(t, c, "/external/outside", OnDisk).HostPath, find(t, c, "/bound/in-bind", OnDisk).HostPath; a != "/exports/data/outside" || b != "/var/lib/rootfs/srv/part/in-bind" {
 		t.Errorf("on the host at %q and %q", a, b)
+	}
+	// From then on all is found from the root of that host on.
+	seeded = nil
+	for _, e := range c.Seed().Entries {
+		seeded = append(seeded, string(e.Path))
+	}
+	for _, want := range []string{"exports/data/outside", "var/lib/rootfs/srv/part/in-bind", "var/lib/rootfs/srv/kinds.d/plain"} {
+		if !slices.Contains(seeded, want) {
+			t.Errorf("%q is not in the seed %q", want, seeded)
+		}
+	}
+}
+
+// TestGivenMounts: an external mount that the caller gives is not looked for on the source.
+func TestGivenMounts(t *testing.T) {
+	for _, args := range [][]string{{"--external", "mnt[data]:/here"}, {"-v", "--external=mnt[data]:/here"}, {"--external", "mnt[other]:/here"}, {"--external", "mnt[data]"}} {
+		c, err := LoadFS(golden(t, "mounts"), "mounts")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.MapTree("/", "/var/lib/rootfs"); err != nil {
+			t.Fatal(err)
+		}
+		c.GiveTrees(args)
+		want := 0
+		if !strings.Contains(strings.Join(args, " "), "mnt[data]:") {
+			want = 1
+		}
+		if len(c.Obstacles) != want {
+			t.Errorf("%q: obstacles %v", args, c.Obstacles)
+		}
+	}
+}
+
+// TestByRuntime: what a container's runtime dumped is not for criu restore alone.
+func TestByRuntime(t *testing.T) {
+	m := golden(t, "mounts")
+	m[runtimeFile] = &fstest.MapFile{Data: []byte("[]")}
+	c, err := LoadFS(m, "mounts")
+	if err != nil || !c.ByRuntime {
+		t.Fatalf("by a runtime: %v, %v", c.ByRuntime, err)
+	}
+	if got := fmt.Sprint(levels(c.Obstacles)); got != "[blocker mount]" {
+		t.Errorf("obstacles %v", c.Obstacles)
+	}
+}
+
+// TestMountpoints: what was mounted on this host's own directories needs them here.
+func TestMountpoints(t *testing.T) {
+	c := &Checkpoint{MountNS: true, rootMount: 1, Trees: []Tree{{Key: "/", HostDir: "/", root: true}}, Mounts: []Mount{
+		{ID: 1, Point: "/"}, {ID: 2, Parent: 1, Point: "/run/no/such/directory"}, {ID: 3, Parent: 2, Point: "/run/no/such/directory/below"},
+		{ID: 4, Parent: 1, Point: "/proc"}, {ID: 5, Parent: 1, Point: "/no/such/directory"},
+	}}
+	got := c.checkMountpoints()
+	if len(got) != 1 || got[0].Path != "/run/no/such/directory" || got[0].Level != Blocker {
+		t.Errorf("obstacles %v", got)
+	}
+	c.Trees[0].HostDir = "/srv/root"
+	if got := c.checkMountpoints(); len(got) != 0 {
+		t.Errorf("with another root: obstacles %v", got)
 	}
 }
 

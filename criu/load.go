@@ -74,7 +74,7 @@ func load(fsys fs.FS, dir string, from *archive) (*Checkpoint, error) {
 		ttys:   make(map[uint32]string),
 	}
 	steps := []func() error{
-		l.inventory, l.tasks, l.mountpoints, l.fileTable, l.remaps, l.references, l.locks, l.leftRunning, l.origin, l.listing, l.collect,
+		l.inventory, l.origin, l.tasks, l.mountpoints, l.fileTable, l.remaps, l.references, l.locks, l.leftRunning, l.listing, l.collect,
 	}
 	if from != nil {
 		steps = append(steps, func() error { return l.container(from) })
@@ -141,6 +141,9 @@ func (l *loader) warn(format string, args ...any) {
 	l.c.Warnings = append(l.c.Warnings, fmt.Sprintf(format, args...))
 }
 
+// runtimeFile is what runc and crun write among the images: the container's descriptors.
+const runtimeFile = "descriptors.json"
+
 func (l *loader) inventory() error {
 	var inv inventory.InventoryEntry
 	err := one(l.fsys, "inventory.img", magicInventory, &inv)
@@ -151,6 +154,8 @@ func (l *loader) inventory() error {
 		return err
 	}
 	l.c.Version = inv.GetImgVersion()
+	_, err = fs.Stat(l.fsys, runtimeFile)
+	l.c.ByRuntime = err == nil
 	l.host = inv.GetRootIds()
 	if t := inv.GetLsmtype(); t != inventory.Lsmtype_NO_LSM {
 		l.lsm = strings.ToLower(t.String())

@@ -62,6 +62,7 @@ var meanings = []meaning{
 	{regexp.MustCompile(`(?i)(fork|clone).*File exists|Unable to (fork|create).*exist|Pid .* do not match expected`), "a process id that the process needs is taken; try again"},
 	{regexp.MustCompile(`(?i)pid_max|(fork|clone).*Invalid argument`), "a process id of the checkpoint is above /proc/sys/kernel/pid_max of this host: raise it"},
 	{regexp.MustCompile(`(?i)cpu (feature|capabilit)|FPU|xsave|CPU.*not supported|runtime.*cpu`), "this host's processor lacks something that the other's had"},
+	{regexp.MustCompile(`Can't stat mountpoint`), "the directory that something was mounted on is not in the root directory that the process gets: make it on the source, or see --map"},
 	{regexp.MustCompile(`(?i)--shell-job`), "the process belongs to a terminal: start it with setsid and without one, or give -- --shell-job"},
 	{regexp.MustCompile(`(?i)tcp|--tcp-`), "the process holds TCP connections: see CRIU's --tcp-established and --tcp-close"},
 	{regexp.MustCompile(`(?i)can't bind|address already in use|Cannot assign requested address`), "an address that the process listens on is taken, or is not this host's"},

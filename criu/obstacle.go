@@ -174,8 +174,20 @@ func (l *loader) treeObstacles() {
 	for i := range l.c.Trees {
 		t := &l.c.Trees[i]
 		switch {
+		case t.root && t.HostDir == "" && !l.c.ByRuntime && l.root.Type == typeTmpfs:
+			l.obstacle(Obstacle{
+				Level: Blocker, What: externalMount, Path: t.Point,
+				Why:    "the root directory of the processes is a tmpfs, and of that one CRIU keeps nothing",
+				Remedy: "put what was on it, directories for its mounts at least, into a directory on the source, and name that: --map /=/path",
+			})
+		case t.root && t.HostDir == "" && !l.c.ByRuntime:
+			l.obstacle(Obstacle{
+				Level: Blocker, What: externalMount, Path: t.Point,
+				Why:    "the processes have a root directory of their own, which the images do not name" + ofItsDisk(l.root),
+				Remedy: "say where it lies on the source: --map /=/path",
+			})
 		case t.root, t.HostDir != "":
-		case t.external:
+		case t.External:
 			l.obstacle(Obstacle{
 				Level: Blocker, What: externalMount, Path: t.Point,
 				Why:    fmt.Sprintf("the images do not say what is mounted there (key %q)", t.Key),
@@ -189,6 +201,14 @@ func (l *loader) treeObstacles() {
 			})
 		}
 	}
+}
+
+// ofItsDisk says where on its disk the root of the tasks is, if they say.
+func ofItsDisk(root *Mount) string {
+	if root.Type != "" || root.Root == "/" {
+		return ""
+	}
+	return fmt.Sprintf(" (it is %q of its disk)", clip(root.Root))
 }
 
 const externalMount = "mount"

@@ -106,6 +106,11 @@ type RestoreRequest struct {
 	LogLevel   int32  // 1 errors to 4 debug
 	ShellJob   bool   // see Checkpoint
 	ConfigFile string // more options, as ConfigLines makes them; "" is none
+
+	// Of tasks with mounts of their own: the mount point that becomes their root, and
+	// external mounts, each "mnt[KEY]:DIR".
+	Root     string
+	External []string
 }
 
 // RestoreError: CRIU could not restore. Its log says why.
@@ -150,6 +155,9 @@ func (w *Worker) Restore(r RestoreRequest) (pid int, err error) {
 	}
 	if r.ConfigFile != "" {
 		opts.ConfigFile = &r.ConfigFile
+	}
+	if r.Root != "" {
+		opts.Root, opts.External = &r.Root, r.External
 	}
 	resp, err := w.exchange(&rpc.CriuReq{Type: &typ, Opts: opts})
 	if err != nil {

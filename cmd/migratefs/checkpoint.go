@@ -43,9 +43,29 @@ func (st *stack) seeds() bool { return st.o.criu != "" && st.left == nil }
 // connection of its lower, when there is one: see farImages.
 func (st *stack) readCheckpoint() (err error) {
 	if st.seeds() && !isRemote(st.o.criu) {
-		st.images.cp, err = criu.Load(st.o.criu)
+		if st.images.cp, err = criu.Load(st.o.criu); err == nil {
+			err = st.placeTrees()
+		}
 	}
 	return err
+}
+
+// placeTrees says where what the checkpoint's processes had mounted lies. In a view
+// that is counted from the source's root.
+func (st *stack) placeTrees() error {
+	cp := st.images.cp
+	if err := mapTrees(cp, st.o.maps); err != nil || !st.o.viewAll {
+		return err
+	}
+	if cp.ByRuntime {
+		return explainContainer(st.o.criu)
+	}
+	for _, o := range cp.Obstacles {
+		if cp.Trees[0].HostDir == "" && o.Path == cp.Trees[0].Point {
+			return fmt.Errorf("checkpoint %q: %s", st.o.criu, o.String())
+		}
+	}
+	return nil
 }
 
 // farImages reads images on another host: through l, the lower that spec names, if they
@@ -72,6 +92,9 @@ func (st *stack) farImages(ctx context.Context, l layers.Layer, spec lowerSpec) 
 	}
 	if err != nil {
 		return fmt.Errorf("checkpoint %q: %w", st.o.criu, err)
+	}
+	if err := st.placeTrees(); err != nil {
+		return err
 	}
 	if a := st.images.cp.Arch; a != runtime.GOARCH {
 		return &criu.ArchError{Dir: st.o.criu, Arch: a, Host: runtime.GOARCH}

@@ -133,8 +133,7 @@ func (d *dumpCommand) check() (err error) {
 
 // find finds out which process is meant, and in what it lives.
 func (d *dumpCommand) find() error {
-	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", d.pid))
-	if err != nil {
+	if len(nsPids(d.pid)) == 0 {
 		return fmt.Errorf("process %d: there is none of that number, or it is just ending", d.pid)
 	}
 	d.plan.Pid = d.pid
@@ -143,7 +142,7 @@ func (d *dumpCommand) find() error {
 		d.plan.LogLevel = 4
 	}
 	d.plan.LeaveRunning = d.leaveRunning
-	dir, s := restoreOf(ns)
+	dir, s := restoreOf(d.pid)
 	switch {
 	case s != nil && s.Init == d.pid:
 		return fmt.Errorf("process %d is migratefs's own, in which the restored process %d lives: dump that", d.pid, s.Pid)
@@ -155,7 +154,7 @@ func (d *dumpCommand) find() error {
 		}
 		d.plan.Enter, d.plan.Origin = true, &criu.Origin{Host: host, Root: d.view}
 		// The view is this process's alone, and so are the locks on its files.
-		d.plan.Pid, d.plan.FileLocks, d.plan.ShellJob = innermostPid(d.pid), true, s.ShellJob
+		d.plan.Pid, d.plan.FileLocks, d.plan.ShellJob = inPidNamespace(d.pid, s.Init), true, s.ShellJob
 		return nil
 	}
 	for _, kind := range []string{"pid", "mnt"} {
@@ -164,11 +163,19 @@ func (d *dumpCommand) find() error {
 		if err := errors.Join(err1, err2); err != nil {
 			return err
 		}
-		if theirs != ours {
-			return fmt.Errorf("process %d lives in a %s namespace of its own that is not of migratefs restore: it is a container, have its runtime dump it (runc checkpoint, podman container checkpoint)", d.pid, kind)
+		if theirs != ours && !hasOurRoot(d.pid) {
+			return fmt.Errorf("process %d lives in a %s namespace of its own, with another root directory, that is not of migratefs restore: it is a container, have its runtime dump it (runc checkpoint, podman container checkpoint; criu dump, if it has none)", d.pid, kind)
 		}
 	}
 	return nil
+}
+
+// hasOurRoot reports whether the root directory of a process is this one's, in whatever
+// mount namespace: such a process is no container.
+func hasOurRoot(pid int) bool {
+	var theirs, ours unix.Stat_t
+	return unix.Stat(fmt.Sprintf("/proc/%d/root", pid), &theirs) == nil && unix.Stat("/", &ours) == nil &&
+		theirs.Dev == ours.Dev && theirs.Ino == ours.Ino
 }
 
 // prepare makes the directories. What the images hold is for root only.

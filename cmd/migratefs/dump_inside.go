@@ -328,7 +328,7 @@ func (d *dumpCommand) startHelper(files []*os.File) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command("/proc/self/exe", args...)
+	cmd := exec.Command(ownProgram(), args...)
 	cmd.ExtraFiles = files
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -70,10 +69,10 @@ func foretold(cp *criu.Checkpoint) (first, read, later []overlay.Foretold) {
 	var pages, opens, offsets, code, beside []overlay.Foretold
 	for i := range cp.Files {
 		f := &cp.Files[i]
-		if f.Place != criu.OnDisk || f.Tree != "/" || f.Mode&unix.S_IFMT != unix.S_IFREG {
+		p, ok := cp.PathOf(f)
+		if !ok || f.Mode&unix.S_IFMT != unix.S_IFREG {
 			continue
 		}
-		p := layers.Path(strings.TrimPrefix(f.TreePath, "/"))
 		open := overlay.Foretold{Path: p, When: overlay.Now}
 		if f.SizeKnown && f.Size <= smallFile {
 			open.Len = f.Size

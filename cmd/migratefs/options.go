@@ -30,6 +30,7 @@ type options struct {
 	verify   seed.Verify
 	noLocal  bool // programs of this host that are the same are fetched all the same
 	imagesAt string
+	maps     []string // KEY=/path, see splitMap
 
 	readOnly   bool
 	allowOther *bool
@@ -99,6 +100,11 @@ var optionTable = map[string]func(o *options, v string) error{
 	"view":      setView,
 	"verify":    setVerify,
 	"no_local":  func(o *options, _ string) error { o.noLocal = true; return nil },
+	"map": func(o *options, v string) error {
+		_, _, err := splitMap(v)
+		o.maps = append(o.maps, v)
+		return err
+	},
 	"images_at": func(o *options, v string) error { o.imagesAt = v; return nil },
 	"ro":        func(o *options, _ string) error { o.readOnly = true; return nil },
 	"rw":        func(o *options, _ string) error { o.readOnly = false; return nil },
@@ -318,6 +324,8 @@ func (o *options) check() error {
 		return usageErrorf("no lowerdir: give -o lowerdir=DIR, lowerdir=user@host:/DIR or criu=IMAGES")
 	case o.mode == "migrate" && remote != "":
 		return usageErrorf("mode=migrate removes files from its lowers, and the lower %q is on another host: use mode=overlay", remote)
+	case len(o.maps) > 0 && o.criu == "":
+		return usageErrorf("map=%s without criu=: it says where a mount of a checkpoint's processes lies", o.maps[0])
 	case o.imagesAt != "" && !isRemote(o.criu):
 		return usageErrorf("images_at= is for criu=user@host:/dir: the images are in %q already", o.criu)
 	case o.mode == "migrate" && o.criu != "":

@@ -152,9 +152,10 @@ func (f *imagesFlags) run(ctx context.Context, out io.Writer, images string, arg
 		return err
 	}
 	defer end()
-	if err := f.mapTrees(c); err != nil {
+	if err := mapTrees(c, f.maps); err != nil {
 		return err
 	}
+	c.GiveTrees(args)
 	p := newImagesPlan(c, images, f.from)
 	for _, o := range c.InTheWay(f.binds, args) {
 		p.add(o)
@@ -196,8 +197,8 @@ func (f *imagesFlags) check(args []string) error {
 		f.binds[i] = filepath.Clean(b)
 	}
 	for _, m := range f.maps {
-		if i := strings.LastIndex(m, "="); i <= 0 || !filepath.IsAbs(m[i+1:]) {
-			return usageErrorf("--map %q: write KEY=/path, KEY being the mount's key or mountpoint", m)
+		if _, _, err := splitMap(m); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -236,17 +237,6 @@ func (f *imagesFlags) load(ctx context.Context, images string) (c *criu.Checkpoi
 	return c, end, nil
 }
 
-// mapTrees puts --map to use.
-func (f *imagesFlags) mapTrees(c *criu.Checkpoint) error {
-	for _, m := range f.maps {
-		i := strings.LastIndex(m, "=")
-		if err := c.MapTree(m[:i], filepath.Clean(m[i+1:])); err != nil {
-			return usageErrorf("--map %v", err)
-		}
-	}
-	return nil
-}
-
 func newImagesPlan(c *criu.Checkpoint, images, from string) *imagesPlan {
 	p := &imagesPlan{
 		Images: text(images), From: text(from), Arch: c.Arch, Options: c.Options(), Obstacles: []plannedHurdle{},
@@ -262,9 +252,11 @@ func newImagesPlan(c *criu.Checkpoint, images, from string) *imagesPlan {
 		for _, t := range c.Trees {
 			p.Mounts = append(p.Mounts, plannedMount{text(t.Key), text(t.Point), text(t.HostDir), t.Files})
 		}
+	}
+	if c.ByRuntime {
 		p.add(criu.Obstacle{
-			Level: criu.Caution, What: "container", Why: "the processes have mounts of their own",
-			Remedy: "have the runtime that made the checkpoint restore it, with migratefs as its root directory (docs/containers.md)",
+			Level: criu.Caution, What: "container", Why: "a container's runtime made the checkpoint",
+			Remedy: "have it restore it, with migratefs as its root directory (docs/containers.md)",
 		})
 	}
 	for _, w := range c.Warnings {

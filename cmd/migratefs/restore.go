@@ -25,6 +25,7 @@ type restoreCommand struct {
 	sshConfig string
 	options   []string
 	binds     []string
+	maps      []string
 	verbose   bool
 	tell      restoreTell
 	extra     []string // CRIU's
@@ -64,6 +65,12 @@ the upper, the other host's files, and below both this host's. /proc is fresh;
 this host's, and the view is mounted, for it alone, over the smallest directories
 that its files lie in; /usr, /etc and the like are this host's and must be the same.
 
+Processes that had mounts of their own (unshare -m, PrivateTmp=, a root directory
+by pivot_root), or pids of their own, get them as they were. Where their root
+directory and external mounts lie on the source is said with --map, if it is not
+the source's own root. A container that runc or an engine dumped is theirs to
+restore: see docs/containers.md.
+
 The view stays mounted when the process has ended, so that its results can be
 read there; they are in the upper in any case. End it with migratefs umount.
 
@@ -101,6 +108,7 @@ restored where it was dumped.`),
 	f.BoolVar(&r.drain, "drain", false, "when the process runs, have all the rest of its files come in the background, as migratefs drain does")
 	f.BoolVar(&r.force, "force", false, "try it also if something is known that would make it fail")
 	f.StringArrayVar(&r.binds, "bind", nil, "take this directory from this host, as /run is (repeatable)")
+	f.StringArrayVar(&r.maps, "map", nil, "KEY=/path: of processes with mounts of their own, where the mount of this key or mountpoint lies on the source; / is their root directory (repeatable)")
 	f.StringArrayVarP(&r.options, "options", "o", nil, "more mount options for the view")
 	f.BoolVar(&r.tell.wait, "wait", false, "stay until the process has ended, and end with its exit code")
 	f.StringVar(&r.tell.pidFile, "pidfile", "", "write the pid that the process has outside to this file, which must not be there")
@@ -183,6 +191,11 @@ func (r *restoreCommand) check() (err error) {
 		}
 		r.binds[i] = filepath.Clean(b)
 	}
+	for _, m := range r.maps {
+		if _, _, err := splitMap(m); err != nil {
+			return err
+		}
+	}
 	if !isRoot() {
 		return errors.New("restoring a process needs root: run migratefs restore as root")
 	}
@@ -213,8 +226,8 @@ func (r *restoreCommand) load(dir string) (err error) {
 	if r.plan.Options, err = criu.ConfigLines(append(ownOptions(r.checkpoint), r.extra...)); err != nil {
 		return usageErrorf("%v", err)
 	}
-	if r.checkpoint.MountNS || r.checkpoint.PidNS {
-		return fmt.Errorf("checkpoint %q is of a container (it brings mount or pid namespaces of its own): mount its files with -o criu=, and restore it with what made it (runc restore, say)", r.images)
+	if err := r.planMounts(); err != nil {
+		return err
 	}
 	if r.view == "paths" {
 		if err := r.planPaths(); err != nil {

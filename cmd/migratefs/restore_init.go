@@ -32,6 +32,12 @@ type restorePlan struct {
 
 	InPlace bool     // --view=paths: this host's root stays, and the view covers Paths
 	Paths   []string //
+
+	// If NewRoot is not "" the processes had mounts of their own: this host's root stays
+	// CRIU's, which makes the mounts anew.
+	NewRoot  string   // their root directory as CRIU finds it
+	Root     string   // in the view: what is bound there; "" if it is the view itself
+	External []string // for CRIU's --external
 }
 
 // restoreReport is the helper's answer, as JSON on descriptor reportFd; with Wait a
@@ -86,7 +92,7 @@ func newRestoreInitCommand() *cobra.Command {
 func moveAbove(pid uint32) error {
 	// Where /proc/sys is read-only it stays as it is: that is rarely fatal.
 	_ = os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.FormatUint(uint64(pid), 10)), 0)
-	err := unix.Exec("/proc/self/exe", []string{"migratefs", "restore-init"}, os.Environ())
+	err := unix.Exec(ownProgram(), []string{"migratefs", "restore-init"}, os.Environ())
 	return fmt.Errorf("restore-init: execute anew: %w", err)
 }
 
@@ -157,7 +163,7 @@ func restoreInside(plan *restorePlan) (r restoreReport, err error) {
 	if r.Criu, err = w.Version(); err != nil {
 		return r, fmt.Errorf("%q: %w: see %s", plan.Criu, err, filepath.Join(plan.State, helperLog))
 	}
-	if !plan.InPlace {
+	if !plan.InPlace && plan.NewRoot == "" {
 		if err := enter(plan.View); err != nil {
 			return r, err
 		}
@@ -168,6 +174,8 @@ func restoreInside(plan *restorePlan) (r restoreReport, err error) {
 		Log:        criuLog,
 		LogLevel:   plan.LogLevel,
 		ShellJob:   plan.ShellJob,
+		Root:       plan.NewRoot,
+		External:   plan.External,
 		ConfigFile: filepath.Join(plan.State, criuConf), // this host's /run is in the view as well
 	})
 	var re *criu.RestoreError
@@ -185,11 +193,18 @@ func startCriu(plan *restorePlan) (*criu.Worker, error) {
 	if err := os.WriteFile(filepath.Join(plan.State, criuConf), []byte(plan.Options), 0o600); err != nil {
 		return nil, err
 	}
-	tools, err := makeHostTools(plan.State, 1)
-	if err != nil {
-		return nil, err
+	env := []string{"CRIU_LIBS_DIR=" + plugins}
+	if plan.NewRoot != "" {
+		// This host's root is CRIU's as long as it executes anything, and its tar is to fill
+		// filesystems that are mounted in the new mount namespace only.
+		env = append(env, "PATH="+hostPath())
+	} else {
+		tools, err := makeHostTools(plan.State, 1)
+		if err != nil {
+			return nil, err
+		}
+		env = append(env, hostToolsEnv(tools, 1)...)
 	}
-	env := append(hostToolsEnv(tools, 1), "CRIU_LIBS_DIR="+plugins)
 	return criu.StartWorker(plan.Criu, env, os.Stdin, os.Stderr, false)
 }
 
@@ -205,8 +220,11 @@ func furnish(plan *restorePlan) error {
 	if err := unix.Mount("proc", "/proc", "proc", procFlags, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
-	if plan.InPlace {
+	switch {
+	case plan.InPlace:
 		return coverPaths(plan)
+	case plan.NewRoot != "":
+		return furnishOwn(plan)
 	}
 	if err := mountInView(plan.View, "/proc", func(at string) error {
 		return unix.Mount("proc", at, "proc", procFlags, "")

@@ -137,6 +137,9 @@ func (r *restoreCommand) mountView(ctx context.Context) error {
 		"criu=" + escapeOption(r.images), "lowerdir=" + escapeOption(sourceTarget(r.from)),
 		"upperdir=" + escapeOption(r.upper), "view=" + r.view, "hard", "verify=" + r.verify,
 	}
+	for _, m := range r.maps {
+		opts = append(opts, "map="+escapeOption(m))
+	}
 	if r.noLocal {
 		opts = append(opts, "no_local")
 	}

@@ -143,17 +143,21 @@ func (r *restoreCommand) planPaths() (err error) {
 // this mount namespace.
 func coverPaths(plan *restorePlan) error {
 	for _, dir := range plan.Paths {
-		own, err := openOwnDir(dir)
-		if err != nil {
-			return fmt.Errorf("%q: %w", dir, err)
-		}
-		err = mountInView(plan.View, dir, func(at string) error {
-			return unix.Mount(at, fmt.Sprintf("/proc/self/fd/%d", own), "", unix.MS_BIND, "")
-		})
-		unix.Close(own)
-		if err != nil {
+		if err := coverPath(plan.View, dir); err != nil {
 			return err
 		}
 	}
 	return dropOurMounts(runDir)
+}
+
+// coverPath mounts what the view has at dir over this host's.
+func coverPath(view, dir string) error {
+	own, err := openOwnDir(dir)
+	if err != nil {
+		return fmt.Errorf("%q, over which the source's is mounted: %w: make that directory here (nothing is written to it)", dir, err)
+	}
+	defer unix.Close(own)
+	return mountInView(view, dir, func(at string) error {
+		return unix.Mount(at, fmt.Sprintf("/proc/self/fd/%d", own), "", unix.MS_BIND, "")
+	})
 }

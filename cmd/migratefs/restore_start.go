@@ -20,6 +20,7 @@ import (
 // restore starts the helper in namespaces of its own, waits for its report, and lets
 // it go. Answer carries what it says later.
 func (r *restoreCommand) restore(ctx context.Context) (*restoreState, *json.Decoder, error) {
+	r.placeMounts()
 	r.plan.Binds = r.binds
 	r.plan.ShellJob = r.checkpoint.ShellJob
 	r.plan.Wait = r.tell.wait

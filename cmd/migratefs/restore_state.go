@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // What a restore leaves behind, until `migratefs umount` ends it, lies in
@@ -63,16 +65,16 @@ func readState(dir string) *restoreState {
 	return &s
 }
 
-// restoreOf returns the restore whose processes live in the pid namespace ns, as
-// /proc/PID/ns/pid names it, and its directory; nil if there is none.
-func restoreOf(ns string) (dir string, s *restoreState) {
+// restoreOf returns the restore that the process is of, and its directory; nil if there
+// is none.
+func restoreOf(pid int) (dir string, s *restoreState) {
 	dirs, _ := filepath.Glob(filepath.Join(runDir, "restore-*"))
 	for _, dir := range dirs {
 		s := readState(dir)
 		if s == nil {
 			continue
 		}
-		if own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", s.Init)); err == nil && own == ns {
+		if inPidNamespace(pid, s.Init) > 0 {
 			return dir, s
 		}
 	}
@@ -138,7 +140,7 @@ func startTime(pid int) uint64 {
 // the pid namespace of init, whose pid outside is known; 0 if there is none.
 func outerPid(init, inner int) int {
 	for _, pid := range namespacePids(init) {
-		if innermostPid(pid) == inner {
+		if inPidNamespace(pid, init) == inner {
 			return pid
 		}
 	}
@@ -146,40 +148,61 @@ func outerPid(init, inner int) int {
 }
 
 // namespacePids returns all processes in the pid namespace of init, which is one
-// of them, by their pids outside.
+// of them, and in those that they have made, by their pids outside.
 func namespacePids(init int) (pids []int) {
-	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", init))
-	if err != nil {
-		return nil
-	}
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		if own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err == nil && own == ns {
+		if pid, err := strconv.Atoi(e.Name()); err == nil && inPidNamespace(pid, init) > 0 {
 			pids = append(pids, pid)
 		}
 	}
 	return pids
 }
 
-// innermostPid is the pid that a process has in its own namespace.
-func innermostPid(pid int) int {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+// inPidNamespace returns the pid that a process has in the pid namespace of init; 0 if it
+// is not in there, nor in one that was made in there.
+func inPidNamespace(pid, init int) int {
+	theirs, there := nsPids(pid), len(nsPids(init))-1
+	if there < 0 || len(theirs) <= there {
+		return 0
+	}
+	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", init))
 	if err != nil {
 		return 0
 	}
+	own, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", pid))
+	if err != nil {
+		return 0
+	}
+	for range len(theirs) - 1 - there {
+		fd, err := unix.IoctlRetInt(int(own.Fd()), unix.NS_GET_PARENT)
+		own.Close()
+		if err != nil {
+			return 0
+		}
+		own = os.NewFile(uintptr(fd), "")
+	}
+	defer own.Close()
+	if name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", own.Fd())); err != nil || name != ns {
+		return 0
+	}
+	return theirs[there]
+}
+
+// nsPids are the pids that a process has, in this pid namespace and in each that was made
+// in it, down to its own.
+func nsPids(pid int) (pids []int) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return nil
+	}
 	for line := range strings.Lines(string(b)) {
 		if ids, ok := strings.CutPrefix(line, "NSpid:"); ok {
-			f := strings.Fields(ids)
-			if len(f) == 0 {
-				return 0
+			for _, f := range strings.Fields(ids) {
+				n, _ := strconv.Atoi(f)
+				pids = append(pids, n)
 			}
-			n, _ := strconv.Atoi(f[len(f)-1])
-			return n
 		}
 	}
-	return 0
+	return pids
 }

@@ -105,7 +105,7 @@ func TestOwnProcess(t *testing.T) {
 	if !slices.Contains(namespacePids(pid), pid) {
 		t.Error("this process is not in its own pid namespace")
 	}
-	if got := outerPid(pid, innermostPid(pid)); got == 0 {
+	if got := outerPid(pid, inPidNamespace(pid, pid)); got == 0 {
 		t.Error("this process has no pid")
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/migratefs/migratefs/internal/sys"
 )
 
 // CRIU executes a few programs by name (criu's cr_system): iptables to see
@@ -58,6 +60,24 @@ func makeHostTools(state string, helper int) (dir string, err error) {
 	return dir, nil
 }
 
+// ownProgram is a path to execute this program by. What CRIU executes is this program
+// again, through the links, and a library of ours opens its own program by the path that
+// the kernel has for it, before main: that would lead into the view, where the source's
+// file of that name would be fetched. So the helper is executed from where no path leads.
+func ownProgram() string {
+	const self = "/proc/self/exe"
+	fd, err := sys.CloneMount(self)
+	if err != nil {
+		return self // an old kernel: it costs bytes, and nothing else
+	}
+	// Above those that a child of ours is given.
+	if high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 64); err == nil {
+		unix.Close(fd)
+		fd = high
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", fd)
+}
+
 // isStatic reports whether a program needs no loader and no libraries.
 func isStatic(program string) bool {
 	f, err := elf.Open(program)
@@ -68,11 +88,14 @@ func isStatic(program string) bool {
 	return !slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
 }
 
+// hostPath is where this host's programs are.
+func hostPath() string { return os.Getenv("PATH") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin" }
+
 // hostToolsEnv is what CRIU's environment needs so that tools are the host's.
 func hostToolsEnv(dir string, helper int) []string {
 	return []string{
 		"PATH=" + dir,
-		hostPathEnv + "=" + os.Getenv("PATH") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
+		hostPathEnv + "=" + hostPath(),
 		hostNsEnv + "=" + fmt.Sprintf("/proc/%d/fd/%d", helper, hostNsFd),
 	}
 }

@@ -255,7 +255,7 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 }
 
 // openHost puts this host's / below all. Where the source shows a view, which has all of
-// that already, only what never comes from a source is seen of it: what was deleted in
+// that already, or the processes had a root directory of their own, only what never comes from a source is seen of it: what was deleted in
 // the view is deleted, also on the host where the files began.
 func (st *stack) openHost(ctx context.Context) error {
 	host, err := local.Open("/", local.Config{Recursive: true})
@@ -263,7 +263,7 @@ func (st *stack) openHost(ctx context.Context) error {
 		return fmt.Errorf("this host's /: %w", err)
 	}
 	var l layers.Layer = host
-	if st.fromView {
+	if st.fromView || st.images.cp != nil && !st.images.cp.RootIsHost() {
 		ours := criu.HostDirs()
 		if st.o.viewPaths {
 			ours = systemDirs

@@ -32,6 +32,14 @@ func CloneTree(dir string, recursive bool) (int, error) {
 	return fd, nil
 }
 
+// CloneMount returns a descriptor of the file that path leads to in a private clone of the
+// mount it lies on, which is mounted nowhere: whoever asks the kernel for the path of what
+// was opened by it learns none that leads anywhere (open_tree(2), Linux 5.2). It needs
+// CAP_SYS_ADMIN.
+func CloneMount(path string) (int, error) {
+	return unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+}
+
 // Memory returns a descriptor of the root of a filesystem in memory that holds so many
 // bytes at most and that nobody else can reach. It goes with its last descriptor
 // (fsopen(2), Linux 5.2). It needs CAP_SYS_ADMIN.

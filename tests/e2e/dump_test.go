@@ -234,10 +234,10 @@ func TestDumpRefused(t *testing.T) {
 	m.b.Run("rm", "/srv/images/criu.sh")
 	helper := strings.TrimSpace(m.b.Run("sh", "-c", "ps -o ppid= -p "+pid))
 	says(refuse(1, "-D", "/srv/dump", helper), "dump that", pid)
-	// The first process of the host has mounts of its own, seen from elsewhere.
-	other, err := testbed.Start(m.b.Command("unshare", "--mount", "sleep", "1000"))
+	other, err := testbed.Start(m.b.Command("unshare", "--mount", "sh", "-ec", `mkdir -p /run/box/usr; mount --bind /usr /run/box/usr
+		for d in /lib*; do ln -s "usr$d" "/run/box$d"; done; exec chroot /run/box /usr/bin/sleep 1000`))
 	must(t, err)
-	testbed.Until(t, "mounts of its own", func() bool {
+	testbed.Until(t, "a root of its own", func() bool {
 		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", other.Pid))
 		return string(b) == "sleep\n"
 	})
