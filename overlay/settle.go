@@ -60,6 +60,7 @@ var (
 
 	errHidden   = errors.New("content of files that the upper does not show to be pending would be lost")
 	errStub     = fmt.Errorf("%w: the rest was left on the source: mount it, and remove it or say 'migratefs resolve --keep-local --yes'", ErrUnwhole)
+	errMounted  = errors.New("something is mounted there: unmount it first")
 	errMetacopy = fmt.Errorf("%w: only its metadata was changed, and its data is in a lower: mount it and write to it, or copy it", ErrUnwhole)
 )
 
@@ -148,6 +149,10 @@ func (w *settling) each(ctx context.Context, dirfd int, at layers.Path, f func(d
 	if err != nil {
 		return err
 	}
+	var here, below unix.Statx_t
+	if err := sys.Statx(dirfd, "", &here); err != nil {
+		return err
+	}
 	for i := range es {
 		e := &es[i]
 		path := at.Join(e.Name)
@@ -162,7 +167,13 @@ func (w *settling) each(ctx context.Context, dirfd int, at layers.Path, f func(d
 			if err != nil {
 				return err
 			}
-			err = w.each(ctx, fd, path, f)
+			// What lies in another filesystem is not the upper's, and what lies under that is.
+			if err = sys.Statx(fd, "", &below); err == nil && below.Mnt_id != here.Mnt_id {
+				err = fmt.Errorf("%q: %w", string(path), errMounted)
+			}
+			if err == nil {
+				err = w.each(ctx, fd, path, f)
+			}
 			unix.Close(fd)
 			if err != nil {
 				return err

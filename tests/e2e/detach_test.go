@@ -357,6 +357,19 @@ func TestDetachMoved(t *testing.T) {
 	m = s.mount(t, "")
 	want(m.Path(""), "mounted again")
 	m.Unmount()
+	// What is mounted in the upper is not its own, whatever it looks like.
+	over := filepath.Join(s.upper(), "here/below")
+	must(t, unix.Mount("foreign", over, "tmpfs", 0, ""))
+	t.Cleanup(func() { _ = unix.Unmount(over, unix.MNT_DETACH) })
+	whiteout := filepath.Join(over, "whiteout")
+	must(t, unix.Mknod(whiteout, unix.S_IFCHR, 0))
+	if out := command(t, 1, "settle", s.upper()); !strings.Contains(out, "here/below") || !strings.Contains(out, "unmount") {
+		t.Errorf("with something mounted in it, settle says: %s", out)
+	}
+	if _, err := os.Lstat(whiteout); err != nil {
+		t.Errorf("what is mounted in the upper: %v", err)
+	}
+	must(t, unix.Unmount(over, 0))
 	command(t, 0, "settle", s.upper())
 	want(s.upper(), "settled")
 }
