@@ -113,7 +113,7 @@ func idOfName(what, name string) (uint64, error) {
 	out, err := exec.Command("getent", "--", database, name).Output()
 	f := strings.Split(string(out), ":")
 	if err != nil || len(f) < 3 {
-		return 0, fmt.Errorf("this host knows no such %s", what)
+		return 0, fmt.Errorf("this host knows no such %s: give a number, if it is one of the storage's alone", what)
 	}
 	return strconv.ParseUint(f[2], 10, 32)
 }

@@ -123,7 +123,7 @@ func (f *planFlags) run(out io.Writer, old, next string) error {
 	case err != nil:
 		return err
 	case p.Unread != nil:
-		return fmt.Errorf("%d names in %q could not be looked at: %s", p.Unread.Names, old, p.Unread.What)
+		return fmt.Errorf("%d names in %q could not be looked at, so nothing is said of whether it fits: %s", p.Unread.Names, old, p.Unread.What)
 	case !p.Fits:
 		return &codeError{exitFound, fmt.Errorf("%q does not fit into %q as it is: see above", old, next)}
 	}
@@ -142,7 +142,7 @@ func twoTrees(old, next string) error {
 	}
 	switch {
 	case a == b:
-		return fmt.Errorf("OLD %q and NEW %q are the same directory", old, next)
+		return fmt.Errorf("OLD %q and NEW %q are the same directory: name two", old, next)
 	case isBelow(a, b), isBelow(b, a):
 		return fmt.Errorf("of OLD %q and NEW %q one is inside the other: name two trees", old, next)
 	}

@@ -65,7 +65,7 @@ func (f *reauthFlags) run(out io.Writer, args []string) error {
 		done++
 	}
 	if done == 0 {
-		return errors.New("no lower of it lies on another host")
+		return errors.New("no lower of it lies on another host: there is nothing to log in to")
 	}
 	return nil
 }

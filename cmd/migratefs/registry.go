@@ -113,7 +113,7 @@ func ending(m mountInfo) (wait func() error) {
 		end := time.Now().Add(writing)
 		for errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK) {
 			if time.Now().After(end) {
-				return fmt.Errorf("%q is unmounted, but after %v its daemon is still writing, or serving those who have files open in it: its layers are in use", m.point, writing)
+				return fmt.Errorf("%q is unmounted, but after %v its daemon is still writing, or serving those who have files open in it: its layers are in use: wait for its end (fuser -vm says who has files open)", m.point, writing)
 			}
 			time.Sleep(5 * time.Millisecond)
 		}

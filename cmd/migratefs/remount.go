@@ -29,7 +29,7 @@ func (m *mountCommand) remount() error {
 		return err
 	}
 	if at, ok := mountAt(point); !ok || at.fsType != fsType {
-		return mountErrorf("remount: %q is not a mount of migratefs", m.point)
+		return mountErrorf("remount: %q is not a mount of migratefs: name the mountpoint of one", m.point)
 	}
 	if err := remountWith(point, m.opts.changed); err != nil {
 		return mountErrorf("remount %q: %v", m.point, err)

@@ -90,7 +90,7 @@ func (f *resolveFlags) run(out io.Writer, path string) error {
 	b, err := getXattr(path, overlay.ControlConflict)
 	switch {
 	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP):
-		return fmt.Errorf("%q is not in conflict with its source", path)
+		return fmt.Errorf("%q is not in conflict with its source: 'migratefs resolve --list' says what is", path)
 	case err != nil:
 		return resolveError(path, err)
 	}
@@ -160,7 +160,7 @@ func (f *resolveFlags) printAll(out io.Writer, path string) error {
 			break
 		}
 		if errors.Is(err, unix.EOPNOTSUPP) {
-			return fmt.Errorf("%q is in no mount of migratefs", path)
+			return fmt.Errorf("%q is in no mount of migratefs: name a mountpoint, or a path below one", path)
 		}
 		if err != nil {
 			return resolveError(path, err)

@@ -209,7 +209,7 @@ func (r *runcCommand) rootfs() (string, error) {
 	}
 	root := config.Root.Path
 	if root == "" {
-		return "", fmt.Errorf("%q names no root directory", name)
+		return "", fmt.Errorf("%q names no root directory: give root.path, as runc wants it", name)
 	}
 	if !filepath.IsAbs(root) {
 		root = filepath.Join(r.bundle, root)

@@ -105,9 +105,9 @@ func (f *undoFlags) run(out io.Writer, path string) error {
 	case len(exact) == 0 && len(all) > 0:
 		return fmt.Errorf("%q itself is not in the trash, %d files below it are: list them with --list, bring them back with --recursive", path, len(all))
 	case len(exact) == 0:
-		return fmt.Errorf("nothing in the trash was at %q", path)
+		return fmt.Errorf("nothing in the trash was at %q: see --list of a directory above", path)
 	case f.version > len(exact):
-		return fmt.Errorf("there are %d versions of %q in the trash, not %d", len(exact), path, f.version)
+		return fmt.Errorf("there are %d versions of %q in the trash, not %d: see --list", len(exact), path, f.version)
 	case f.version == 0 && len(exact) > 1:
 		if err := f.print(out, exact); err != nil {
 			return err
@@ -210,7 +210,7 @@ func openUndo(path, upper string, lowers []string) (w *undoWork, err error) {
 		}
 	}()
 	if w.path != layers.Root && !w.path.Valid() {
-		return w, fmt.Errorf("%q is no path in a layer", path)
+		return w, fmt.Errorf("%q is no path in a layer: name one as it is below the mountpoint", path)
 	}
 	if upper != "" {
 		f, err := openLayer("upper", upper)
@@ -333,7 +333,7 @@ func (w *undoWork) back(out io.Writer, t trashedAt) error {
 // not keep the others.
 func (w *undoWork) backAll(out io.Writer, all []trashedAt) error {
 	if len(all) == 0 {
-		return fmt.Errorf("nothing in the trash was below %q", string(w.path))
+		return fmt.Errorf("nothing in the trash was below %q: see --list of a directory above", string(w.path))
 	}
 	seen := map[layers.Path]bool{}
 	var errs []error

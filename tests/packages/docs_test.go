@@ -1,13 +1,20 @@
 package packages
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/tests/testbed"
 )
@@ -84,6 +91,10 @@ func TestLinks(t *testing.T) {
 
 // What docs/operating.md quotes of errors and of the log is what the program says.
 func TestQuotedMessages(t *testing.T) {
+	system := map[string]bool{}
+	for errno := range unix.Errno(134) {
+		system[errno.Error()] = true
+	}
 	var source strings.Builder
 	for _, dir := range []string{"cmd", "overlay", "copyup", "layers", "criu"} {
 		err := filepath.WalkDir(filepath.Join(testbed.ModuleDir(), dir), func(path string, d fs.DirEntry, err error) error {
@@ -107,7 +118,7 @@ func TestQuotedMessages(t *testing.T) {
 		for i, quoted := range strings.Split(cell, "`") {
 			if i%2 == 1 {
 				rows++
-				if !strings.Contains(source.String(), quoted) {
+				if !strings.Contains(source.String(), quoted) && !system[quoted] {
 					t.Errorf("docs/operating.md: the program does not say %q", quoted)
 				}
 			}
@@ -116,6 +127,102 @@ func TestQuotedMessages(t *testing.T) {
 	if rows < 25 {
 		t.Errorf("%d messages are quoted: are they found?", rows)
 	}
+}
+
+// remedy is how an error says what to do: after a colon, or quoting a command.
+var remedy = regexp.MustCompile(`(?:: |, or |; |, )(?:give|name|have|write|create|remove|unmount|mount|end|run|install|use|see|chown|bring|leave|say|start|dump|mkdir|` +
+	`restore|put|set|change|add|try|make|want|look|list|wait|only root|it must|every layer|layers must|there is nothing)\b|'migratefs |:[^:]* needs `)
+
+// Each error of the commands says what to do, or passes on what something else says, or
+// is about the command line and names the part of it, or docs/operating.md has it.
+func TestErrorsHaveRemedies(t *testing.T) {
+	// They are parts of other lines, or nobody sees them.
+	parts := map[string]string{
+		"the daemon is of an older version":                                     "in a bug report",
+		"the file of log= is no regular file":                                   "in a bug report",
+		"its daemon does not answer, and there is no journal (journalctl) here": "in a bug report",
+		"what must fail succeeds":                                               "of what was tried, with what to do behind it",
+		"mount -f wrote no note":                                                "in the log, with what follows",
+	}
+	var quotes []string
+	for line := range strings.Lines(documents(t)["docs/operating.md"]) {
+		if cell, _, ok := strings.Cut(strings.TrimPrefix(line, "| "), " | "); ok && strings.HasPrefix(line, "| ") {
+			for i, quoted := range strings.Split(cell, "`") {
+				if i%2 == 1 {
+					quotes = append(quotes, quoted)
+				}
+			}
+		}
+	}
+	files, err := filepath.Glob(filepath.Join(testbed.ModuleDir(), "cmd", "migratefs", "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	errs, kinds := 0, map[string]int{}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		set := token.NewFileSet()
+		tree, err := parser.ParseFile(set, file, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(tree, func(n ast.Node) bool {
+			text, usage := errorText(n)
+			if text == "" {
+				return true
+			}
+			errs++
+			_, part := parts[text]
+			switch {
+			case part:
+				kinds["part"]++
+			case remedy.MatchString(text):
+				kinds["remedy"]++
+			case usage && (strings.Contains(text, "-") || strings.Contains(text, "=") || strings.Contains(text, "%q")):
+				kinds["command line"]++
+			case slices.ContainsFunc(quotes, func(q string) bool { return strings.Contains(text, q) }):
+				kinds["document"]++
+			case passesOn.MatchString(text):
+				kinds["passed on"]++
+			default:
+				t.Errorf("%s: %q says neither what to do, nor does docs/operating.md", set.Position(n.Pos()), text)
+			}
+			return true
+		})
+	}
+	t.Logf("%d errors: %v", errs, kinds)
+	if errs < 300 || kinds["remedy"] < 100 || kinds["part"] != len(parts) {
+		t.Errorf("%d errors, %v: are they found?", errs, kinds)
+	}
+}
+
+// passesOn is an error that ends with what something else says.
+var passesOn = regexp.MustCompile(`%[wvsq]\)?$`)
+
+// errorText is what n, if it makes an error, has for a text, and whether that is about
+// the command line.
+func errorText(n ast.Node) (text string, usage bool) {
+	call, ok := n.(*ast.CallExpr)
+	if !ok || len(call.Args) == 0 {
+		return "", false
+	}
+	name := ""
+	switch f := call.Fun.(type) {
+	case *ast.Ident:
+		name = f.Name
+	case *ast.SelectorExpr:
+		if of, ok := f.X.(*ast.Ident); ok {
+			name = of.Name + "." + f.Sel.Name
+		}
+	}
+	literal, ok := call.Args[0].(*ast.BasicLit)
+	if !ok || !slices.Contains([]string{"usageErrorf", "mountErrorf", "fmt.Errorf", "errors.New"}, name) {
+		return "", false
+	}
+	text, _ = strconv.Unquote(literal.Value)
+	return text, name == "usageErrorf"
 }
 
 var ourCommand = regexp.MustCompile(`(?m)^(?:# )?(migratefs [^\n]*(?:\\\n[^\n]*)*)`)
