@@ -194,13 +194,17 @@ func (d *dumpCommand) prepare() error {
 			return fmt.Errorf("image directory %q could not be made durable: %w", d.dir, bare(err))
 		}
 	}
-	entries, err := os.ReadDir(d.dir)
+	entries, err := os.ReadDir(inside(d.images, ""))
 	if err != nil {
 		return fmt.Errorf("image directory %q: %w", d.dir, bare(err))
 	}
 	for _, e := range entries {
 		if e.Name() != dumpLog { // of a dump that failed
 			return fmt.Errorf("image directory %q is not empty, it has %q: name another", d.dir, e.Name())
+		}
+		// CRIU would write where a symlink leads.
+		if err := os.Remove(inside(d.images, dumpLog)); err != nil {
+			return fmt.Errorf("image directory %q: the log of a former dump: %w", d.dir, bare(err))
 		}
 	}
 	if err := os.MkdirAll(runDir, 0o700); err != nil {
@@ -266,10 +270,10 @@ func (d *dumpCommand) cleanUp(failed bool) {
 	if !failed || d.state == "" && !d.made {
 		return // what is in there is not ours
 	}
-	entries, _ := os.ReadDir(d.dir)
+	entries, _ := os.ReadDir(inside(d.images, ""))
 	for _, e := range entries {
 		if e.Name() != dumpLog {
-			_ = os.RemoveAll(filepath.Join(d.dir, e.Name()))
+			_ = os.RemoveAll(inside(d.images, e.Name()))
 		}
 	}
 	if d.made {
@@ -287,7 +291,7 @@ func (d *dumpCommand) explain(rep *dumpReport) error {
 		}
 		return errors.New(rep.Error)
 	}
-	f, err := os.Open(log)
+	f, err := os.Open(inside(d.images, dumpLog))
 	if err != nil {
 		return fmt.Errorf("%s: its log is missing: %w", rep.Error, err)
 	}

@@ -27,6 +27,10 @@ func TestDumpThatFailsLate(t *testing.T) {
 			}
 		}
 		d := dumpCommand{dir: dir, state: state, made: true, pid: 7}
+		if err := d.lock(); err != nil {
+			t.Fatal(err)
+		}
+		defer d.images.Close()
 		died := errors.New("the helper has died")
 		err := d.finish(died)
 		if !errors.Is(err, died) || strings.Contains(err.Error(), "they stay") != whole {
@@ -67,5 +71,35 @@ func TestDumpBesideAnother(t *testing.T) {
 	second.cleanUp(true)
 	if _, err := os.Stat(image); err != nil {
 		t.Errorf("the first's image: %v", err)
+	}
+}
+
+// Who may rename the image directory can put a link in its place: what another dump than
+// this one has put somewhere is not removed.
+func TestDumpCleansUpNothingElse(t *testing.T) {
+	base := t.TempDir()
+	dir, moved, other := filepath.Join(base, "images"), filepath.Join(base, "moved"), filepath.Join(base, "other")
+	for _, d := range []string{dir, other} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(d, "core-1.img"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := dumpCommand{dir: dir, state: t.TempDir(), made: true}
+	if err := d.lock(); err != nil {
+		t.Fatal(err)
+	}
+	defer d.images.Close()
+	if err := errors.Join(os.Rename(dir, moved), os.Symlink(other, dir)); err != nil {
+		t.Fatal(err)
+	}
+	d.cleanUp(true)
+	if _, err := os.Stat(filepath.Join(other, "core-1.img")); err != nil {
+		t.Errorf("what another has there: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(moved, "core-1.img")); err == nil {
+		t.Error("the image of the dump that failed is left")
 	}
 }

@@ -89,25 +89,31 @@ func (r *restoreCommand) prepare() error {
 // goes again, with its work directory, if the restore fails: all that is in
 // them is of a process that never ran.
 func (r *restoreCommand) makeUpper() error {
-	err := os.Mkdir(r.upper, 0o755)
-	if errors.Is(err, os.ErrExist) {
-		return nil
-	}
+	above, err := os.Open(filepath.Dir(r.upper))
 	if err != nil {
 		return fmt.Errorf("upper %q: %w", r.upper, bare(err))
 	}
-	made := []string{r.upper}
+	name := filepath.Base(r.upper)
+	if err := os.Mkdir(inside(above, name), 0o755); err != nil {
+		above.Close()
+		if errors.Is(err, os.ErrExist) {
+			return nil
+		}
+		return fmt.Errorf("upper %q: %w", r.upper, bare(err))
+	}
+	made := []string{name}
 	if work := defaultWork(r.upper); !isBelow(work, r.upper) {
 		if _, err := os.Lstat(work); errors.Is(err, os.ErrNotExist) {
-			made = append(made, work)
+			made = append(made, filepath.Base(work))
 		}
 	}
 	r.undo = append(r.undo, func() {
+		defer above.Close()
 		if _, mounted := mountAt(r.plan.View); mounted {
 			return
 		}
-		for _, dir := range made {
-			_ = os.RemoveAll(dir)
+		for _, name := range made {
+			_ = os.RemoveAll(inside(above, name))
 		}
 	})
 	return nil

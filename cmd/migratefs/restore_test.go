@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -191,5 +192,30 @@ func TestRestoreArchive(t *testing.T) {
 	r := restoreCommand{images: archive}
 	if err := r.load(archive); err == nil || !strings.Contains(err.Error(), "is an archive") {
 		t.Errorf("loaded an archive: %v", err)
+	}
+}
+
+// Who may rename the directory above the upper can put a link in its place: a restore
+// that fails removes what it made, and nothing that is called the same.
+func TestRestoreUndoesNothingElse(t *testing.T) {
+	base := t.TempDir()
+	theirs, moved, other := filepath.Join(base, "theirs"), filepath.Join(base, "moved"), filepath.Join(base, "other")
+	kept := filepath.Join(other, "upper", "kept")
+	if err := errors.Join(os.Mkdir(theirs, 0o755), os.MkdirAll(kept, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	r := restoreCommand{upper: filepath.Join(theirs, "upper")}
+	if err := r.makeUpper(); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Rename(theirs, moved), os.Symlink(other, theirs)); err != nil {
+		t.Fatal(err)
+	}
+	r.rollBack()
+	if _, err := os.Stat(kept); err != nil {
+		t.Errorf("what another has there: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(moved, "upper")); err == nil {
+		t.Error("the upper that was made is left")
 	}
 }

@@ -343,11 +343,26 @@ func (st *stack) openWork(context.Context, string) error {
 			return mountErrorf("%q, where the work directory would be, is no directory: remove it, or name another with workdir=", path)
 		}
 	}
-	if err := os.Mkdir(path, 0o700); err == nil {
-		st.workMade = path
-	} else if !errors.Is(err, os.ErrExist) {
+	made := true
+	if err := os.Mkdir(path, 0o700); errors.Is(err, os.ErrExist) {
+		made = false
+	} else if err != nil {
 		return mountErrorf("work directory %q: %v: name another with workdir=", path, bare(err))
 	}
+	if err := st.enterWork(path); err != nil {
+		if made {
+			_ = os.Remove(path)
+		}
+		return err
+	}
+	if made {
+		st.workMade = path
+	}
+	return nil
+}
+
+// enterWork opens the work directory and locks it.
+func (st *stack) enterWork(path string) error {
 	real, err := realDir("work directory", path)
 	if err != nil {
 		return err
@@ -510,16 +525,19 @@ func (st *stack) abandon() {
 		}
 	}
 	st.closeImages()
-	st.unlock()
 	if st.cacheMade != "" {
 		_ = os.RemoveAll(filepath.Join(st.cacheMade, cacheFormat))
 		_ = os.Remove(st.cacheMade)
 	}
 	if st.workMade != "" {
-		// Only what New makes can be in it.
+		// Only what New makes can be in it; and while it is locked, it is ours.
 		for _, name := range []string{"index", "links", "stubs", "objects", "temps"} {
-			_ = os.RemoveAll(filepath.Join(st.workMade, name))
+			_ = os.RemoveAll(inside(st.work, name))
 		}
 		_ = os.Remove(st.workMade)
 	}
+	st.unlock()
 }
+
+// inside is how name in the open directory f is reached, whatever has become of its path.
+func inside(f *os.File, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", f.Fd(), name) }
