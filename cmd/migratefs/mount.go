@@ -234,6 +234,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 	}
 	defer images.end()
 	useProcessors()
+	keepHeapSmall()
 	go server.Serve()
 	if err := server.WaitMount(); err != nil {
 		_ = server.Unmount()
