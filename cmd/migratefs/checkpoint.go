@@ -27,7 +27,7 @@ type stackImages struct {
 	far *seed.Images     // where they are, if on another host
 	own layers.Layer     // the connection for that; nil: a lower's
 
-	seed *seed.Layer // of cp; nil: none
+	seeds []*seed.Layer // of cp, a part in each lower on another host
 }
 
 // isRemote reports whether a directory is named as one on another host.
@@ -164,17 +164,107 @@ func inLower(dir remote.Target, lower string) (layers.Path, bool) {
 	return p, p.Valid()
 }
 
-// seed puts a checkpoint's seed over the layer that has its files; inner is
-// closed if that fails.
-func (st *stack) seed(ctx context.Context, inner layers.Layer, spec lowerSpec) (layers.Layer, error) {
+// seedLowers puts the checkpoint's seed over the lowers, which specs describe. Each file
+// is compared in the highest that has it.
+func (st *stack) seedLowers(ctx context.Context, specs []lowerSpec) error {
+	parts := make([]seed.Seed, len(specs))
+	whole := st.images.cp.Seed()
+	if st.o.viewPaths {
+		whole, _ = splitSystem(whole)
+	}
+	if len(specs) == 1 {
+		parts[0] = whole
+	} else if err := st.deal(ctx, specs, whole, parts); err != nil {
+		return err
+	}
+	for i, spec := range specs {
+		at := &st.lowers[i]
+		if !spec.remote {
+			if err := st.compareHere(ctx, at.Layer, parts[i]); err != nil {
+				return err
+			}
+			continue
+		}
+		l, err := st.seed(ctx, parts[i], at.Layer, spec)
+		if err != nil {
+			return err
+		}
+		at.Layer, at.Seed = l, l.Names()
+		if k := slices.IndexFunc(st.shown, func(s control.LayerSpec) bool { return s.Name == spec.text }); k >= 0 {
+			st.shown[k].Twins = func() (files int, bytes int64) {
+				twins, bytes := l.Twins()
+				return len(twins), bytes
+			}
+		}
+	}
+	return nil
+}
+
+// deal gives each lower those names of the seed that no higher one has. What none has
+// is missed in the highest on another host.
+func (st *stack) deal(ctx context.Context, specs []lowerSpec, whole seed.Seed, parts []seed.Seed) error {
+	entries, dirs := whole.Entries, whole.Dirs
+	for i := range specs {
+		paths := slices.Clone(dirs)
+		for _, e := range entries {
+			paths = append(paths, e.Path)
+		}
+		_, errs, err := statAll(ctx, st.lowers[i].Layer, paths)
+		if err != nil {
+			return fmt.Errorf("lower %q: %w: of several lowers each has to answer, or nobody knows which has the files of the checkpoint", specs[i].text, err)
+		}
+		var restDirs []layers.Path
+		var rest []seed.Entry
+		for k, err := range errs {
+			missing := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)
+			switch {
+			case err != nil && !missing:
+				return fmt.Errorf("lower %q: %q: %w", specs[i].text, "/"+string(paths[k]), err)
+			case k < len(dirs) && missing:
+				restDirs = append(restDirs, dirs[k])
+			case k < len(dirs):
+				parts[i].Dirs = append(parts[i].Dirs, dirs[k])
+			case missing:
+				rest = append(rest, entries[k-len(dirs)])
+			default:
+				parts[i].Entries = append(parts[i].Entries, entries[k-len(dirs)])
+			}
+		}
+		entries, dirs = rest, restDirs
+	}
+	first := slices.IndexFunc(specs, func(s lowerSpec) bool { return s.remote })
+	parts[first].Entries = append(parts[first].Entries, entries...)
+	parts[first].Dirs = append(parts[first].Dirs, dirs...)
+	return nil
+}
+
+// borrowed is a layer that somebody else closes.
+type borrowed struct{ layers.Layer }
+
+func (borrowed) Close() error { return nil }
+
+// compareHere compares what a lower of this host has with the checkpoint.
+func (st *stack) compareHere(ctx context.Context, l layers.Layer, part seed.Seed) error {
+	if len(part.Entries) == 0 || st.o.names != seed.Tree {
+		return nil
+	}
+	as, err := seed.New(ctx, seed.Config{Seed: part, Inner: borrowed{l}, Verify: st.o.verify, Logger: st.log})
+	if err == nil {
+		st.noteChanges(as)
+		err = as.Close()
+	}
+	return err
+}
+
+// seed puts a part of a checkpoint's seed over the layer that has its files.
+func (st *stack) seed(ctx context.Context, part seed.Seed, inner layers.Layer, spec lowerSpec) (*seed.Layer, error) {
 	cp := st.images.cp
-	cfg := seed.Config{Seed: cp.Seed(), Inner: inner, Names: st.o.names, Verify: st.o.verify, Logger: st.log}
+	cfg := seed.Config{Seed: part, Inner: inner, Names: st.o.names, Verify: st.o.verify, Logger: st.log}
 	if st.o.viewAll {
 		cfg.Hide = criu.HostDirs()
 	}
 	if st.o.viewPaths {
 		cfg.Hide = systemDirs
-		cfg.Seed, _ = splitSystem(cfg.Seed)
 	}
 	if !st.o.noLocal && isRoot() {
 		cfg.Local = "/"
@@ -185,21 +275,18 @@ func (st *stack) seed(ctx context.Context, inner layers.Layer, spec lowerSpec) (
 	runs := make(chan string, 1)
 	go func() { runs <- stillRuns(ctx, cp, inner, spec) }()
 	l, err := seed.New(ctx, cfg)
+	note := <-runs // by inner, which whoever called closes next
 	if err != nil {
-		if inner != nil {
-			<-runs
-			inner.Close()
-		}
 		return nil, err
 	}
-	if note := <-runs; note != "" && st.o.verify != seed.Off {
+	if note != "" && st.o.verify != seed.Off {
 		st.notes = append(st.notes, note)
 	}
 	st.noteChanges(l)
 	if twins, bytes := l.Twins(); len(twins) > 0 {
 		st.log.Info("of the checkpoint's programs and libraries this host has the same", "files", len(twins), "bytes", bytes)
 	}
-	st.images.seed = l
+	st.images.seeds = append(st.images.seeds, l)
 	return l, nil
 }
 
@@ -241,12 +328,6 @@ func (st *stack) untouched() bool {
 		}
 	}
 	return true
-}
-
-// twins is how many files of the checkpoint this host has itself, and their bytes.
-func (st *stack) twins() (files int, bytes int64) {
-	twins, bytes := st.images.seed.Twins()
-	return len(twins), bytes
 }
 
 func sameHost(a, b string) bool {

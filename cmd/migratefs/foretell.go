@@ -46,8 +46,8 @@ func (m *mountCommand) foretell(st *stack) {
 		if m.leash != nil { // who restores by hand does not say when the process runs
 			st.fs.Foretell(later)
 		}
-		if st.images.seed != nil {
-			twins, _ := st.images.seed.Twins()
+		for _, l := range st.images.seeds {
+			twins, _ := l.Twins()
 			st.fs.BringUp(twins)
 		}
 	}

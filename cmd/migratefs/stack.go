@@ -212,6 +212,7 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 		}
 	}
 	seeded := false
+	var specs []lowerSpec // of st.lowers
 	for _, spec := range st.o.lowers {
 		first := st.seeds() && !seeded && spec.remote
 		if first {
@@ -227,12 +228,14 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 				return err
 			}
 			st.fromView = st.isView(spec)
-			if l, err = st.seed(ctx, l, spec); err != nil {
-				return err
-			}
-			st.shown[len(st.shown)-1].Twins = st.twins
 		}
-		st.lowers = append(st.lowers, overlay.Lower{Layer: l, Changes: changes, OCI: spec.oci, Seed: seedNames(l)})
+		st.lowers = append(st.lowers, overlay.Lower{Layer: l, Changes: changes, OCI: spec.oci})
+		specs = append(specs, spec)
+	}
+	if seeded {
+		if err := st.seedLowers(ctx, specs); err != nil {
+			return err
+		}
 	}
 	if st.o.criu != "" && st.left != nil && !st.remote {
 		st.lowers = append([]overlay.Lower{{Layer: overlay.LeftBehind()}}, st.lowers...)
@@ -241,11 +244,11 @@ func (st *stack) openLowers(ctx context.Context, _ string) error {
 		if err := st.farImages(ctx, nil, lowerSpec{}); err != nil {
 			return err
 		}
-		l, err := st.seed(ctx, nil, lowerSpec{})
+		l, err := st.seed(ctx, st.images.cp.Seed(), nil, lowerSpec{})
 		if err != nil {
 			return err
 		}
-		st.lowers = append([]overlay.Lower{{Layer: l, Seed: seedNames(l)}}, st.lowers...)
+		st.lowers = append([]overlay.Lower{{Layer: l, Seed: l.Names()}}, st.lowers...)
 		st.shown = append([]control.LayerSpec{{Name: "criu=" + st.o.criu}}, st.shown...)
 	}
 	if st.o.viewAll {

@@ -6,8 +6,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/migratefs/migratefs/layers"
-	"github.com/migratefs/migratefs/layers/seed"
 	"github.com/migratefs/migratefs/overlay"
 )
 
@@ -34,12 +32,4 @@ func (st *stack) departure() (*overlay.Departure, error) {
 		return nil, mountErrorf("work directory %q: %v", path, err)
 	}
 	return d, nil
-}
-
-// seedNames are the names that a checkpoint gave the layer; nil if none did.
-func seedNames(l layers.Layer) []layers.Path {
-	if s, ok := l.(*seed.Layer); ok {
-		return s.Names()
-	}
-	return nil
 }

@@ -283,3 +283,46 @@ func TestDumpLeaveRunning(t *testing.T) {
 	m.unmount(r)
 	m.sourceUntouched()
 }
+
+// TestDumpHelperKilled: who asks CRIU for the dump is killed when the images are whole.
+// They stay, whether the process goes on or not; where it does not, they are restored.
+func TestDumpHelperKilled(t *testing.T) {
+	m := newHosts(t)
+	m.makeFiles()
+	self, err := os.Executable()
+	must(t, err)
+	job, err := testbed.Start(m.a.Command(jobDir+"/bin/job", workDir))
+	must(t, err)
+	steps := func() int { return len(m.log(m.a.Path(workDir))) }
+	testbed.Until(t, "the job to work", func() bool { return steps() >= 20 })
+	for _, when := range []string{"written", "done"} {
+		script := fmt.Sprintf("#!/bin/sh\n%s='%s for %s' exec '%s' \"$@\"\n", fakeEnv, when, m.criu, self)
+		must(t, os.WriteFile(m.a.Path("/srv/criu.sh"), []byte(script), 0o755))
+		dir := "/srv/" + when
+		cmd := m.a.Command(m.program, "dump", "--criu", "/srv/criu.sh", "-D", dir, strconv.Itoa(job.Pid))
+		out, err := cmd.CombinedOutput()
+		if err == nil || cmd.ProcessState.ExitCode() != 1 || bytes.Count(out, []byte("\n")) != 1 {
+			t.Fatalf("%s: dump: %v, want exit code 1 and one line\n%s", when, err, out)
+		}
+		for _, want := range []string{dir, "whole", "they stay", "if the process is gone", "killed"} {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%s: %q does not say %q", when, out, want)
+			}
+		}
+		if when == "written" {
+			had := steps()
+			testbed.Until(t, "the job to go on where it is", func() bool { return steps() >= had+20 })
+		}
+	}
+	if err := job.Wait(); err == nil {
+		t.Error("what was dumped ended by itself")
+	}
+	m.steps = steps()
+	m.before = testbed.Snapshot(t, m.a.Path(jobDir), testbed.Usual|testbed.Mtime|testbed.Numbers)
+	must(t, os.CopyFS(m.b.Path("/srv/images"), os.DirFS(m.a.Path("/srv/done"))))
+	m.sshd.ForgetRequests()
+	r := m.restore("--upperdir", "/srv/upper", "/srv/images")
+	m.goOn(r, m.steps+20)
+	m.end(r)
+	m.sourceUntouched()
+}

@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,7 +21,11 @@ const fakeEnv = "MIGRATEFS_FAKE_CRIU"
 
 func TestMain(m *testing.M) {
 	if how := os.Getenv(fakeEnv); how != "" && len(os.Args) == 3 && os.Args[1] == "swrk" {
-		fakeCriu(how)
+		if when, criu, ok := strings.Cut(how, " for "); ok {
+			killWhoDumps(when, criu)
+		} else {
+			fakeCriu(how)
+		}
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
@@ -26,8 +33,10 @@ func TestMain(m *testing.M) {
 
 // Of CRIU's rpc.proto.
 const (
-	criuRestore = 2  // criu_req.type
-	criuWorkDir = 17 // criu_opts.work_dir_fd
+	criuDump      = 1 // criu_req.type
+	criuRestore   = 2
+	criuImagesDir = 1  // criu_opts.images_dir_fd
+	criuWorkDir   = 17 // criu_opts.work_dir_fd
 )
 
 // fakeCriu tells its version and then, asked to restore,
@@ -56,6 +65,57 @@ func fakeCriu(how string) {
 			return
 		}
 	}
+}
+
+// killWhoDumps is the given CRIU, and kills who has asked it for a dump
+//
+//	written  when the images are, and CRIU waits to be told to go on
+//	done     when it has dumped, with its answer not given
+func killWhoDumps(when, criu string) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "")
+	cmd := exec.Command(criu, "swrk", "3")
+	cmd.ExtraFiles = []*os.File{theirs}
+	if cmd.Start() != nil {
+		return
+	}
+	theirs.Close()
+	written := false
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := unix.Read(3, buf)
+		if err != nil || n == 0 || written && when == "written" {
+			break
+		}
+		ask := slices.Clone(buf[:n])
+		if varint(ask, 1) == criuDump { // CRIU looks for the directories among this process's
+			var here []byte
+			for _, field := range []protowire.Number{criuImagesDir, criuWorkDir} {
+				fd, err := unix.Open(fmt.Sprintf("/proc/%d/fd/%d", os.Getppid(), varint(message(ask, 2), field)), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+				if err != nil {
+					return
+				}
+				here = appendVarint(here, field, uint64(fd))
+			}
+			ask = protowire.AppendBytes(protowire.AppendTag(ask, 2, protowire.BytesType), here) // the last of a field counts
+		}
+		if unix.Send(pair[0], ask, 0) != nil {
+			break
+		}
+		if n, err = unix.Read(pair[0], buf); err != nil || n == 0 {
+			break
+		}
+		written = written || bytes.Contains(buf[:n], []byte("post-dump"))
+		if varint(buf[:n], 1) == criuDump || unix.Send(3, buf[:n], 0) != nil {
+			break
+		}
+	}
+	_ = unix.Kill(os.Getppid(), unix.SIGKILL)
+	unix.Close(pair[0])
+	_ = cmd.Wait()
 }
 
 // eachField calls f with every field of a message.
