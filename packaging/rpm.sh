@@ -21,5 +21,5 @@ fi
 rpmbuild "${how[@]}" \
 	--define "_topdir $work" --define "_tmppath $work/tmp" --define "_buildhost reproducible" \
 	--define "use_source_date_epoch_as_buildtime 1" --define "clamp_mtime_to_source_date_epoch 1" \
-	--define "_binary_payload ${RPM_PAYLOAD:-w19.zstdio}" "$work/SPECS/migratefs.spec" >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
+	--define "_binary_payload ${RPM_PAYLOAD:-w6.xzdio}" "$work/SPECS/migratefs.spec" >"$work/log" 2>&1 || { tail -n 40 "$work/log" >&2; exit 1; }
 find "$work/RPMS" "$work/SRPMS" -name '*.rpm' -exec cp {} "$dist/" \;

@@ -69,7 +69,7 @@ func (d *diagnosis) mounting() {
 	}
 	d.add(finding{
 		Group: group, What: "/dev/fuse", There: err == nil, Needed: true, Detail: errText(err),
-		Without: "load the module (modprobe fuse); in a container, give it the device: --device /dev/fuse",
+		Without: withoutFUSE,
 	})
 	if !isRoot() {
 		path, err := exec.LookPath("fusermount3")

@@ -335,7 +335,50 @@ func (m *mountCommand) mount(st *stack) (*fuse.Server, error) {
 	}
 	mo.MaxReadAhead = o.maxReadahead
 	mo.Options = append(mo.Options, st.flags(o.flags)...)
-	return fuse.NewServer(st.fs.Raw(), st.point, mo)
+	if err := fuseThere(); err != nil {
+		return nil, err
+	}
+	var server *fuse.Server
+	said, err := saidOf(func() (err error) {
+		server, err = fuse.NewServer(st.fs.Raw(), st.point, mo)
+		return err
+	})
+	if err != nil && said != "" {
+		err = errors.New(said) // by fusermount3, of which err has the exit code
+	}
+	return server, err
+}
+
+// withoutFUSE is what to do where there is no /dev/fuse.
+const withoutFUSE = "load the module (modprobe fuse); in a container, give it the device: --device /dev/fuse"
+
+// fuseThere looks whether /dev/fuse can be opened. Who is not root has fusermount3 do
+// that, which says why it cannot.
+func fuseThere() error {
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err == nil {
+		unix.Close(fd)
+	} else if isRoot() || errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("/dev/fuse: %w: %s", err, withoutFUSE)
+	}
+	return nil
+}
+
+// saidOf returns what programs write to standard error while do runs.
+func saidOf(do func() error) (said string, err error) {
+	fd, merr := unix.MemfdCreate("said", unix.MFD_CLOEXEC)
+	if merr != nil {
+		return "", do()
+	}
+	f := os.NewFile(uintptr(fd), "said")
+	defer f.Close()
+	was := os.Stderr
+	os.Stderr = f
+	err = do()
+	os.Stderr = was
+	b := make([]byte, 4<<10)
+	n, _ := f.ReadAt(b, 0)
+	return strings.TrimSpace(string(b[:n])), err
 }
 
 // localReadAhead is how far the kernel reads ahead of who reads a file from

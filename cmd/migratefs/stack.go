@@ -307,7 +307,7 @@ func (st *stack) openLower(ctx context.Context, spec lowerSpec) (l layers.Layer,
 			l.Close()
 			return nil, false, err
 		}
-		st.shown = append(st.shown, control.LayerSpec{Name: spec.text, Layer: l, Root: root})
+		st.shown = append(st.shown, control.LayerSpec{Name: real, Layer: l, Root: root})
 		return l, false, nil
 	}
 	st.remote = true
@@ -448,7 +448,7 @@ func (st *stack) assemble(ctx context.Context, _ string) (err error) {
 		if cfg.Upper, err = local.Open(st.upper, local.Config{Name: st.o.upper}); err != nil {
 			return err
 		}
-		st.shown = append([]control.LayerSpec{{Upper: true, Name: st.o.upper, Layer: cfg.Upper}}, st.shown...)
+		st.shown = append([]control.LayerSpec{{Upper: true, Name: st.upper, Layer: cfg.Upper}}, st.shown...)
 		if err := st.rootAsDumped(ctx); err != nil {
 			cfg.Upper.Close()
 			return err

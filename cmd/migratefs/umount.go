@@ -100,7 +100,7 @@ func unmount(point string, how howToUnmount) error {
 		}
 		return unix.Unmount(point, flags)
 	}
-	args := []string{"-u", "-q", "--", point}
+	args := []string{"-u", "--", point}
 	if how.lazy {
 		args = append([]string{"-z"}, args...)
 	}
@@ -178,6 +178,9 @@ func umountOne(point string, how howToUnmount) error {
 	})
 	if err != nil {
 		return err
+	}
+	if owner := m.owner(); !isRoot() && owner != os.Geteuid() {
+		return fmt.Errorf("%q is user %d's: only they and root may unmount it", point, owner)
 	}
 	if err := stillRestored(m.point); err != nil && !how.lazy {
 		return err
