@@ -33,8 +33,9 @@ type Checkpoint struct {
 	ShellJob bool
 
 	// Memory is how much of the tasks' memory the images hold, in bytes: all of
-	// it is read before a task runs, unless `criu lazy-pages` serves it.
-	Memory int64
+	// it is read before a task runs, but for LazyMemory with restore --lazy-pages: what
+	// is private and anonymous, but for stacks in use and huge pages.
+	Memory, LazyMemory int64
 
 	// LSM is "apparmor" or "selinux" if a task is confined by that.
 	LSM string

@@ -186,6 +186,9 @@ func (l *loader) heldPages(name string) (held []span, err error) {
 		}
 		held = append(held, span{e.GetVaddr(), e.GetVaddr() + n*page})
 		l.c.Memory += int64(n * page)
+		if e.GetFlags()&pageLazy != 0 {
+			l.c.LazyMemory += int64(n * page)
+		}
 		if e.GetInParent() || e.GetFlags()&pageInParent != 0 {
 			l.inParent = true
 		}

@@ -28,6 +28,7 @@ var ourOptions = map[string]string{
 	"config":         "give its options here",
 	"action-script":  "it would be looked for in the view",
 	"libdir":         "plugins would be looked for in the view",
+	"lazy-pages":     "give it to migratefs restore",
 }
 
 // ourDumpOptions are those for a dump.

@@ -69,6 +69,14 @@ func (m *mountCommand) controlled(st *stack, mnt mountInfo) *control.Mount {
 		FS: st.fs, Version: version, Point: st.point, Device: mnt.dev, Mode: st.o.mode,
 		Options: shownOptions(m.options), Layers: st.shown, Log: m.log,
 	}
+	if dir := restoreDir(st.point); dir != "" {
+		c.Memory = func() *control.Memory {
+			if p := readPages(dir); p != nil {
+				return &control.Memory{Total: p.Total, Missing: p.Missing, Why: p.Error}
+			}
+			return nil
+		}
+	}
 	switch {
 	case st.fs.ReadOnly():
 		c.Mode = "read-only"

@@ -74,6 +74,9 @@ func (f *detachFlags) run(out io.Writer, e *ended) error {
 	if s.Phase == overlay.Detached {
 		return f.end(out, e, s, nil)
 	}
+	if p := readPages(restoreDir(e.point)); p != nil {
+		return &codeError{exitFound, fmt.Errorf("not detached: of the memory of the restored process %s: it cannot go on without: 'migratefs wait --complete %s' waits for it", p.text(), e.point)}
+	}
 	if s, err = f.order(ctx, e, "look"); err != nil {
 		return err
 	}

@@ -146,6 +146,8 @@ func (d *dumpCommand) find() error {
 	switch {
 	case s != nil && s.Init == d.pid:
 		return fmt.Errorf("process %d is migratefs's own, in which the restored process %d lives: dump that", d.pid, s.Pid)
+	case s != nil && readPages(dir) != nil:
+		return fmt.Errorf("process %d: of its memory %s: 'migratefs wait --complete %s' waits until it can be dumped", d.pid, readPages(dir).text(), filepath.Join(dir, "root"))
 	case s != nil:
 		d.restored, d.view = s, filepath.Join(dir, "root")
 		host, err := os.Hostname()

@@ -6,7 +6,7 @@ import "github.com/spf13/cobra"
 // during and after a migration.
 func moreCommands() []*cobra.Command {
 	return []*cobra.Command{
-		newRestoreCommand(), newRestoreInitCommand(), newDumpCommand(), newDumpInsideCommand(), newLazyfsCommand(),
+		newRestoreCommand(), newRestoreInitCommand(), newRestorePagesCommand(), newDumpCommand(), newDumpInsideCommand(), newLazyfsCommand(),
 		newPlanCommand(), newDrainCommand(), newCheckCommand(), newUndoCommand(), newResolveCommand(), newSFTPServerCommand(),
 		newReauthCommand(), newOptionsCommand(), newDoctorCommand(),
 		newWaitCommand(), newDetachCommand(), newSettleCommand(), newRuncCommand(),

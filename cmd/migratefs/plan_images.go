@@ -76,6 +76,7 @@ type imagesPlan struct {
 	Files     []plannedFile   `json:"files"`
 	First     plannedBytes    `json:"before_first_instruction"`
 	All       plannedBytes    `json:"in_all"`
+	Lazy      int64           `json:"lazy_memory"` // bytes of images that come later with restore --lazy-pages
 	Obstacles []plannedHurdle `json:"obstacles"`
 	Warnings  []text          `json:"warnings,omitempty"`
 	Options   []string        `json:"criu_options,omitempty"` // that migratefs gives by itself
@@ -342,7 +343,7 @@ const fetchUnit = 128 << 10
 
 // count adds up what has to come from where.
 func (p *imagesPlan) count() {
-	p.First.Images, p.All.Images = p.c.Memory, p.c.Memory
+	p.First.Images, p.All.Images, p.Lazy = p.c.Memory, p.c.Memory, p.c.LazyMemory
 	for i := range p.c.Files {
 		f := &p.c.Files[i]
 		pf := p.of[f]

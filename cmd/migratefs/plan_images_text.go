@@ -62,6 +62,9 @@ func (p *imagesPlan) write(out io.Writer, all bool) error {
 	}{{"before the first instruction, about", p.First}, {"in all", p.All}} {
 		line("%s\t%s\t%s\t%s", b.what, bytesText(b.n.Source), bytesText(b.n.Here), bytesText(b.n.Images))
 	}
+	if p.Lazy > 0 {
+		line("later with restore --lazy-pages\t\t\t%s", bytesText(p.Lazy))
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/criu"
+	"github.com/migratefs/migratefs/internal/sys"
 	"github.com/migratefs/migratefs/layers/remote"
 )
 
@@ -35,14 +36,16 @@ type restoreCommand struct {
 	view       string
 	noLocal    bool
 	drain      bool
+	lazyPages  bool
 	force      bool
 	checkpoint *criu.Checkpoint
 	plan       restorePlan
 	id         string
 	dir        string // runDir/restore-ID
 	daemon     *os.Process
-	leash      *os.File // the end that daemon and helper get
-	hold       *os.File // our end
+	pages      *os.Process // the helper that brings memory
+	leash      *os.File    // the end that daemon and helper get
+	hold       *os.File    // our end
 
 	undo []func()
 }
@@ -73,6 +76,12 @@ restore: see docs/containers.md.
 
 The view stays mounted when the process has ended, so that its results can be
 read there; they are in the upper in any case. End it with migratefs umount.
+
+All memory is read before the process runs, but with --lazy-pages: then a page comes
+when it is touched, and the rest in the background. Until all is here (migratefs status,
+wait --complete) the images must stay as they are, a thread that touches what
+cannot be read waits, and the process cannot be dumped. It never sees anything but
+what it had: if the helper that brings its memory is killed, it is ended.
 
 With --wait the command stays until the process has ended, passes signals on to
 it, and ends with its exit code (128 and the signal's number if one killed it).
@@ -106,6 +115,7 @@ restored where it was dumped.`),
 	f.StringVar(&r.view, "view", "root", "root: the view is the root of the process; paths: it is mounted over the directories of its files only")
 	f.BoolVar(&r.noLocal, "no-local", false, "fetch programs and libraries from the source also where this host has the same")
 	f.BoolVar(&r.drain, "drain", false, "when the process runs, have all the rest of its files come in the background, as migratefs drain does")
+	f.BoolVar(&r.lazyPages, "lazy-pages", false, "let the process run before its memory is here: a page comes when it is touched, the rest in the background")
 	f.BoolVar(&r.force, "force", false, "try it also if something is known that would make it fail")
 	f.StringArrayVar(&r.binds, "bind", nil, "take this directory from this host, as /run is (repeatable)")
 	f.StringArrayVar(&r.maps, "map", nil, "KEY=/path: of processes with mounts of their own, where the mount of this key or mountpoint lies on the source; / is their root directory (repeatable)")
@@ -199,6 +209,11 @@ func (r *restoreCommand) check() (err error) {
 	if !isRoot() {
 		return errors.New("restoring a process needs root: run migratefs restore as root")
 	}
+	if r.lazyPages {
+		if err := sys.UffdUsable(); err != nil {
+			return fmt.Errorf("--lazy-pages: userfaultfd(2): %w: this kernel or what we run in does not have it: restore without --lazy-pages", err)
+		}
+	}
 	if r.plan.Criu, err = criu.Find(r.criuPath); err != nil {
 		return err
 	}
@@ -225,6 +240,9 @@ func (r *restoreCommand) load(dir string) (err error) {
 	}
 	if r.plan.Options, err = criu.ConfigLines(append(ownOptions(r.checkpoint), r.extra...)); err != nil {
 		return usageErrorf("%v", err)
+	}
+	if r.lazyPages {
+		r.plan.Options += "lazy-pages\n"
 	}
 	if err := r.planMounts(); err != nil {
 		return err

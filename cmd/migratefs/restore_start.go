@@ -46,9 +46,12 @@ func (r *restoreCommand) restore(ctx context.Context) (*restoreState, *json.Deco
 		kill()
 		_ = init.Wait()
 		_ = pipe.Close()
+		r.endPages()
 		return nil, nil, err
 	}
-	r.unmountImages()
+	if !r.lazyPages { // else they are read for a while yet
+		r.unmountImages()
+	}
 	_ = init.Process.Release()
 	return s, answer, nil
 }
@@ -139,10 +142,19 @@ func (r *restoreCommand) startInit() (init *exec.Cmd, answer *os.File, err error
 		return nil, nil, fmt.Errorf("new mount and pid namespaces: %w", err)
 	}
 	_ = pr.Close() // or a helper that dies would have us wait
-	if _, err = pw.Write(plan); err != nil {
+	if r.lazyPages {
+		err = r.startPages(cmd.Process.Pid)
+	}
+	if err == nil {
+		if _, err = pw.Write(plan); err != nil {
+			err = fmt.Errorf("the helper that restores ended before it knew what to do: %w", err)
+		}
+	}
+	if err != nil {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		return nil, nil, fmt.Errorf("the helper that restores ended before it knew what to do: %w", err)
+		r.endPages()
+		return nil, nil, err
 	}
 	return cmd, ours, nil
 }

@@ -111,6 +111,7 @@ func forgetRestore(point string) error {
 	if dir == "" {
 		return nil
 	}
+	awaitPages(dir)
 	if err := os.Remove(point); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err // something is mounted there after all
 	}

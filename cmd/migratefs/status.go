@@ -34,8 +34,8 @@ func newStatusCommand() *cobra.Command {
 		Long: `Say how a mount is: its layers and whether they can be reached, how much is here and how much is missing, what
 would be lost if the source died now, how long it will take, what went wrong last.
 
-It ends with 3 if something needs attention: a daemon that does not answer, a layer that cannot be reached, or files
-in conflict.`,
+It ends with 3 if something needs attention: a daemon that does not answer, a layer that cannot be reached, memory of
+a restored process that does not come, or files in conflict.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
 			case len(args) > 1:
@@ -232,6 +232,9 @@ func (s *seenMount) needs() string {
 		if l := &s.status.Layers[i]; !l.Reachable {
 			return fmt.Sprintf("cannot reach its %s %s", l.Role, l.Name)
 		}
+	}
+	if p := s.status.Memory; p != nil && p.Why != "" {
+		return "has a process that waits for its memory, which does not come"
 	}
 	if n := s.status.Fill.Conflicts; n > 0 {
 		return fmt.Sprintf("has %d in conflict with the source: see 'migratefs resolve --list'", n)

@@ -68,6 +68,9 @@ func statusRows(st *control.Status, now time.Time, drawn bool) (rows []row) {
 		add(st.Layers[i].Role, "%s", layerText(&st.Layers[i]))
 	}
 	rows = append(rows, fillRows(st, now, drawn)...)
+	if p := st.Memory; p != nil {
+		add("memory", "%s", (&pagesState{Total: p.Total, Missing: p.Missing, Error: p.Why}).text())
+	}
 	for i := range st.Drains {
 		add("draining", "%s", drainingText(&st.Drains[i]))
 	}

@@ -36,7 +36,8 @@ What nobody has asked for yet is brought, as by migratefs drain.
 ` + scopeText + `
 
 It is complete when a look through all of that, after the last file has come, has found nothing missing; a file
-of the checkpoint's that was removed here is not missing. A source that cannot be reached is waited for. When the
+of the checkpoint's that was removed here is not missing. What restore --lazy-pages has left of the process's memory
+is waited for, too. A source that cannot be reached is waited for. When the
 time is over, or the command is interrupted, the mount goes on with it.
 
 Exit codes: 0 nothing is missing, 3 something is (it is listed: it cannot come, or the time is over), 1 it could
@@ -93,6 +94,9 @@ func (f *waitFlags) run(out io.Writer, e *ended, show func(*overlay.StateReport)
 	case err != nil:
 		return err
 	}
+	if err := awaitMemory(ctx, e); err != nil {
+		return err
+	}
 	switch s.Job.Result {
 	case overlay.JobWhole, overlay.JobMissing:
 		return f.end(out, e, s, "not all of it could be brought")
@@ -100,6 +104,25 @@ func (f *waitFlags) run(out io.Writer, e *ended, show func(*overlay.StateReport)
 		return fmt.Errorf("%q: it was stopped: start it again", e.point)
 	}
 	return fmt.Errorf("%q: %s", e.point, s.Job.Error)
+}
+
+// awaitMemory waits until the memory of the process that was restored in the mount is here.
+func awaitMemory(ctx context.Context, e *ended) error {
+	for {
+		p := readPages(restoreDir(e.point))
+		if p == nil {
+			return nil
+		}
+		select {
+		case <-time.After(e.poll):
+			continue
+		case <-ctx.Done():
+		}
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return &codeError{exitFound, fmt.Errorf("not complete: of the memory of the restored process %s", p.text())}
+		}
+		return fmt.Errorf("interrupted: the mount on %q goes on with it", e.point)
+	}
 }
 
 // end prints how it ended.

@@ -28,6 +28,7 @@ type Mount struct {
 	Options string // as they were given
 	Layers  []LayerSpec
 	Log     *Log
+	Memory  func() *Memory // of a process that was restored; nil: it is not one's view
 
 	drains   drains
 	progress progress
@@ -88,6 +89,12 @@ func (m *Mount) Status(ctx context.Context) (*Status, error) {
 	if at.state.Phase != overlay.Local {
 		r := at.state.Report()
 		s.Migration = &r
+	}
+	if m.Memory != nil {
+		s.Memory = m.Memory()
+	}
+	if s.Memory != nil && at.state.Phase == overlay.Complete {
+		s.State = string(overlay.Filling)
 	}
 	if p.Err != nil {
 		s.LastError, s.LastWhen = strconv.QuoteToGraphic(p.Err.Error()), &p.When

@@ -30,7 +30,8 @@ type Status struct {
 
 	Migration *overlay.StateReport     `json:"migration,omitempty"` // with a source
 	Fill      Fill                     `json:"fill"`
-	Drains    []Drain                  `json:"drains,omitempty"` // on this host, of a lower of this mount
+	Drains    []Drain                  `json:"drains,omitempty"`         // on this host, of a lower of this mount
+	Memory    *Memory                  `json:"process_memory,omitempty"` // of a process that restore --lazy-pages restored, while some of it is missing
 	Cache     *Cache                   `json:"cache,omitempty"`
 	Activity  Activity                 `json:"activity"`
 	Drained   *Drained                 `json:"drained,omitempty"`   // by drain commands beside the mount
@@ -87,6 +88,13 @@ type Fill struct {
 	Rate      float64 `json:"bytes_per_second"` // lately
 	Conflicts int     `json:"conflicts"`
 	Age       float64 `json:"age_seconds"` // of these numbers
+}
+
+// Memory is how far the memory of a process is that goes on before all of it is here.
+type Memory struct {
+	Total   int64  `json:"bytes"` // that may come later
+	Missing int64  `json:"missing_bytes"`
+	Why     string `json:"error,omitempty"` // nothing comes at present
 }
 
 // Cache is what is kept of what was fetched and is not ours.
