@@ -111,8 +111,6 @@ type File struct {
 	Remap    string // path of the other name that the dump gave it (link_remap.N); "" if none
 	TTY      string // "pty", "console", "serial"...; "" if it is no terminal
 	Stranded bool   // a device node on storage: nobody can tell which device it is
-
-	given bool // by whoever restores (--external file[...])
 }
 
 // RefKind is a way in which a task refers to a file.

@@ -31,13 +31,14 @@
 //	inotify, fanotify        files (f_handle.path)    source, by path
 //	  by handle only         files (f_handle)         no: a handle means nothing elsewhere; dump with --force-irmap
 //	lock                     filelocks                CRIU takes it on the view; POSIX and mapped shared: lost by CRIU, on any filesystem
-//	terminal                 tty, tty-info            pty made anew; console, serial: host; external: obstacle (--inherit-fd)
+//	terminal                 tty, tty-info            pty made anew; console, serial: host; external: obstacle
 //	device in /dev           files                    host
 //	  elsewhere              files                    no: SFTP does not tell its number; mknod here and --bind
 //	in /proc                 files                    fresh /proc
 //	in /sys, /dev, /run      files                    host, if it is there: a tmpfs of the host's is in no image
 //	TCP connection           files, tcp-stream        no: obstacle, unless --tcp-close or --tcp-established
-//	plugin's or given file   files (EXT, reg.ext)     no: obstacle, whoever restores has to give it
+//	plugin's or given file   files (EXT, reg.ext)     no: obstacle, a descriptor cannot be handed to CRIU here
+//	pipe                     files, pipes-data        made anew; an end that another process had is gone: caution
 //	tree, threads, sessions  pstree, core             CRIU makes them; a leader outside needs --shell-job
 //	own mount namespace      mountpoints              CRIU mounts; paths are the namespace's, see Tree
 //	own pid namespace        pstree, ids              CRIU makes it

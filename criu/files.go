@@ -52,6 +52,7 @@ func (l *loader) fileTable() error {
 		each(l.fsys, "inotify-wd.img", magicInotifyWd, l.inotifyWatch),
 		each(l.fsys, "fanotify.img", magicFanotify, l.fanotify),
 		each(l.fsys, "fanotify-mark.img", magicFanoMark, l.fanotifyMark),
+		each(l.fsys, "pipes.img", magicPipes, l.pipe),
 	} {
 		if old != nil && !errors.Is(old, fs.ErrNotExist) {
 			return old
@@ -85,6 +86,8 @@ func (l *loader) fileEntry(e *fdinfo.FileEntry) error {
 		return l.inotify(e.GetIfy())
 	case fdinfo.FdTypes_FANOTIFY:
 		return l.fanotify(e.GetFfy())
+	case fdinfo.FdTypes_PIPE:
+		return l.pipe(e.GetPipe())
 	}
 	if _, known := fdinfo.FdTypes_name[int32(e.GetType())]; !known {
 		l.warn("file %d is of type %d, which is not known here", e.GetId(), e.GetType())
@@ -94,6 +97,15 @@ func (l *loader) fileEntry(e *fdinfo.FileEntry) error {
 }
 
 func (l *loader) regFile(r *regfile.RegFileEntry) error {
+	if r.GetExt() { // its name is not a path but the key that the dump was given
+		l.obstacle(Obstacle{
+			Level: Blocker, What: "descriptor", Path: r.GetName(),
+			Why:    "the dump left it to whoever restores (--external file[...]), and a descriptor cannot be handed to CRIU here",
+			Remedy: "dump again without that",
+		})
+		l.others[r.GetId()] = true
+		return l.oneMore()
+	}
 	if err := checkPath(r.GetName()); err != nil {
 		return err
 	}
@@ -106,13 +118,6 @@ func (l *loader) regFile(r *regfile.RegFileEntry) error {
 	if err := l.oneMore(); err != nil {
 		return err
 	}
-	if r.GetExt() {
-		l.obstacle(Obstacle{
-			Level: Blocker, What: "descriptor", Path: r.GetName(),
-			Why:    "the dump left it to whoever restores (--external file[...])",
-			Remedy: "give CRIU another with --inherit-fd", Options: []string{"inherit-fd"},
-		})
-	}
 	l.files[r.GetId()] = &file{
 		File: File{
 			Path:      r.GetName(),
@@ -120,7 +125,6 @@ func (l *loader) regFile(r *regfile.RegFileEntry) error {
 			Size:      int64(r.GetSize()),
 			SizeKnown: r.Size != nil,
 			BuildID:   buildID(r.GetBuildId()),
-			given:     r.GetExt(),
 		},
 		flags: r.GetFlags(),
 		pos:   int64(r.GetPos()),
@@ -156,8 +160,9 @@ func (l *loader) references() error {
 		}
 		err := each(l.fsys, set.file, magicFdinfo, func(e *fdinfo.FdinfoEntry) error {
 			f := l.byID(e.GetId())
-			if f == nil {
-				return nil // not a file: a pipe, an event counter...
+			if f == nil { // a pipe, an event counter...
+				l.holders[e.GetId()] = pid
+				return l.oneMore()
 			}
 			f.Refs = append(f.Refs, Ref{Kind: Descriptor, PID: pid, FD: e.GetFd(), Flags: f.flags, Pos: f.pos})
 			return l.oneMore()

@@ -92,7 +92,7 @@ func installed(tool string) bool {
 // ofHost reports whether f is taken as it is from the host that restores.
 func (f *File) ofHost(binds []string) bool {
 	// What the dump has left to whoever restores is not opened by its name.
-	if f.Deleted || f.Place == InImages || f.TTY == "external" || f.given || slices.ContainsFunc(f.Refs, func(r Ref) bool { return r.Kind == Bound }) {
+	if f.Deleted || f.Place == InImages || f.TTY == "external" || slices.ContainsFunc(f.Refs, func(r Ref) bool { return r.Kind == Bound }) {
 		return false
 	}
 	for _, dir := range binds {

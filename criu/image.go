@@ -35,6 +35,7 @@ const (
 	magicInotifyWd  = 0x54562009
 	magicFanotify   = 0x55096122
 	magicFanoMark   = 0x56506035
+	magicPipes      = 0x56513555
 	magicExtFiles   = 0x59255641
 	magicFifo       = 0x58364939
 	magicTTY        = 0x59433025

@@ -16,6 +16,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fown"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fsnotify"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mnt"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pipe"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pstree"
 	remap "github.com/checkpoint-restore/go-criu/v8/crit/images/remap-file-path"
 	skinet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-inet"
@@ -78,7 +79,7 @@ func TestKinds(t *testing.T) {
 	checkKindsLinks(t, c)
 	checkKindsMemory(t, c, pid)
 	checkKindsLocks(t, c, pid)
-	if got := fmt.Sprint(levels(c.Obstacles)); got != "[blocker device blocker socket caution lock]" {
+	if got := fmt.Sprint(levels(c.Obstacles)); got != "[blocker device blocker socket caution lock caution pipe]" {
 		t.Errorf("obstacles %s: %v", got, c.Obstacles)
 	}
 	if len(c.Warnings) != 0 {
@@ -285,6 +286,11 @@ func with(t *testing.T, entries ...*fdinfo.FileEntry) fstest.MapFS {
 	return m
 }
 
+func pipeEnd(id, flags uint32) *fdinfo.FileEntry {
+	n := proto.Uint32
+	return &fdinfo.FileEntry{Type: fdinfo.FdTypes_PIPE.Enum(), Id: n(id), Pipe: &pipe.PipeEntry{Id: n(id), PipeId: n(77), Flags: n(flags), Fown: noOwner()}}
+}
+
 func noOwner() *fown.FownEntry {
 	return &fown.FownEntry{Uid: proto.Uint32(0), Euid: proto.Uint32(0), Signum: proto.Uint32(0), PidType: proto.Uint32(0), Pid: proto.Uint32(0)}
 }
@@ -304,7 +310,7 @@ func TestObstacles(t *testing.T) {
 		Id: n(2000), Flags: n(0), Fown: noOwner(),
 		Wd: []*fsnotify.InotifyWdEntry{{Id: n(2000), IIno: proto.Uint64(7), Mask: n(1), IgnoredMask: n(0), SDev: n(1), Wd: n(1), FHandle: &fh.FhEntry{Bytes: n(8), Type: n(1)}}},
 	}}
-	given := reg("/srv/given")
+	given := reg("file[8c:986071]")
 	given.Reg.Ext = proto.Bool(true)
 	log, err := os.ReadFile("testdata/left-running.log")
 	if err != nil {
@@ -322,7 +328,11 @@ func TestObstacles(t *testing.T) {
 		{"watch by handle", with(t, watch), nil, "[blocker watch]", "--force-irmap", ""},
 		{"connection", with(t, tcp(1, 0x0100000a)), nil, "[blocker connection]", "10.0.0.1:80 to 10.0.0.2:81", "--tcp-close"},
 		{"listener", with(t, tcp(10, 0x0100000a)), nil, "[]", "", ""},
-		{"given descriptor", with(t, given), nil, "[blocker descriptor]", "--inherit-fd", "--inherit-fd=fd[3]:x"},
+		{"given descriptor", with(t, given), nil, "[blocker descriptor]", "cannot be handed to CRIU", ""},
+		{"half a pipe", with(t, pipeEnd(2000, unix.O_WRONLY)), nil, "[caution pipe]", "SIGPIPE", ""},
+		{"the other half", with(t, pipeEnd(2000, unix.O_RDONLY)), nil, "[caution pipe]", "end", ""},
+		{"a pipe", with(t, pipeEnd(2000, unix.O_WRONLY), pipeEnd(2001, unix.O_RDONLY)), nil, "[]", "", ""},
+		{"a pipe opened anew", with(t, pipeEnd(2000, unix.O_RDWR)), nil, "[]", "", ""},
 		{"left running", with(t), func(m fstest.MapFS) { m["dump.log"] = &fstest.MapFile{Data: log} }, "[caution two copies]", "--leave-running", ""},
 		{"stopped", with(t), func(m fstest.MapFS) {
 			m["dump.log"] = &fstest.MapFile{Data: bytes.ReplaceAll(log, []byte("into 1"), []byte("into 3"))}
@@ -340,6 +350,8 @@ func TestObstacles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			// The process of the golden images had an end of its dumper's pipe.
+			cp.Obstacles = slices.DeleteFunc(cp.Obstacles, func(o Obstacle) bool { return o.What == "pipe" && o.PID != 0 })
 			if got := fmt.Sprint(levels(cp.Obstacles)); got != c.want {
 				t.Fatalf("obstacles %v", cp.Obstacles)
 			}

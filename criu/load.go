@@ -72,6 +72,8 @@ func load(fsys fs.FS, dir string, from *archive) (*Checkpoint, error) {
 		trees:  make(map[string]*Tree),
 		named:  make(map[uint32]name),
 		ttys:   make(map[uint32]string),
+
+		pipes: make(map[uint32]map[uint32]uint32), holders: make(map[uint32]uint32),
 	}
 	steps := []func() error{
 		l.inventory, l.origin, l.tasks, l.mountpoints, l.fileTable, l.remaps, l.references, l.locks, l.leftRunning, l.listing, l.collect,
@@ -97,20 +99,22 @@ type loader struct {
 	fsys fs.FS
 	c    *Checkpoint
 
-	host   *core.TaskKobjIdsEntry // namespaces of the host that dumped; may be nil
-	files  map[uint32]*file       // by file id
-	alias  map[uint32]*file       // ids of what has its name from a file: FIFOs, terminals, sockets
-	others map[uint32]bool        // ids of what is no file
-	loose  []*file                // without an id: watched paths, sockets
-	dirs   []*file                // beside which something must be made: in their directories
-	fdsets map[uint32]uint32      // files_id -> first task that has it
-	starts map[uint32][]uint64    // addresses at which the threads of a task go on
-	mounts map[uint32]*Mount
-	parts  map[*Mount]part
-	trees  map[string]*Tree
-	named  map[uint32]name   // by file id
-	ttys   map[uint32]string // kind of terminal, by CRIU's number of it
-	lsm    string            // of the host that dumped
+	host    *core.TaskKobjIdsEntry // namespaces of the host that dumped; may be nil
+	files   map[uint32]*file       // by file id
+	alias   map[uint32]*file       // ids of what has its name from a file: FIFOs, terminals, sockets
+	others  map[uint32]bool        // ids of what is no file
+	loose   []*file                // without an id: watched paths, sockets
+	dirs    []*file                // beside which something must be made: in their directories
+	fdsets  map[uint32]uint32      // files_id -> first task that has it
+	starts  map[uint32][]uint64    // addresses at which the threads of a task go on
+	mounts  map[uint32]*Mount
+	parts   map[*Mount]part
+	trees   map[string]*Tree
+	named   map[uint32]name              // by file id
+	ttys    map[uint32]string            // kind of terminal, by CRIU's number of it
+	pipes   map[uint32]map[uint32]uint32 // by its number: file ids by access mode
+	holders map[uint32]uint32            // tasks that have what is no file open, by file id
+	lsm     string                       // of the host that dumped
 
 	inParent bool // some memory is in the images of an earlier dump
 

@@ -120,11 +120,12 @@ func (l *loader) fileObstacles() {
 		if f.TTY == "external" {
 			l.obstacle(Obstacle{
 				Level: Blocker, What: "terminal", Path: f.Path, PID: f.pid(),
-				Why:    "the dump left it to whoever restores (--external tty[...])",
-				Remedy: "give CRIU another with --inherit-fd", Options: []string{"inherit-fd"},
+				Why:    "the dump left it to whoever restores (--external tty[...]), and a descriptor cannot be handed to CRIU here",
+				Remedy: "dump again with --shell-job in place of that, and restore in the terminal that it is to have",
 			})
 		}
 	}
+	l.pipeObstacles()
 	l.lockObstacles()
 	l.treeObstacles()
 }

@@ -29,6 +29,7 @@ var ourOptions = map[string]string{
 	"action-script":  "it would be looked for in the view",
 	"libdir":         "plugins would be looked for in the view",
 	"lazy-pages":     "give it to migratefs restore",
+	"inherit-fd":     "CRIU is started by migratefs, and gets no descriptors of its caller's: dump again without that descriptor (--external), a terminal with --shell-job",
 }
 
 // ourDumpOptions are those for a dump.

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 
 	core "github.com/checkpoint-restore/go-criu/v8/crit/images/criu-core"
@@ -14,6 +16,7 @@ import (
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fh"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fifo"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/fsnotify"
+	"github.com/checkpoint-restore/go-criu/v8/crit/images/pipe"
 	skinet "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-inet"
 	skunix "github.com/checkpoint-restore/go-criu/v8/crit/images/sk-unix"
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/tty"
@@ -32,6 +35,44 @@ func (l *loader) fifo(e *fifo.FifoEntry) error {
 		l.named[e.GetId()] = name{file: e.GetRegfId()}
 	}
 	return l.oneMore()
+}
+
+// pipe notes one end of a pipe, by the pipe's own number.
+func (l *loader) pipe(e *pipe.PipeEntry) error {
+	l.others[e.GetId()] = true
+	ends := l.pipes[e.GetPipeId()]
+	if ends == nil {
+		ends = make(map[uint32]uint32)
+		l.pipes[e.GetPipeId()] = ends
+	}
+	ends[e.GetFlags()&unix.O_ACCMODE] = e.GetId()
+	return l.oneMore()
+}
+
+// pipeObstacles: CRIU makes a pipe anew with the ends that it has dumped, and says nothing
+// of one whose other end was somebody else's.
+func (l *loader) pipeObstacles() {
+	for _, id := range slices.Sorted(maps.Keys(l.pipes)) {
+		ends := l.pipes[id]
+		_, reads := ends[unix.O_RDONLY]
+		_, writes := ends[unix.O_WRONLY]
+		_, both := ends[unix.O_RDWR]
+		if both || reads == writes {
+			continue
+		}
+		o := Obstacle{
+			Level: Caution, What: "pipe",
+			Why:    "a process that is not in the checkpoint has its other end, which is gone then: who reads it comes to its end",
+			Remedy: "dump both together, or have a file in its place",
+		}
+		if writes {
+			o.Why = "a process that is not in the checkpoint has its other end, which is gone then: who writes to it gets EPIPE and SIGPIPE"
+		}
+		for _, file := range ends {
+			o.PID = l.holders[file]
+		}
+		l.obstacle(o)
+	}
 }
 
 // ttyKinds are CRIU's kinds of terminals, as people name them.
