@@ -380,7 +380,11 @@ func (l *Layer) exchangeOn(ctx context.Context, pick func(context.Context, *conn
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithCancel(ctx)
 		defer cancel()
-		p := &patience{timer: time.AfterFunc(l.cfg.Timeout-layers.Waited(ctx), cancel), whole: l.cfg.Timeout}
+		left := l.cfg.Timeout - layers.Waited(ctx)
+		if left <= 0 {
+			cancel() // a timer may come after a part of the answer, and be set anew
+		}
+		p := &patience{timer: time.AfterFunc(left, cancel), whole: l.cfg.Timeout}
 		defer p.timer.Stop()
 		ctx = context.WithValue(ctx, patienceKey{}, p)
 	}
