@@ -132,6 +132,13 @@ func FuzzPages(f *testing.F) {
 		if err := checkPages(m, 4096); err != nil && strings.ContainsAny(err.Error(), "\n\x00") {
 			t.Errorf("error %q is not one line of text", err)
 		}
+		if lazy, err := Lazy(m, "amd64", 1); err == nil {
+			for i, r := range lazy.Pages {
+				if r.Start >= r.End || r.Off < 0 || i > 0 && r.Start < lazy.Pages[i-1].End {
+					t.Errorf("%v after %v", r, lazy.Pages[:i])
+				}
+			}
+		}
 	})
 }
 

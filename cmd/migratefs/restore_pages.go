@@ -297,7 +297,7 @@ func awaitPages(dir string) {
 
 // text says how far it is.
 func (s *pagesState) text() string {
-	text := fmt.Sprintf("%s of %s are still on the source", bytesText(s.Missing), bytesText(s.Total))
+	text := fmt.Sprintf("%s of %s are still in the images only", bytesText(s.Missing), bytesText(s.Total))
 	if s.Error != "" {
 		text += ", and do not come: " + s.Error
 	}

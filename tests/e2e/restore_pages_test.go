@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -65,10 +66,10 @@ func (m *move) stepped(r restored, n int) {
 	})
 }
 
-// missingMemory is what status says is still on the source; "" if nothing is.
+// missingMemory is what status says is still in the images only; "" if nothing is.
 func (m *move) missingMemory(r restored) string {
 	out, _ := m.b.Command(m.program, "status", r.view).CombinedOutput()
-	f := regexp.MustCompile(`(?m)^ *memory +(.* of .*) are still on the source`).FindSubmatch(out)
+	f := regexp.MustCompile(`(?m)^ *memory +(.* of .*) are still in the images only`).FindSubmatch(out)
 	if f == nil {
 		return ""
 	}
@@ -115,7 +116,7 @@ func TestLazyPages(t *testing.T) {
 	} {
 		cmd := m.b.Command(m.program, c.args...)
 		out, err := cmd.CombinedOutput()
-		if err == nil || cmd.ProcessState.ExitCode() != c.code || c.args[0] != "wait" && !strings.Contains(string(out), "MiB are still on the source") {
+		if err == nil || cmd.ProcessState.ExitCode() != c.code || c.args[0] != "wait" && !strings.Contains(string(out), "MiB are still in the images only") {
 			t.Errorf("%s while memory is missing: %v, %q", c.args[0], err, out)
 		}
 	}
@@ -138,6 +139,21 @@ func TestLazyPages(t *testing.T) {
 	m.endMemory(r)
 }
 
+// TestLazyPagesHere: images of this host are read as late. A restore that fails leaves nothing.
+func TestLazyPagesHere(t *testing.T) {
+	m, _ := newMemory(t)
+	if out := m.refuse(1, "--lazy-pages", "--upperdir", "/srv/upper", "--criu", "/bin/false", "/srv/images"); !strings.Contains(out, "criu") {
+		t.Errorf("criu ended, and restore says %q", out)
+	}
+	must(t, os.RemoveAll(m.b.Path("/run/migratefs")))
+	r := m.restore("--lazy-pages", "--upperdir", "/srv/upper", "/srv/images")
+	m.stepped(r, 20)
+	m.b.Run(m.program, "wait", "--complete", r.view)
+	must(t, os.RemoveAll(m.b.Path("/srv/images")))
+	m.stepped(r, 100)
+	m.endMemory(r)
+}
+
 // TestLazyPagesKilled: whoever of those that give a process its memory is killed, at whatever
 // moment: it goes on with what it had or not at all.
 func TestLazyPagesKilled(t *testing.T) {
@@ -153,7 +169,7 @@ func TestLazyPagesKilled(t *testing.T) {
 			m.stepped(r, 5)
 		}
 		must(t, syscall.Kill(m.pagesPid(false), syscall.SIGKILL))
-		testbed.Until(t, "the process to end", func() bool { return !slices.Contains(m.jobs(), r.pid) })
+		m.ended(r)
 		m.checkMemory(r)
 		if log, err := os.ReadFile(m.b.Path(filepath.Dir(r.view) + "/criu/helper.log")); !bytes.Contains(log, []byte("was killed")) {
 			t.Errorf("nothing says why it ended: %q, %v", log, err)
@@ -191,22 +207,27 @@ func TestLazyPagesWithoutTheSource(t *testing.T) {
 	r = m.restoreLazily()
 	cut(r)
 	must(t, syscall.Kill(m.pagesPid(false), syscall.SIGKILL))
-	m.endMemory(r)
+	m.ended(r)
+	m.checkMemory(r)
+	m.unmount(r)
 }
 
 // endMemory kills the process, if it is still there, and its children, and ends its view.
 func (m *move) endMemory(r restored) {
 	m.t.Helper()
-	testbed.Until(m.t, "the process to end", func() bool {
-		left := false
-		for _, pid := range m.jobs() {
-			if args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); bytes.HasPrefix(args, []byte(jobDir)) {
-				left = true
-				_ = syscall.Kill(pid, syscall.SIGKILL)
-			}
+	_ = syscall.Kill(r.pid, syscall.SIGKILL)
+	m.ended(r)
+	for _, pid := range m.jobs() { // of what waits for its arguments, which are memory, too, there is no name
+		if args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); bytes.Contains(args, []byte("restore-init")) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
-		return !left
-	})
+	}
 	m.checkMemory(r)
 	m.unmount(r)
+}
+
+// ended waits until the process has ended.
+func (m *move) ended(r restored) {
+	m.t.Helper()
+	testbed.Until(m.t, "the process to end", func() bool { return errors.Is(syscall.Kill(r.pid, 0), syscall.ESRCH) })
 }
