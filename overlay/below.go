@@ -129,7 +129,7 @@ func (d *descent) component(ctx context.Context, r *lowerRef, prefix, post strin
 		return false, err
 	}
 	last, first, lowest := post == "", len(d.f.keys) == 0, r.layer.index == len(d.fs.lowers)
-	if white, err := d.fs.isWhite(ctx, r, &attr); white || err != nil {
+	if white, err := d.isWhite(ctx, r, &attr); white || err != nil {
 		d.stop = true
 		return false, err
 	}
@@ -216,6 +216,22 @@ func (d *descent) stat(ctx context.Context, r *lowerRef) (layers.Attr, error) {
 		return layers.Attr{}, err
 	}
 	return local.AttrOf(&stx), nil
+}
+
+// isWhite is FS.isWhite for what stat has found. Of an empty file, which may be one, the
+// directory's descriptor tells with one call that it is none.
+func (d *descent) isWhite(ctx context.Context, r *lowerRef, a *layers.Attr) (bool, error) {
+	fs := d.fs
+	if a.IsRegular() && a.Size == 0 && fs.formatted(r.layer) && d.name[0] != '/' {
+		if dir, err := fs.lowerOf(d.dir, r.layer); err == nil {
+			_, err = sys.Getxattr(dir.fd, d.name, fs.cfg.Format.Name(whiteout.Whiteout))
+			fs.dirs.release(dir)
+			if err == unix.ENODATA || err == unix.EOPNOTSUPP {
+				return false, nil
+			}
+		}
+	}
+	return fs.isWhite(ctx, r, a)
 }
 
 // lowerIn returns n's part in the lower l, nil if it has none.
