@@ -224,7 +224,7 @@ func (m *mountCommand) mountAndServe(tell func(int, string) bool) error {
 	server, err := m.mount(st)
 	if err != nil {
 		st.abandon()
-		return asMountError(fmt.Errorf("mount on %q: %w", st.point, err))
+		return asMountError(fmt.Errorf("mount on %q: %w", st.point, notAllowed(err)))
 	}
 	images, err := m.showImages(st)
 	if err != nil {
@@ -379,6 +379,14 @@ func saidOf(do func() error) (said string, err error) {
 	b := make([]byte, 4<<10)
 	n, _ := f.ReadAt(b, 0)
 	return strings.TrimSpace(string(b[:n])), err
+}
+
+// notAllowed adds to mount(2)'s error what root lacks in a container.
+func notAllowed(err error) error {
+	if isRoot() && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)) {
+		return fmt.Errorf("%w: root needs CAP_SYS_ADMIN; in a container --cap-add SYS_ADMIN, and no seccomp or AppArmor profile that refuses mount(2)", err)
+	}
+	return err
 }
 
 // localReadAhead is how far the kernel reads ahead of who reads a file from

@@ -200,18 +200,18 @@ func TestContainerOnward(t *testing.T) {
 	c.Knows(testbed.StartSSHD(t, testbed.SSHDConfig{Host: m.b}))
 	m.bring(c, "")
 	m.comeUp(c)
-	m.asLeft(c)
+	m.asLeft(c, c.Path(bundle+"/rootfs"))
 	m.endContainer(c)
 	m.umount(c)
 	m.umount(m.b)
 	testbed.Same(t, "a when the container was dumped", before, "a now", m.rootfsOfA())
 }
 
-// asLeft fails the test unless the host has what b did to the files, and what
-// neither has fetched yet.
-func (m *move) asLeft(h *testbed.Host) {
+// asLeft fails the test unless the root directory on the host has what b did to the
+// files, and what neither has fetched yet.
+func (m *move) asLeft(h *testbed.Host, rootfs string) {
 	m.t.Helper()
-	work := h.Path(bundle + "/rootfs/job/work/")
+	work := rootfs + "/job/work/"
 	if _, err := os.Stat(work + "never-opened"); !os.IsNotExist(err) {
 		m.t.Errorf("what was deleted on b is here: %v", err)
 	}
@@ -307,6 +307,8 @@ func TestContainerLayers(t *testing.T) {
 	m.a.Run("sh", "-ec", `
 mkdir -p /srv/l/up /srv/l/work /srv/l/middle/job/work /srv/l/low
 mv `+bundle+`/rootfs/* /srv/l/low
+chmod 1555 /srv/l/up
+chown 1234:567 /srv/l/up
 echo middle >/srv/l/middle/job/work/both
 echo low >/srv/l/low/job/work/both
 mkdir -m 700 /srv/l/low/replaced && echo low >/srv/l/low/replaced/low

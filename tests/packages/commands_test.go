@@ -37,12 +37,15 @@ var notRun = map[string]string{
 	"docs/containers.md: # ln -s /usr/bin/migratefs /usr/local/bin/migratefs-runc":                                                                 inContainers,
 	"docs/containers.md: b# runc checkpoint --image-path /srv/images --work-path /srv/log job":                                                     inContainers,
 	"docs/containers.md: a# migratefs -o criu=/srv/images,lowerdir=b:/srv/bundle/rootfs,upperdir=/srv/upper,hard /srv/back/rootfs":                 inContainers,
-	"docs/containers.md: a# podman container checkpoint --keep web # or --export web.tar.zst, without --rm":                                        noEngine,
+	"docs/containers.md: [engine.runtimes]":                                                                                                        inPodman,
+	"docs/containers.md: a# podman container checkpoint --export web.tar.zst --ignore-rootfs web":                                                  inPodman,
+	"docs/containers.md: b# scp a:web.tar.zst .":                                                                                                   inPodman,
+	"docs/containers.md: b# mkdir empty archive && tar -C empty -c . | podman import - localhost/web:1":                                            inPodman,
+	"docs/containers.md: b# podman container checkpoint --export web.tar.zst --ignore-rootfs web":                                                  inPodman,
+	"docs/containers.md: b# mkdir -p /srv/bundle/rootfs /srv/ck && tar -C /srv/ck -xf web.tar.zst checkpoint spec.dump":                            byHand,
+	"docs/containers.md: a# ctr tasks checkpoint --exit --image-path /srv/images --work-path /srv/log web":                                         byHand,
+	"docs/containers.md: b# task=/run/containerd/io.containerd.runtime.v2.task/default/web":                                                        byHand,
 	"docs/containers.md: a# docker inspect -f '{{.GraphDriver.Data.UpperDir}}:{{.GraphDriver.Data.LowerDir}}' web":                                 noEngine,
-	"docs/containers.md: [engine.runtimes]":                                                                                                        noEngine,
-	"docs/containers.md: a# podman inspect -f '{{.Id}}' web":                                                                                       noEngine,
-	"docs/containers.md: b# mkdir -p /srv/bundle/rootfs /srv/ck && tar -C /srv/ck -xf web.tar.zst checkpoint spec.dump":                            noEngine,
-	"docs/containers.md: [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.migratefs]":                                                    noEngine,
 	"docs/containers.md: [crio.runtime.runtimes.migratefs]":                                                                                        noEngine,
 	"docs/migration.md: sbatch --array=0-15 /usr/share/migratefs/slurm/migratefs-drain.sbatch --older 30d /scratch":                                "there is no Slurm here",
 	"docs/migration.md: b# migratefs dump -D /srv/images 4711":                                                                                     "tests/e2e/dump_test.go does so, with other numbers and names",
@@ -54,7 +57,9 @@ var notRun = map[string]string{
 const (
 	inImage      = "TestImage does what it asks for"
 	inContainers = "tests/e2e/container_test.go does so, with other names of containers and hosts"
-	noEngine     = "podman, Docker, containerd and CRI-O run no containers here: the document says so"
+	inPodman     = "tests/e2e/podman_test.go does so, with other names of containers and hosts"
+	byHand       = "it was run by hand: the document says so"
+	noEngine     = "there is no Docker and no CRI-O here: the document says so"
 )
 
 // step is a block that is run on host b.

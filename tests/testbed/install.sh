@@ -43,6 +43,7 @@ setpriv     | util-linux     | util-linux
 runc        | runc           | runc
 debootstrap | debootstrap    | debootstrap
 buildah     | buildah        | buildah
+podman      | podman         | podman
 chromium    | chromium       | chromium
 curl        | curl           | curl
 "
