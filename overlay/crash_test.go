@@ -29,6 +29,8 @@ type operation struct {
 	torn   func(k stacking) bool     // where it may be seen although it failed, as write(2) may
 }
 
+func ofTwo(k stacking) bool { return k.mode == Migrate && k.lowers > 1 }
+
 func inOverlay(k stacking) bool { return k.mode == Overlay }
 
 func (v sight) alter(name string, f func(*file)) {
@@ -290,7 +292,8 @@ var operations = []operation{
 	exchanges("low", "both dir"), exchanges("both", "both dir"), exchanges("both dir", "up dir/u"),
 	exchanges("dir/sub", "up dir"), exchanges("up", "dir"), exchanges("fifo", "both dir"),
 	exchanges("both dir", "hard2").after("after hard1 was written", func(d *driver) { d.write("hard1", "LINK", 0) }),
-	exchanges("both dir", "only2").where(func(k stacking) bool { return k.mode == Migrate && k.lowers > 1 }),
+	exchanges("both dir", "only2").where(ofTwo), exchanges("only2", "dir/sub/c").where(ofTwo),
+	moves("only2", "dir/sub/new").where(ofTwo),
 	moves("both dir", "empty/new"), moves("both dir", "up dir/new"), moves("both dir", "target"),
 	moves("dir/sub", "up dir/new"),
 	moves("both dir", "up dir/deep/new").after("that was made", func(d *driver) { d.mkdir("up dir/deep") }),

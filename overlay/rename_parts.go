@@ -119,9 +119,9 @@ func (fs *FS) spreadFor(ctx context.Context, n *node, to dentry) error {
 	return nil
 }
 
-// spread makes the directory n, which lies in the upper, in the lower l as well, its
-// parents first, with the metadata it has above; unless something else stands there. What
-// is made is empty, and shows no more than the upper's part of it did.
+// spread makes the directory n in the lower l as well, if it is not there, its parents first,
+// with the metadata that it has in the upper, where it comes up before; unless something else
+// stands there. What is made is empty, and shows no more than the upper's part of it does.
 func (fs *FS) spread(ctx context.Context, n *node, l *layer) error {
 	d, err := fs.gaining(n, l)
 	if err != nil {
@@ -132,8 +132,11 @@ func (fs *FS) spread(ctx context.Context, n *node, l *layer) error {
 		return nil
 	}
 	at, ok := n.dentry()
-	if !ok || !n.isUpper() {
+	if !ok {
 		return nil
+	}
+	if err := fs.up(ctx, n, whole); err != nil {
+		return err
 	}
 	if err := fs.spread(ctx, at.parent, l); err != nil {
 		return err
@@ -147,7 +150,6 @@ func (fs *FS) spread(ctx context.Context, n *node, l *layer) error {
 		return err
 	}
 	fs.unsynced.changed(l, dir)
-	fs.dirChanged(at.parent, l)
 	found, _, err := fs.find(ctx, at.parent, at.name) // tells n
 	if err == nil {
 		fs.Forget(found.id, 1)

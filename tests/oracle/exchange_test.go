@@ -58,3 +58,22 @@ func TestExchanges(t *testing.T) {
 		})
 	}
 }
+
+// TestDirectoriesChangeLayers: with one host a directory moves to where its layer has none, and
+// nobody sees what is made there for that.
+func TestDirectoriesChangeLayers(t *testing.T) {
+	testbed.NeedFUSE(t)
+	unix.Umask(0o022)
+	for _, ops := range [][]op{
+		{{kind: "rename", path: "g", path2: "c/d/g"}, {kind: "stat", path: "c"}},
+		{{kind: "rename", path: "a/b", path2: "d/b"}, {kind: "stat", path: "d"}},
+		{{kind: "rename", path: "g", path2: "b"}, {kind: "rename", path: "g/a", path2: "c/f", flags: unix.RENAME_NOREPLACE}},
+		{{kind: "rename", path: "g", path2: "c/e", flags: unix.RENAME_EXCHANGE}, {kind: "stat", path: "c"}},
+	} {
+		t.Run(ops[0].path+" to "+ops[0].path2, func(t *testing.T) {
+			if problem := playIn(newWorld(t, "migrate,hosts=single", 0, "higher", "lowest"), ops); problem != "" {
+				t.Error(problem)
+			}
+		})
+	}
+}
