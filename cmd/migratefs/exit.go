@@ -58,7 +58,7 @@ func exitCode(err error) int {
 	return code
 }
 
-// oneLine keeps an error on its line, whatever names are in it.
+// oneLine keeps an error on its line, whatever names are in it, and the terminal as it is.
 func oneLine(s string) string {
-	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	return onLine(strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; "))
 }

@@ -3,9 +3,11 @@ package main
 import (
 	"errors"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 func TestLowers(t *testing.T) {
@@ -177,5 +179,17 @@ func TestCacheSize(t *testing.T) {
 		if !errors.As(err, &ce) || ce.code != exitUsage || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want a usage error that says %q", in, err, want)
 		}
+	}
+}
+
+// What a name in a message would do to a terminal is seen, and not done.
+func TestMessagesAreText(t *testing.T) {
+	const name = "\x1b]0;title\a\xff\u202e"
+	if got, want := oneLine("it\nis "+name), `it; is \x1b]0;title\a\xff\u202e`; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	st := &stack{o: &options{mode: "migrate", upper: "/u" + name}, point: "/m" + name, upper: "/u" + name}
+	if got := st.summary(); strings.ContainsFunc(got, func(r rune) bool { return !strconv.IsGraphic(r) }) || !utf8.ValidString(got) {
+		t.Errorf("a mount says %q", got)
 	}
 }

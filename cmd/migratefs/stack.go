@@ -476,7 +476,7 @@ func (st *stack) flags(given []string) []string {
 // summary is the line that says what was mounted, and what that means for the
 // lowers.
 func (st *stack) summary() string {
-	text := st.mounted()
+	text := onLine(st.mounted())
 	for _, n := range st.notes {
 		text += "\nmigratefs: " + oneLine(n)
 	}
