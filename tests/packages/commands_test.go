@@ -48,6 +48,7 @@ var notRun = map[string]string{
 	"docs/containers.md: a# docker inspect -f '{{.GraphDriver.Data.UpperDir}}:{{.GraphDriver.Data.LowerDir}}' web":                                 noEngine,
 	"docs/containers.md: [crio.runtime.runtimes.migratefs]":                                                                                        noEngine,
 	"docs/migration.md: sbatch --array=0-15 /usr/share/migratefs/slurm/migratefs-drain.sbatch --older 30d /scratch":                                "there is no Slurm here",
+	"docs/migration.md: b# migratefs restore --lazy-pages a:/srv/images":                                                                           "tests/e2e/restore_pages_test.go does so, with other names of hosts",
 	"docs/migration.md: b# migratefs dump -D /srv/images 4711":                                                                                     "tests/e2e/dump_test.go does so, with other numbers and names",
 	"docs/migration.md: a# criu dump -t 4711 -D /srv/images --external 'mnt[/data]:data'":                                                          "tests/e2e/own_mounts_test.go does so, with other numbers and names",
 	"docs/operating.md: level=DEBUG msg=\"sftp open\" source=source:/data channel=1 id=16 path=\"/data/a b\" result=ok handle=00000000 took=979µs": "lines of a log",
