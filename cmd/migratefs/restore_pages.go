@@ -57,6 +57,9 @@ type pagesState struct {
 const (
 	pagesFile = "memory.json"
 
+	// pagesPatience is how long those who are about to end are waited for.
+	pagesPatience = 10 * time.Second
+
 	// holderName is what ps shows of the process that waits for our end: pkill migratefs does
 	// not mean it.
 	holderName = "held-memory"
@@ -173,8 +176,9 @@ func (p *pagesServer) run() error {
 			return nil
 		case err := <-served:
 			if err != nil {
+				// CRIU has failed, and init says so and ends; or it fails now that nobody listens.
 				fmt.Fprintf(os.Stderr, "migratefs: memory: %s\n", oneLine(err.Error()))
-				_ = unix.PidfdSendSignal(p.init, unix.SIGKILL, nil, 0)
+				time.AfterFunc(pagesPatience, func() { _ = unix.PidfdSendSignal(p.init, unix.SIGKILL, nil, 0) })
 				continue
 			}
 			p.log.Info("all memory of the restored process is here", "bytes", p.wrote.Total)
@@ -287,8 +291,7 @@ func readPages(dir string) *pagesState {
 
 // awaitPages waits until that helper has ended, too, after the process: it unmounts the images.
 func awaitPages(dir string) {
-	const most = 10 * time.Second // it has nothing else to do
-	for end := time.Now().Add(most); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(pagesPatience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if readPages(dir) == nil {
 			return
 		}
@@ -305,7 +308,7 @@ func (s *pagesState) text() string {
 }
 
 // startPages starts that helper for what init restores, and waits until CRIU can begin.
-func (r *restoreCommand) startPages(init int) error {
+func (r *restoreCommand) startPages(ctx context.Context, init int) error {
 	plan := pagesPlan{Images: r.plan.Images, State: r.plan.State, Dir: r.dir, Arch: r.checkpoint.Arch, Init: init}
 	if isRemote(r.images) {
 		plan.Mount = r.imagesDir()
@@ -354,6 +357,7 @@ func (r *restoreCommand) startPages(init int) error {
 		_, _ = pw.Write(b)
 		_ = pw.Close()
 	}()
+	defer context.AfterFunc(ctx, func() { _ = ar.Close() })()
 	var rep pagesReport
 	if err := json.NewDecoder(ar).Decode(&rep); err != nil {
 		return fmt.Errorf("the helper that brings memory ended without a word: somebody has killed it, or %s says why", r.keepLog())
@@ -365,10 +369,10 @@ func (r *restoreCommand) startPages(init int) error {
 	return nil
 }
 
-// endPages waits for the end of that helper, which ends with init.
+// endPages waits for the end of that helper, which ends with init, if it does not wait for the source.
 func (r *restoreCommand) endPages() {
 	if r.pages != nil {
+		defer time.AfterFunc(pagesPatience, func() { _ = r.pages.Kill() }).Stop()
 		_, _ = r.pages.Wait()
-		r.pages = nil
 	}
 }

@@ -28,7 +28,10 @@ func (r *restoreCommand) restore(ctx context.Context) (*restoreState, *json.Deco
 	if r.verbose {
 		r.plan.LogLevel = 4
 	}
-	init, pipe, err := r.startInit()
+	init, pipe, err := r.startInit(ctx)
+	if ctx.Err() != nil && err != nil {
+		err = errInterrupted
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -90,7 +93,7 @@ func (r *restoreCommand) letGo() error {
 }
 
 // startInit starts the helper. Answer carries its reports.
-func (r *restoreCommand) startInit() (init *exec.Cmd, answer *os.File, err error) {
+func (r *restoreCommand) startInit(ctx context.Context) (init *exec.Cmd, answer *os.File, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, nil, err
@@ -143,7 +146,7 @@ func (r *restoreCommand) startInit() (init *exec.Cmd, answer *os.File, err error
 	}
 	_ = pr.Close() // or a helper that dies would have us wait
 	if r.lazyPages {
-		err = r.startPages(cmd.Process.Pid)
+		err = r.startPages(ctx, cmd.Process.Pid)
 	}
 	if err == nil {
 		if _, err = pw.Write(plan); err != nil {

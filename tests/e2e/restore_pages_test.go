@@ -146,6 +146,13 @@ func TestLazyPagesHere(t *testing.T) {
 		t.Errorf("criu ended, and restore says %q", out)
 	}
 	must(t, os.RemoveAll(m.b.Path("/run/migratefs")))
+	log := m.a.Path(workDir + "/log")
+	must(t, os.Rename(log, log+".away"))
+	if out := m.refuse(1, "--lazy-pages", "--verify", "off", "--upperdir", "/srv/upper", "/srv/images"); !strings.Contains(out, "criu could not restore the process: ") || !strings.Contains(out, "log") {
+		t.Errorf("a file is missing, and restore says %q", out)
+	}
+	must(t, os.Rename(log+".away", log))
+	must(t, os.RemoveAll(m.b.Path("/run/migratefs")))
 	r := m.restore("--lazy-pages", "--upperdir", "/srv/upper", "/srv/images")
 	m.stepped(r, 20)
 	m.b.Run(m.program, "wait", "--complete", r.view)
