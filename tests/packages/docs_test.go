@@ -129,6 +129,50 @@ func TestQuotedMessages(t *testing.T) {
 	}
 }
 
+// Each command that ends with 3 is among those of which README.md and migratefs(8) say
+// when it does.
+func TestExitCodes(t *testing.T) {
+	manual, err := os.ReadFile(filepath.Join(testbed.ModuleDir(), "packaging", "migratefs.8"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, inManual, _ := strings.Cut(string(manual), ".Sh EXIT STATUS")
+	_, inManual, _ = strings.Cut(inManual, ".It 3\n")
+	inManual, _, _ = strings.Cut(inManual, ".It 32")
+	inReadme := ""
+	for line := range strings.Lines(documents(t)["README.md"]) {
+		if strings.HasPrefix(line, "| 3 | ") {
+			inReadme = line
+		}
+	}
+	files, err := filepath.Glob(filepath.Join(testbed.ModuleDir(), "cmd", "migratefs", "*.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	commands := map[string]bool{}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Commands lie in files of their names.
+		if name, _, _ := strings.Cut(strings.TrimSuffix(filepath.Base(file), ".go"), "_"); name != "exit" && strings.Contains(string(b), "exitFound") {
+			commands[name] = true
+		}
+	}
+	for name := range commands {
+		if !strings.Contains(inReadme, "`"+name+"`") {
+			t.Errorf("README.md does not say when %s ends with 3", name)
+		}
+		if !regexp.MustCompile(`(?m)^\.Cm .*\b` + name + `\b`).MatchString(inManual) {
+			t.Errorf("migratefs(8) does not say when %s ends with 3", name)
+		}
+	}
+	if len(commands) < 8 {
+		t.Errorf("%v: are they found?", commands)
+	}
+}
+
 // remedy is how an error says what to do: after a colon, or quoting a command.
 var remedy = regexp.MustCompile(`(?:: |, or |; |, )(?:give|name|have|write|create|remove|unmount|mount|end|run|install|use|see|chown|bring|leave|say|start|dump|mkdir|` +
 	`restore|put|set|change|add|try|make|want|look|list|wait|only root|it must|every layer|layers must|there is nothing)\b|'migratefs |:[^:]* needs `)
