@@ -179,7 +179,7 @@ func (l *loader) treeObstacles() {
 			l.obstacle(Obstacle{
 				Level: Blocker, What: externalMount, Path: t.Point,
 				Why:    "the root directory of the processes is a tmpfs, and of that one CRIU keeps nothing",
-				Remedy: "put what was on it, directories for its mounts at least, into a directory on the source, and name that: --map /=/path",
+				Remedy: "put what was on it, directories for its mounts at least, into a directory of the same mode on the source, and name that: --map /=/path",
 			})
 		case t.root && t.HostDir == "" && !l.c.ByRuntime:
 			l.obstacle(Obstacle{

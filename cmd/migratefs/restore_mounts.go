@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -69,6 +70,13 @@ func (r *restoreCommand) planMounts() error {
 		return err
 	}
 	c.GiveTrees(r.extra)
+	if slices.ContainsFunc(c.Trees, func(t criu.Tree) bool { return t.Auto }) {
+		lines, err := criu.ConfigLines([]string{"--external", "mnt[]"}) // as for the dump, or CRIU refuses
+		if err != nil {
+			return err
+		}
+		r.plan.Options += lines
+	}
 	return nil
 }
 

@@ -206,7 +206,7 @@ func (r *restoreCommand) keepLog() string {
 	log := filepath.Join(r.plan.State, criuLog)
 	r.undo = append(r.undo, func() {
 		_ = os.RemoveAll(filepath.Join(r.plan.State, toolsDir))
-		for _, name := range []string{criuConf, pluginsDir} {
+		for _, name := range []string{criuConf, pluginsDir, newRootDir} {
 			_ = os.Remove(filepath.Join(r.plan.State, name))
 		}
 		if st, err := os.Stat(filepath.Join(r.plan.State, helperLog)); err == nil && st.Size() == 0 {

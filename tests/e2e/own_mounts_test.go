@@ -68,6 +68,14 @@ func TestMoveOwnMounts(t *testing.T) {
 			if way.missing != "" {
 				m.b.Run("mkdir", "/srv/own") // of another
 				m.b.Run("touch", "/srv/own/here-only")
+				fails := slices.Concat([]string{"restore", "--criu", m.fakeCriu("dies"), "--from", "source"}, way.restore, []string{"--upperdir", "/srv/upper", "/srv/images"})
+				if out, err := m.b.Command(m.program, fails...).CombinedOutput(); err == nil || !strings.Contains(string(out), "criu ended without an answer") {
+					t.Errorf("CRIU dies: %v, %q", err, out)
+				}
+				if left := m.b.Run("sh", "-c", "find /run/migratefs/restore-* ! -name restore-\\* ! -name criu ! -name \\*.log"); left != "" {
+					t.Errorf("left of a restore that failed: %q", left)
+				}
+				m.b.Run("sh", "-c", "rm -r /srv/images/criu.sh /run/migratefs/restore-*")
 				for images, want := range map[string]int{"/srv/images": 3, "root@source:/srv/images": 32} {
 					cmd := m.b.Command(m.program, "restore", "--criu", m.criu, "--from", "source", "--upperdir", "/srv/upper", images)
 					out, err := cmd.CombinedOutput()
