@@ -99,11 +99,14 @@ func (h *history) wrong(at int, seen state) (all []string) {
 }
 
 // torn reports whether v is what an append that nobody synced may leave on ext4: the
-// new length, and zeros where the new bytes go, in a block that was there before.
+// new length, and zeros where the new bytes go, in a block that was there before or, of a
+// file that its application had made empty, in one that is allocated and not yet written. No copy
+// of a lower file is ever empty first.
 func torn(v, name string, may []state) bool {
 	for i := 1; i < len(may); i++ {
-		old, now := may[i-1][name], may[i][name]
-		if strings.HasPrefix(now, old) && v == old+strings.Repeat("\x00", len(now)-len(old)) && old != "" {
+		old, there := may[i-1][name]
+		now := may[i][name]
+		if there && strings.HasPrefix(now, old) && v == old+strings.Repeat("\x00", len(now)-len(old)) {
 			return true
 		}
 	}
