@@ -40,7 +40,7 @@ func (m *LazyMemory) Bytes() (n int64) {
 func Lazy(fsys fs.FS, arch string, pid uint32) (*LazyMemory, error) {
 	m := &LazyMemory{PID: pid}
 	name := fmt.Sprintf("pagemap-%d.img", pid)
-	im, err := openImage(fsys, name, magicPagemap)
+	im, head, err := openPagemap(fsys, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return m, nil // a zombie has no memory
 	}
@@ -48,12 +48,6 @@ func Lazy(fsys fs.FS, arch string, pid uint32) (*LazyMemory, error) {
 		return nil, err
 	}
 	defer im.close()
-	var head pagemap.PagemapHead
-	if err := im.next(&head); err == io.EOF {
-		return nil, im.fail(im.off, ErrTruncated)
-	} else if err != nil {
-		return nil, err
-	}
 	m.File = fmt.Sprintf("pages-%d.img", head.GetPagesId())
 	l := &loader{c: &Checkpoint{}}
 	page := uint64(pageSize(arch))
@@ -66,10 +60,7 @@ func Lazy(fsys fs.FS, arch string, pid uint32) (*LazyMemory, error) {
 		} else if err != nil {
 			return nil, err
 		}
-		n := e.GetNrPages()
-		if e.NrPages == nil {
-			n = uint64(e.GetCompatNrPages())
-		}
+		n := pagesIn(&e)
 		flags := e.GetFlags()
 		switch {
 		case flags&pageLazy != 0 && flags&pageInParent != 0:

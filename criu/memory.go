@@ -151,7 +151,7 @@ func pageSize(arch string) int64 {
 
 // heldPages reads which pages of memory the images hold, and counts them.
 func (l *loader) heldPages(name string) (held []span, err error) {
-	im, err := openImage(l.fsys, name, magicPagemap)
+	im, _, err := openPagemap(l.fsys, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -159,12 +159,6 @@ func (l *loader) heldPages(name string) (held []span, err error) {
 		return nil, err
 	}
 	defer im.close()
-	var head pagemap.PagemapHead
-	if err := im.next(&head); err == io.EOF {
-		return nil, im.fail(im.off, ErrTruncated)
-	} else if err != nil {
-		return nil, err
-	}
 	page := uint64(pageSize(l.c.Arch))
 	for {
 		start := im.off
@@ -174,10 +168,7 @@ func (l *loader) heldPages(name string) (held []span, err error) {
 		} else if err != nil {
 			return nil, err
 		}
-		n := e.GetNrPages()
-		if e.NrPages == nil {
-			n = uint64(e.GetCompatNrPages())
-		}
+		n := pagesIn(&e)
 		if n > (math.MaxUint64-e.GetVaddr())/page || l.c.Memory > math.MaxInt64/2-int64(min(n, math.MaxInt64/page)*page) {
 			return nil, im.fail(start, fmt.Errorf("%d pages at %#x", n, e.GetVaddr()))
 		}

@@ -44,17 +44,11 @@ func checkPages(fsys fs.FS, pageSize int64) error {
 
 // checkPagemap compares one pagemap with the size of its pages image.
 func checkPagemap(fsys fs.FS, name string, pageSize int64) error {
-	im, err := openImage(fsys, name, magicPagemap)
+	im, head, err := openPagemap(fsys, name)
 	if err != nil {
 		return err
 	}
 	defer im.close()
-	var head pagemap.PagemapHead
-	if err := im.next(&head); err == io.EOF {
-		return im.fail(im.off, ErrTruncated)
-	} else if err != nil {
-		return err
-	}
 	want := int64(0)
 	for {
 		start := im.off
@@ -68,10 +62,7 @@ func checkPagemap(fsys fs.FS, name string, pageSize int64) error {
 		if e.Flags == nil {
 			present = !e.GetInParent() // before CRIU 2.x had flags
 		}
-		n := e.GetNrPages()
-		if e.NrPages == nil {
-			n = uint64(e.GetCompatNrPages())
-		}
+		n := pagesIn(&e)
 		if !present {
 			continue
 		}
@@ -93,4 +84,28 @@ func checkPagemap(fsys fs.FS, name string, pageSize int64) error {
 		return &ImageError{File: pages, Offset: st.Size(), Err: fmt.Errorf("%w: %d bytes of %d are there", ErrTruncated, st.Size(), want)}
 	}
 	return nil
+}
+
+// openPagemap opens a pagemap and reads its head. The caller closes it.
+func openPagemap(fsys fs.FS, name string) (im *image, head *pagemap.PagemapHead, err error) {
+	if im, err = openImage(fsys, name, magicPagemap); err != nil {
+		return nil, nil, err
+	}
+	head = new(pagemap.PagemapHead)
+	if err = im.next(head); err == io.EOF {
+		err = im.fail(im.off, ErrTruncated)
+	}
+	if err != nil {
+		im.close()
+		return nil, nil, err
+	}
+	return im, head, nil
+}
+
+// pagesIn is how many pages an entry of a pagemap is of.
+func pagesIn(e *pagemap.PagemapEntry) uint64 {
+	if e.NrPages == nil {
+		return uint64(e.GetCompatNrPages())
+	}
+	return e.GetNrPages()
 }

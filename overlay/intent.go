@@ -408,11 +408,7 @@ func (j *journey) sync(cfg copyup.Config) error {
 			if fd < 0 || i > 0 && fd == l.from {
 				continue
 			}
-			err := copyup.SyncDir(fd, cfg)
-			if errors.Is(err, unix.EACCES) { // a request of creds=caller
-				err = sys.AsSelf(func() error { return copyup.SyncDir(fd, cfg) })
-			}
-			if err != nil {
+			if err := syncDir(fd, cfg); err != nil {
 				return err
 			}
 		}
