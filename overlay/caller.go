@@ -113,9 +113,9 @@ func (fs *FS) openTempsIn(work int) (temps int, err error) {
 }
 
 // syncDir is copyup.SyncDir: who may change a directory may not be let read it.
-func syncDir(dir int, cfg copyup.Config) error {
+func (fs *FS) syncDir(dir int, cfg copyup.Config) error {
 	err := copyup.SyncDir(dir, cfg)
-	if errors.Is(err, unix.EACCES) { // a request of creds=caller
+	if fs.cfg.AsCaller && errors.Is(err, unix.EACCES) {
 		err = sys.AsSelf(func() error { return copyup.SyncDir(dir, cfg) })
 	}
 	return err

@@ -79,7 +79,7 @@ func (d *drain) endRemoval(ctx context.Context, p *place, at dentry, n *node, a 
 	if !same {
 		return ErrShadowed
 	}
-	if err := syncDir(up.fd, fs.copies); err != nil {
+	if err := fs.syncDir(up.fd, fs.copies); err != nil {
 		return err
 	}
 	path := p.path.Join(at.name)

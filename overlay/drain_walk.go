@@ -398,5 +398,5 @@ func (d *drain) sync(n *node) error {
 		return err
 	}
 	defer d.fs.dirs.release(dir)
-	return syncDir(dir.fd, d.fs.copies)
+	return d.fs.syncDir(dir.fd, d.fs.copies)
 }

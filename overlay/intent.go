@@ -408,7 +408,11 @@ func (j *journey) sync(cfg copyup.Config) error {
 			if fd < 0 || i > 0 && fd == l.from {
 				continue
 			}
-			if err := syncDir(fd, cfg); err != nil {
+			err := copyup.SyncDir(fd, cfg)
+			if errors.Is(err, unix.EACCES) { // a request of creds=caller
+				err = sys.AsSelf(func() error { return copyup.SyncDir(fd, cfg) })
+			}
+			if err != nil {
 				return err
 			}
 		}

@@ -298,7 +298,7 @@ func (fs *FS) removeEverywhere(d dentry, n *node, claims claimed) error {
 			return err
 		}
 		if i > 0 {
-			if err := syncDir(parts[i].d.fd, copyup.Config{}); err != nil {
+			if err := fs.syncDir(parts[i].d.fd, copyup.Config{}); err != nil {
 				return err
 			}
 		}

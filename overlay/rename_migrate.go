@@ -19,7 +19,7 @@ func (fs *FS) dropLowerName(d dentry, n *node, dir int) error {
 	if len(lowers) == 0 {
 		return nil
 	}
-	if err := syncDir(dir, fs.copies); err != nil {
+	if err := fs.syncDir(dir, fs.copies); err != nil {
 		return err
 	}
 	if err := fs.syncNames(d.parent); err != nil {
@@ -274,7 +274,7 @@ func (fs *FS) partIn(ctx context.Context, n *node, l *layer) (*dirFD, error) {
 // unlinkParts removes the name of from layers under the one that shows, the lowest
 // first, after what shows is durable.
 func (fs *FS) unlinkParts(d dentry, parts []part, above *dirFD, claims claimed) error {
-	if err := syncDir(above.fd, copyup.Config{}); err != nil {
+	if err := fs.syncDir(above.fd, copyup.Config{}); err != nil {
 		return err
 	}
 	for i := len(parts) - 1; i >= 0; i-- {

@@ -172,7 +172,7 @@ func (fs *FS) settlePart(dir *node, r *lowerRef) error {
 	case changed == isGone:
 		err = syncLayer(r.layer)
 	default:
-		err = syncDir(d.fd, fs.copies)
+		err = fs.syncDir(d.fd, fs.copies)
 	}
 	// A change in the same tick of the clock leaves the time as it is.
 	if err == nil && (changed == isGone || now.Sub(time.Unix(changed.Unix())) > time.Second) {
@@ -204,7 +204,7 @@ func (fs *FS) syncPart(n *node, r *lowerRef) error {
 		return syncLayer(r.layer)
 	}
 	defer fs.dirs.release(d)
-	return syncDir(d.fd, fs.copies)
+	return fs.syncDir(d.fd, fs.copies)
 }
 
 // settleAll is settle for all directories: mounts before this one may have ended
@@ -266,5 +266,5 @@ func (fs *FS) syncNameIn(dir *node) error {
 		return err
 	}
 	defer fs.dirs.release(d)
-	return syncDir(d.fd, fs.copies)
+	return fs.syncDir(d.fd, fs.copies)
 }
