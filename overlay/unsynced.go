@@ -247,8 +247,8 @@ func (fs *FS) syncNames(n *node) error {
 	names := slices.Clone(n.names)
 	fs.tree.RUnlock()
 	for _, d := range names {
-		if n.fresh.Load() {
-			if err := fs.syncNameIn(d.parent); err != nil {
+		if n.fresh.Load() && d.parent.isUpper() { // another of its names may stand in a lower
+			if err := fs.syncNameIn(d.parent); err != nil && (!nothing(err) && !errors.Is(err, errMoved) || n.isCalled(d.parent, d.name)) {
 				return err
 			}
 		}

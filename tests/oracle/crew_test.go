@@ -95,6 +95,16 @@ func (c *crew) apply(o op) (said string) {
 	return said
 }
 
+// holds reports whether a process has the file open.
+func (c *crew) holds(path string) bool {
+	for i := range c.procs {
+		if c.apply(op{kind: "holds", proc: i, path: path}) != "" {
+			return true
+		}
+	}
+	return false
+}
+
 // closeAll closes what all processes have open.
 func (c *crew) closeAll() {
 	for i := range c.procs {

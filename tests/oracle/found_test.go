@@ -44,6 +44,9 @@ func TestFound(t *testing.T) {
 		{"the same of three names, removed one by one", []op{
 			{kind: "open", path: "a/e", flags: unix.O_RDWR}, {kind: "unlink", path: "a/e"}, {kind: "pwrite", n: 9, data: 9}, {kind: "read", path: "b/g"},
 			{kind: "unlink", path: "b/g"}, {kind: "fstat"}, {kind: "pwrite", n: 19, data: 8}, {kind: "read", path: "c/g"}, {kind: "unlink", path: "c/g"}, {kind: "fstat"}}},
+		{"a name that is looked up after the file came up, and then synced", []op{
+			{kind: "remount"}, {kind: "open", path: "f", flags: unix.O_RDWR}, {kind: "pwrite", n: 9, data: 9}, {kind: "stat", path: "a/b/g"}, {kind: "fsync"},
+			{kind: "unlink", path: "f"}, {kind: "fsync"}}},
 		{"devices of a user with suid and sgid", []op{
 			{kind: "mknod", path: "a/a", uid: 1000, mode: 0o6755}, {kind: "stat", path: "a/a"}, {kind: "chown", path: "a/a", off: 1}, {kind: "stat", path: "a/a"}}},
 	} {
@@ -53,6 +56,43 @@ func TestFound(t *testing.T) {
 					t.Error(problem)
 				}
 			})
+		}
+	}
+}
+
+// TestBitsSetWhileOpen: where suid is set on a file that the kernel writes by itself,
+// the next write through that opening takes it off, also root's; the opening after it
+// is served by the daemon, and root's writes leave it. A stranger's take it off in both.
+func TestBitsSetWhileOpen(t *testing.T) {
+	testbed.NeedFUSE(t)
+	unix.Umask(0o022)
+	w := newWorld(t, "overlay", 0, "lowest")
+	defer w.end()
+	for _, s := range []struct {
+		op
+		mode uint32 // afterwards
+	}{
+		{op{kind: "open", path: "a/a", flags: unix.O_RDWR | unix.O_CREAT, mode: 0o600}, 0o600},
+		{op{kind: "chmod", path: "a/a", mode: 0o4777}, 0o4777},
+		{op{kind: "pwrite", n: 9, data: 9}, 0o777},
+		{op{kind: "remount"}, 0o777}, // close(2) returns before the daemon knows
+		{op{kind: "chmod", path: "a/a", mode: 0o4777}, 0o4777},
+		{op{kind: "open", path: "a/a", flags: unix.O_RDWR}, 0o4777},
+		{op{kind: "pwrite", n: 9, data: 9}, 0o4777},
+		{op{kind: "remount"}, 0o4777},
+		{op{kind: "open", path: "a/a", flags: unix.O_RDWR, uid: 1000}, 0o4777},
+		{op{kind: "pwrite", n: 9, data: 9, uid: 1000}, 0o777},
+	} {
+		said := ""
+		if s.kind == "remount" {
+			w.remount()
+		} else {
+			said = w.ours.apply(s.op)
+		}
+		var st unix.Stat_t
+		must(t, unix.Stat(w.ours.at("a/a"), &st))
+		if st.Mode&0o7777 != s.mode {
+			t.Fatalf("%v -> %s: the mode is %#o, not %#o", s.op, said, st.Mode&0o7777, s.mode)
 		}
 	}
 }

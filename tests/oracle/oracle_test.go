@@ -133,6 +133,7 @@ func playIn(w *world, ops []op) string {
 			log = append(log, "remount")
 			continue
 		}
+		o = w.spared(o)
 		problem, said := w.step(o)
 		log = append(log, fmt.Sprintf("%v -> %s", o, said))
 		if problem != "" {
@@ -265,6 +266,16 @@ func refused(w *world, o op, ours string) string {
 		return "a whiteout is not a user's to make, as the kernel's overlayfs has it"
 	}
 	return ""
+}
+
+// spared is o without suid and sgid for a file that is open: what root writes through
+// such an opening takes them off (docs/semantics.md, TestBitsSetWhileOpen), and in a
+// plain directory it does not.
+func (w *world) spared(o op) op {
+	if o.kind == "fchmod" || o.kind == "chmod" && w.plain.holds(o.path) {
+		o.mode &^= unix.S_ISUID | unix.S_ISGID
+	}
+	return o
 }
 
 // hasDir reports whether an end of the rename o is a directory.

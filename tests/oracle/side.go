@@ -74,6 +74,20 @@ func result(err error, format string, args ...any) string {
 	return err.Error()
 }
 
+// holds says which of the open files o's path is, in a word, or nothing.
+func (s *side) holds(o op) string {
+	var st unix.Stat_t
+	if unix.Stat(s.at(o.path), &st) != nil {
+		return ""
+	}
+	for i, h := range s.open {
+		if h != nil && h.ino == st.Ino {
+			return fmt.Sprint("slot ", i)
+		}
+	}
+	return ""
+}
+
 // handle runs f on the file open in a slot.
 func handle(f func(s *side, h *opened, o op) string) func(*side, op) string {
 	return func(s *side, o op) string {
@@ -103,6 +117,7 @@ func init() {
 		"fallocate": handle(func(_ *side, h *opened, o op) string {
 			return result(unix.Fallocate(h.fd, uint32(o.flags), o.off, o.n+1), "")
 		}),
+		"holds":     (*side).holds,
 		"closeall":  func(s *side, _ op) string { s.closeAll(); return "" },
 		"lock":      handle(lock),
 		"getlk":     handle(getLock),
