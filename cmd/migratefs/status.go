@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,7 @@ import (
 // statusFlags are the flags of migratefs status.
 type statusFlags struct {
 	json     bool
+	whole    bool
 	watch    bool
 	interval time.Duration
 }
@@ -29,10 +31,11 @@ type statusFlags struct {
 func newStatusCommand() *cobra.Command {
 	var f statusFlags
 	c := &cobra.Command{
-		Use:   "status [--json] [--watch] [MOUNTPOINT]",
+		Use:   "status [--verbose] [--json] [--watch] [MOUNTPOINT]",
 		Short: "Say how a mount is, or all of this host",
 		Long: `Say how a mount is: its layers and whether they can be reached, how much is here and how much is missing, what
-would be lost if the source died now, how long it will take, what went wrong last.
+would be lost if the source died now, how long it will take, what went wrong last. Of several mounts it is a line each;
+--verbose, or to name one, says all.
 
 It ends with 3 if something needs attention: a daemon that does not answer, a layer that cannot be reached, memory of
 a restored process that does not come, or files in conflict.`,
@@ -40,6 +43,8 @@ a restored process that does not come, or files in conflict.`,
 			switch {
 			case len(args) > 1:
 				return usageErrorf("migratefs status: give one mountpoint, or none for all, got %q", args)
+			case f.whole && (f.json || f.watch):
+				return usageErrorf("migratefs status: --verbose goes with neither --json, which has everything, nor --watch")
 			case f.interval < 100*time.Millisecond:
 				return usageErrorf("migratefs status: --interval %v: give at least 100ms", f.interval)
 			}
@@ -55,6 +60,7 @@ a restored process that does not come, or files in conflict.`,
 	}
 	fl := c.Flags()
 	fl.BoolVar(&f.json, "json", false, "as JSON, one object on a line for each mount")
+	fl.BoolVarP(&f.whole, "verbose", "v", false, "all of each mount, also of several")
 	fl.BoolVarP(&f.watch, "watch", "w", false, "go on, until interrupted: a picture on a terminal, else a line now and then")
 	fl.DurationVar(&f.interval, "interval", time.Second, "with --watch: how often")
 	return c
@@ -180,18 +186,25 @@ func (f *statusFlags) run(out io.Writer, point string) error {
 		fmt.Fprintln(out, "nothing is mounted")
 		return nil
 	}
-	for i, s := range all {
-		switch {
-		case f.json:
+	if f.json {
+		for _, s := range all {
 			if err := f.printJSON(out, s); err != nil {
 				return err
 			}
-		default:
-			if i > 0 {
-				fmt.Fprintln(out)
-			}
-			showMount(out, s, time.Now())
 		}
+		return attention(all)
+	}
+	slices.SortFunc(all, func(a, b *seenMount) int { return cmp.Compare(a.point, b.point) })
+	if len(all) > 1 && !f.whole {
+		width, _ := terminalSize(out)
+		showTable(out, all, width)
+		return attention(all)
+	}
+	for i, s := range all {
+		if i > 0 {
+			fmt.Fprintln(out)
+		}
+		showMount(out, s, time.Now())
 	}
 	return attention(all)
 }

@@ -3,10 +3,14 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/mattn/go-runewidth"
 
 	"github.com/migratefs/migratefs/internal/control"
 	"github.com/migratefs/migratefs/overlay"
@@ -74,6 +78,39 @@ func TestShowMount(t *testing.T) {
 		Version: "1.2", PID: 1, Mode: "migrate", Hosts: "many", Layers: []control.Layer{{Role: "lower", Name: "/old", Reachable: true}},
 	}}, goldenNow)
 	golden(t, "status.txt", b.Bytes())
+}
+
+// Of several mounts there is a line each, which a terminal does not break; what needs
+// somebody is said whatever else there is no room for.
+func TestStatusTable(t *testing.T) {
+	conflicts, away := goldenMount(), goldenMount()
+	conflicts.point, conflicts.status.Layers = "/conflicts", conflicts.status.Layers[:2]
+	filling := goldenMount()
+	filling.elsewhere, filling.point = true, "/srv/containers/storage/a long name/rootfs"
+	filling.status.Layers, filling.status.Fill.Conflicts = filling.status.Layers[:2], 0
+	all := []*seenMount{
+		conflicts, away, filling,
+		{mountInfo: mountInfo{point: "/dead\n"}, err: errors.New("it\tis odd")},
+		{mountInfo: mountInfo{point: "/home/alice/mnt"}, err: control.ErrForbidden},
+		{mountInfo: mountInfo{point: "/scratch"}, status: &control.Status{
+			Mode: "migrate", Hosts: "many",
+			Layers: []control.Layer{{Role: "upper", Name: "/new", Reachable: true, Free: 5 << 40}, {Role: "lower", Name: "/old", Reachable: true}},
+		}},
+	}
+	var b bytes.Buffer
+	for _, width := range []int{0, 100, 80, 40, 20} {
+		fmt.Fprintf(&b, "%d columns\n", width)
+		var text strings.Builder
+		showTable(&text, all, width)
+		for line := range strings.Lines(text.String()) {
+			if n := runewidth.StringWidth(strings.TrimSuffix(line, "\n")); width > 0 && n > width {
+				t.Errorf("%d columns on %d: %q", n, width, line)
+			}
+			b.WriteString(line)
+		}
+		b.WriteString("\n")
+	}
+	golden(t, "status_table.txt", b.Bytes())
 }
 
 func TestShowTop(t *testing.T) {

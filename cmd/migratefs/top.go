@@ -121,7 +121,8 @@ func (f *topFlags) show(out io.Writer, point string, before, now *control.Top, w
 	if height > 0 { // two tables, and what is around them
 		lines = min(lines, max(1, (height-6)/2))
 	}
-	processes, files := doingTable{title: "PROCESS"}, doingTable{title: "FILE", paths: true}
+	processes := table[*control.Doing]{columns: doingColumns, title: "PROCESS"}
+	files := table[*control.Doing]{columns: doingColumns, title: "FILE", paths: true}
 	rows := between(before.Processes, now.Processes)
 	for i := range rows[:min(len(rows), lines)] {
 		who := fmt.Sprintf("%d %s", rows[i].PID, onLine(string(rows[i].Program)))

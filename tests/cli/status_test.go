@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +72,26 @@ func TestStatus(t *testing.T) {
 	}
 	contains(t, "status in another mount namespace", string(other), `mount\npoint  overlay  (not mounted in this mount namespace`)
 
+	// Of several mounts a line each: there may be others on this machine, in need of somebody.
+	second := testbed.Mount(t, "lowerdir="+s.at("lower"), s.at("mnt"))
+	list := func(args string) string {
+		cmd := exec.Command("sh", "-c", `"$1" status `+args+` || [ $? = 3 ]`, "sh", testbed.Build(t))
+		out, err := cmd.Output()
+		if err != nil {
+			t.Errorf("status %s: %v", args, err)
+		}
+		return string(out)
+	}
+	out = list("")
+	lines := strings.Split(out, "\n")
+	for _, want := range []string{`mount\npoint`, s.at("mnt")} {
+		if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "mounted ") && strings.HasSuffix(l, want) }) {
+			t.Errorf("no line of %s in\n%s", want, out)
+		}
+	}
+	contains(t, "status --verbose", list("-v"), `mount\npoint  overlay`, "upper      "+s.at("upper")+": ", s.at("mnt")+"  read-only")
+	second.Unmount()
+
 	out, _ = tool(t, 0, "set", point, "log_level=debug,trace=on")
 	contains(t, "set", out, "log_level=debug\n", "trace=on\n", "prefetch=", "fill_rate=off\n")
 	must(t, os.WriteFile(m.Path("traced file"), nil, 0o644))
@@ -79,6 +100,7 @@ func TestStatus(t *testing.T) {
 	for _, bad := range [][]string{
 		{"2", "set", point, "upperdir=/x"}, {"2", "set", point, "log_level=loud"}, {"2", "set"}, {"1", "set", point, "fill_rate=1M"},
 		{"1", "set", point, "prefetch=on"}, {"1", "status", s.at("lower")}, {"2", "status", "a", "b"}, {"2", "status", "--interval", "1ms"},
+		{"2", "status", "-v", "--json"}, {"2", "status", "-v", "--watch"},
 		{"2", "top"}, {"2", "top", "--interval", "1h", point}, {"1", "top", s.at("lower")},
 	} {
 		_, line := tool(t, int(bad[0][0]-'0'), bad[1:]...)
