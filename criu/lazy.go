@@ -7,6 +7,8 @@ import (
 	"io/fs"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/pagemap"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // pageLazy is PE_LAZY: the page need not be there when the process goes on. CRIU says so of
@@ -24,6 +26,7 @@ type LazyMemory struct {
 type LazyRange struct {
 	Start, End uint64
 	Off        int64
+	Wiped      bool // a child has zeros there (MADV_WIPEONFORK, as secrets and states of random numbers have it)
 }
 
 // Bytes is how much that is.
@@ -56,7 +59,7 @@ func Lazy(fsys fs.FS, arch string, pid uint32) (*LazyMemory, error) {
 		start := im.off
 		var e pagemap.PagemapEntry
 		if err := im.next(&e); err == io.EOF {
-			return m, nil
+			return m, m.markWiped(fsys)
 		} else if err != nil {
 			return nil, err
 		}
@@ -77,7 +80,7 @@ func Lazy(fsys fs.FS, arch string, pid uint32) (*LazyMemory, error) {
 			return nil, im.fail(start, err)
 		}
 		if flags&pageLazy != 0 && n > 0 {
-			r := LazyRange{e.GetVaddr(), e.GetVaddr() + n*page, off}
+			r := LazyRange{Start: e.GetVaddr(), End: e.GetVaddr() + n*page, Off: off}
 			last := len(m.Pages) - 1
 			if last >= 0 && r.Start < m.Pages[last].End {
 				return nil, im.fail(start, fmt.Errorf("pages at %#x are out of order", r.Start))
@@ -90,4 +93,34 @@ func Lazy(fsys fs.FS, arch string, pid uint32) (*LazyMemory, error) {
 		}
 		off += int64(n * page)
 	}
+}
+
+// markWiped finds out what is wiped. The kernel does not tell when a process changes that.
+func (m *LazyMemory) markWiped(fsys fs.FS) error {
+	return eachMmField(fsys, m.PID, func(num protowire.Number, typ protowire.Type, val []byte) error {
+		v, err := mmMapping(num, typ, val)
+		if err == nil && v.GetMadv()&(1<<unix.MADV_WIPEONFORK) != 0 {
+			m.wipe(v.GetStart(), v.GetEnd())
+		}
+		return err
+	})
+}
+
+// wipe marks what is between start and end.
+func (m *LazyMemory) wipe(start, end uint64) {
+	var all []LazyRange
+	for _, r := range m.Pages {
+		from, to := min(max(r.Start, start), r.End), max(min(r.End, end), r.Start)
+		if from >= to {
+			all = append(all, r)
+			continue
+		}
+		for _, part := range []LazyRange{{Start: r.Start, End: from, Wiped: r.Wiped}, {Start: from, End: to, Wiped: true}, {Start: to, End: r.End, Wiped: r.Wiped}} {
+			if part.Start < part.End {
+				part.Off = r.Off + int64(part.Start-r.Start)
+				all = append(all, part)
+			}
+		}
+	}
+	m.Pages = all
 }

@@ -44,7 +44,16 @@ func (l *loader) taskMemory(pid uint32) error {
 	}
 	mem := &memory{loader: l, pid: pid, held: held, starts: l.starts[pid]}
 	slices.Sort(mem.starts)
-	im, err := openImage(l.fsys, fmt.Sprintf("mm-%d.img", pid), magicMm)
+	if err := eachMmField(l.fsys, pid, mem.field); err != nil {
+		return err
+	}
+	// Before CRIU 1.3 the mappings stood in an image of their own.
+	return ignoreMissing(each(l.fsys, fmt.Sprintf("vmas-%d.img", pid), magicVmas, mem.mapping))
+}
+
+// eachMmField calls do with all that the image says of a task's memory, if there is one.
+func eachMmField(fsys fs.FS, pid uint32, do func(num protowire.Number, typ protowire.Type, val []byte) error) error {
+	im, err := openImage(fsys, fmt.Sprintf("mm-%d.img", pid), magicMm)
 	if err != nil {
 		return ignoreMissing(err)
 	}
@@ -66,13 +75,25 @@ func (l *loader) taskMemory(pid uint32) error {
 		if m < 0 {
 			return im.fail(start, errors.New("not an entry of its kind"))
 		}
-		if err := mem.field(num, typ, b[n:n+m]); err != nil {
+		if err := do(num, typ, b[n:n+m]); err != nil {
 			return im.fail(start, err)
 		}
 		b = b[n+m:]
 	}
-	// Before CRIU 1.3 the mappings stood in an image of their own.
-	return ignoreMissing(each(l.fsys, fmt.Sprintf("vmas-%d.img", pid), magicVmas, mem.mapping))
+	return nil
+}
+
+// mmMapping returns the mapping that such a field is; nil if it is none.
+func mmMapping(num protowire.Number, typ protowire.Type, val []byte) (*vma.VmaEntry, error) {
+	if num != mmVmas || typ != protowire.BytesType {
+		return nil, nil
+	}
+	msg, _ := protowire.ConsumeBytes(val)
+	v := new(vma.VmaEntry)
+	if err := proto.Unmarshal(msg, v); err != nil {
+		return nil, fmt.Errorf("a mapping that is none (%v)", err)
+	}
+	return v, nil
 }
 
 // memory is the memory of one task while it is read.
@@ -84,19 +105,15 @@ type memory struct {
 }
 
 func (m *memory) field(num protowire.Number, typ protowire.Type, val []byte) error {
-	switch {
-	case num == mmExeFileID && typ == protowire.VarintType:
+	if num == mmExeFileID && typ == protowire.VarintType {
 		id, _ := protowire.ConsumeVarint(val)
 		return m.refer(uint32(id), Ref{Kind: Executable, PID: m.pid})
-	case num == mmVmas && typ == protowire.BytesType:
-		msg, _ := protowire.ConsumeBytes(val)
-		var v vma.VmaEntry
-		if err := proto.Unmarshal(msg, &v); err != nil {
-			return fmt.Errorf("a mapping that is none (%v)", err)
-		}
-		return m.mapping(&v)
 	}
-	return nil
+	v, err := mmMapping(num, typ, val)
+	if v == nil || err != nil {
+		return err
+	}
+	return m.mapping(v)
 }
 
 func (m *memory) mapping(v *vma.VmaEntry) error {

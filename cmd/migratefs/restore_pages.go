@@ -143,7 +143,9 @@ func (p *pagesServer) start() (err error) {
 		}
 		tasks = append(tasks, t)
 	}
-	p.server = lazypages.New(p.plan.Images, p.plan.Mount != "", tasks, p.log)
+	if p.server, err = lazypages.New(p.plan.Images, p.plan.Mount != "", tasks, p.log); err != nil {
+		return err
+	}
 	addr := &net.UnixAddr{Name: filepath.Join(p.plan.State, lazypages.Socket), Net: "unix"}
 	if p.socket, err = net.ListenUnix("unix", addr); err != nil {
 		return err

@@ -15,7 +15,8 @@
 //     and lets go when they have ended. Children are covered from their first instant: their
 //     descriptor comes into that table by the very read that lets fork(2) return.
 //   - A page that cannot be read is waited for, whatever the error: there is nothing else that
-//     could be given for it. Server.State says so, and those who wait can be killed.
+//     could be given for it. Server.State says so, and those who wait can be killed. So it is
+//     with one that was read of an image that is not as it was when the restore began.
 //
 // # What the process does meanwhile
 //
@@ -25,6 +26,11 @@
 // between a look at the one and the other: space.mu is held over both, and over each read of
 // an event together with what it means. A page that was asked for and is not known to be missing
 // is zeros: it never was in the images, or the process has given it back since.
+//
+// Of two things there is no event: which memory a fork empties in the child (MADV_WIPEONFORK; the
+// images say that of what came out of them, and a process that changes it after that is
+// not followed), and that pages are empty which were guards (MADV_GUARD_REMOVE). Nor is there one
+// when a process ends, or executes a program: spaces are looked through for that when there are more.
 //
 // # Locks
 //

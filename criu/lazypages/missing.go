@@ -26,7 +26,7 @@ func (m missing) at(addr, most uint64) (r criu.LazyRange, ok bool) {
 
 // clip is the part of r from start to end, both within it.
 func clip(r criu.LazyRange, start, end uint64) criu.LazyRange {
-	return criu.LazyRange{Start: start, End: end, Off: r.Off + int64(start-r.Start)}
+	return criu.LazyRange{Start: start, End: end, Off: r.Off + int64(start-r.Start), Wiped: r.Wiped}
 }
 
 // cut takes out what is between start and end, and returns it.
@@ -59,6 +59,11 @@ func (m *missing) move(start, end, to uint64) {
 		moved[i].End += to - start
 	}
 	*m = slices.Insert(*m, m.after(to), moved...)
+}
+
+// forked is what a child misses: the kernel has emptied the rest.
+func (m missing) forked() missing {
+	return slices.DeleteFunc(slices.Clone(m), func(r criu.LazyRange) bool { return r.Wiped })
 }
 
 func (m missing) bytes() (n int64) {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/criu"
+	"github.com/migratefs/migratefs/internal/sys"
 )
 
 const (
@@ -56,9 +57,10 @@ type Server struct {
 	idle     *sync.Cond // nobody waits any more
 	waiting  int        // for pages
 	restored bool       // all processes go on
-	all      []*space   // that were ever
+	made     int        // how many spaces there ever were
 	files    map[string]*os.File
-	why      string // what went wrong last; "" if it goes on
+	first    map[string]version // of each image, when the restore began; immutable
+	why      string             // what went wrong last; "" if it goes on
 	said     time.Time
 }
 
@@ -72,14 +74,15 @@ type State struct {
 
 // New makes a server for the memory of these tasks of the images in dir. With direct they are
 // read past the page cache, from a FUSE mount: who waits for its readahead cannot be killed.
-func New(dir string, direct bool, tasks []*criu.LazyMemory, log *slog.Logger) *Server {
+// As the images are now they have to stay.
+func New(dir string, direct bool, tasks []*criu.LazyMemory, log *slog.Logger) (*Server, error) {
 	flags := os.O_RDONLY
 	if direct {
 		flags |= unix.O_DIRECT
 	}
 	s := &Server{
 		dir: dir, flags: flags, log: log, memories: make(map[uint32]*memory), files: make(map[string]*os.File),
-		reading: make(chan struct{}, readers),
+		first: make(map[string]version), reading: make(chan struct{}, readers),
 	}
 	s.idle = sync.NewCond(&s.mu)
 	for _, t := range tasks {
@@ -87,10 +90,15 @@ func New(dir string, direct bool, tasks []*criu.LazyMemory, log *slog.Logger) *S
 		s.memories[t.PID] = m
 		if len(t.Pages) > 0 {
 			s.order = append(s.order, m)
+			v, err := versionOf(unix.AT_FDCWD, filepath.Join(dir, t.File), 0)
+			if err != nil {
+				return nil, fmt.Errorf("%q: %w", t.File, err)
+			}
+			s.first[t.File] = v
 		}
 		s.total += t.Bytes()
 	}
-	return s
+	return s, nil
 }
 
 // Serve takes the processes that CRIU hands over at l, and serves them until nothing is
@@ -137,7 +145,10 @@ func (s *Server) receive(conn *net.UnixConn) error {
 		}
 		s.mu.Lock()
 		m := s.memories[uint32(pid)]
-		known := m != nil && len(m.spaces) == 0
+		known := m != nil && !m.handed
+		if known {
+			m.handed = true
+		}
 		s.mu.Unlock()
 		if !known {
 			_ = unix.Close(fd)
@@ -169,7 +180,7 @@ func receiveFd(conn *net.UnixConn) (fd int, err error) {
 func (s *Server) add(p *space) {
 	s.mu.Lock()
 	p.of.spaces = append(p.of.spaces, p)
-	s.all = append(s.all, p)
+	s.made++
 	s.mu.Unlock()
 	go p.serve()
 }
@@ -207,16 +218,30 @@ func (s *Server) fillOne(m *memory) {
 // the list before its parent's lock is free.
 func (s *Server) finish() bool {
 	s.mu.Lock()
-	all := slices.Clone(s.all)
+	made := s.made
 	s.mu.Unlock()
-	for _, p := range all {
-		if !p.finish() {
+	for _, m := range s.order {
+		if !s.sweep(m) {
 			return false
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.all) == len(all)
+	return s.made == made
+}
+
+// sweep lets go of the spaces of m that are of no use any more, and reports whether none is left.
+func (s *Server) sweep(m *memory) bool {
+	gone := make(map[*space]bool)
+	for _, p := range s.spacesOf(m) {
+		if p.finish() {
+			gone[p] = true
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m.spaces = slices.DeleteFunc(m.spaces, func(p *space) bool { return gone[p] })
+	return len(m.spaces) == 0
 }
 
 // nextOf is what comes next of a memory, in any of its spaces.
@@ -265,6 +290,9 @@ func (s *Server) readOnce(name string, data []byte, off int64) error {
 		return err
 	}
 	if _, err = f.ReadAt(data, off); err == nil {
+		err = s.check(f, name, 0)
+	}
+	if err == nil {
 		return nil
 	}
 	// Another time it may be another mount.
@@ -290,12 +318,38 @@ func (s *Server) open(name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.check(f, name, unix.AT_STATX_FORCE_SYNC); err != nil {
+		f.Close()
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.files[name] == nil {
 		s.files[name] = f
 	}
 	return s.files[name], nil
+}
+
+// version is what changes when an image is written anew.
+type version struct {
+	size  uint64
+	mtime unix.StatxTimestamp
+}
+
+func versionOf(dir int, path string, flags int) (version, error) {
+	var st unix.Statx_t
+	err := sys.Retry(func() error { return unix.Statx(dir, path, flags, unix.STATX_SIZE|unix.STATX_MTIME, &st) })
+	return version{st.Size, st.Mtime}, err
+}
+
+// check returns an error if f is not what that image was when the restore began. It comes
+// after each read: what was read before it is of the image as it was.
+func (s *Server) check(f *os.File, name string, flags int) error {
+	v, err := versionOf(int(f.Fd()), "", unix.AT_EMPTY_PATH|flags)
+	if err == nil && v != s.first[name] {
+		err = fmt.Errorf("%q is not what it was when the process was restored", name)
+	}
+	return err
 }
 
 // forget has the kernel keep no second copy of what was given to processes.
@@ -350,15 +404,15 @@ func (s *Server) better() {
 func (s *Server) State() State {
 	s.mu.Lock()
 	st := State{Total: s.total, Restored: s.restored, Error: s.why}
-	spaces := make(map[*memory][]*space)
+	var spaces [][]*space
 	for _, m := range s.order {
-		spaces[m] = slices.Clone(m.spaces)
-	}
-	s.mu.Unlock()
-	for m, all := range spaces {
-		if len(all) == 0 { // not handed over yet
+		spaces = append(spaces, slices.Clone(m.spaces))
+		if !m.handed {
 			st.Missing += m.Bytes()
 		}
+	}
+	s.mu.Unlock()
+	for _, all := range spaces {
 		most := int64(0)
 		for _, p := range all {
 			most = max(most, p.bytesLeft())

@@ -2,7 +2,6 @@ package lazypages
 
 import (
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -13,10 +12,11 @@ import (
 )
 
 // memory is the memory of one task of the checkpoint, and what has become of it: the task's,
-// and those of children that it has made since. All fields but spaces are immutable.
+// and those of children that it has made since.
 type memory struct {
 	*criu.LazyMemory
-	spaces []*space // protected by Server.mu
+	handed bool     // over to us, protected by Server.mu
+	spaces []*space // that are not known to be of no use any more, likewise
 }
 
 // space is one address space.
@@ -82,7 +82,8 @@ func (p *space) event() error {
 	case sys.UffdFault:
 		go p.fault(e.Start &^ (pageSize - 1))
 	case sys.UffdFork:
-		p.s.add(newSpace(p.s, p.of, e.Fd, slices.Clone(p.missing)))
+		p.s.add(newSpace(p.s, p.of, e.Fd, p.missing.forked()))
+		go p.s.sweep(p.of)
 	case sys.UffdRemap:
 		p.missing.move(e.Start, e.End, e.To)
 	case sys.UffdRemove, sys.UffdUnmap:
@@ -237,11 +238,12 @@ func (p *space) next() (criu.LazyRange, bool) {
 	return clip(r, r.Start, min(r.End, r.Start+chunk)), true
 }
 
-// finish lets go of the space if nothing is missing in it, and reports whether that is so.
+// finish lets go of the space if nothing is missing in it, or its process has ended, of which
+// nothing tells. It reports whether that is so.
 func (p *space) finish() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.missing) == 0 {
+	if len(p.missing) == 0 || !p.closed && sys.UffdEnded(p.fd, p.missing[0].Start, pageSize) {
 		p.closeLocked()
 	}
 	return p.closed

@@ -14,6 +14,7 @@ const (
 	uffdioWake     = 0x8010aa02
 	uffdioCopy     = 0xc028aa03
 	uffdioZeropage = 0xc020aa04
+	uffdioContinue = 0xc020aa07
 
 	uffdioAPI = 0xc018aa3f
 
@@ -107,6 +108,16 @@ func UffdZero(fd int, at, size uint64) error {
 		done             int64
 	}{start: at, len: size}
 	return ioctl(fd, uffdioZeropage, unsafe.Pointer(&arg))
+}
+
+// UffdEnded reports whether the process is known to have ended. At is a page of private
+// anonymous memory, for which what is asked here is never done.
+func UffdEnded(fd int, at, size uint64) bool {
+	arg := struct {
+		start, len, mode uint64
+		done             int64
+	}{start: at, len: size}
+	return ioctl(fd, uffdioContinue, unsafe.Pointer(&arg)) == unix.ESRCH // before Linux 5.13 EINVAL
 }
 
 // UffdWake has those who wait for a page from start to end look again.
