@@ -64,7 +64,9 @@
 //   - What a client has locked is locked on the inode that shows, where it lies in
 //     a layer that we may change: on a copy before it has its name.
 //   - What a lower has lost is durable before the name that hides it goes from a layer
-//     above (unsynced.go): no loss of power brings an older version back.
+//     above (unsynced.go): no loss of power brings an older version back. The index is such
+//     a name for what has come up by another one: it is durable before the first goes from
+//     the lower, and an entry goes when all that was looked up below is gone, durably.
 //   - What the kernel may keep: contents by inode, for good where only this mount
 //     changes them (FS.Alone), else dropped when size or mtime change, by an open that
 //     finds another version (keep.go), and before a lock is granted; names and attributes for entry_timeout and attr_timeout,

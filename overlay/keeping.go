@@ -44,10 +44,15 @@ func (fs *FS) takeAway(r *lowerRef, dir int, name string, was *layers.Attr, path
 // has nothing to mark any more.
 func (fs *FS) keepFile(l *layer, dir int, name string, was *layers.Attr, trash int, path layers.Path) error {
 	err := copyup.Keep(dir, name, was, trash, path)
-	if err == nil && l.marks >= 0 {
-		fs.unmarkLast(l, indexName(&lowerRef{layer: l, attr: was}), 1)
+	if err != nil || l.marks < 0 {
+		return err
 	}
-	return err
+	mark := indexName(&lowerRef{layer: l, attr: was})
+	// As in lostBelow: the name is gone, durably, before the index forgets the copy.
+	if has, err := inUpper(l.marks, mark); err == nil && has && fs.syncDir(dir, copyup.Config{}) == nil {
+		fs.unmarkLast(l, mark, 1)
+	}
+	return nil
 }
 
 // isLastName reports whether the lower file r, which is name in dir, has no other

@@ -97,6 +97,12 @@ func (fs *FS) removeFrom(d dentry, r *lowerRef, was *layers.Attr, path layers.Pa
 		return err
 	}
 	defer fs.dirs.release(dir)
+	if canIndex(r) {
+		// Other names that the file has below lead to its copy by the index alone.
+		if err := fs.syncDir(fs.links, fs.copies); err != nil {
+			return err
+		}
+	}
 	defer fs.unsynced.changed(r.layer, dir)
 	if err := fs.takeAway(r, dir.fd, d.name, was, path); err != nil {
 		return err

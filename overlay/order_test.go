@@ -75,3 +75,59 @@ func TestOrderOfChanges(t *testing.T) {
 		})
 	}
 }
+
+// What leads from a lower name to the copy that came up by another one, the index, is durable
+// before that other name goes from the lower, and stays until what the file has lost there is.
+func TestOrderOfHardLinks(t *testing.T) {
+	write := func(d *driver) unix.Errno { return d.write("hard1", "W", 0) }
+	both := func(d *driver) { write(d); d.unlink("dir/hard3") }
+	for _, o := range []struct {
+		change string
+		tweak  func(*Config)
+		first  func(d *driver)
+		do     func(d *driver) unix.Errno
+		want   [2]string // hosts=single, many
+	}{
+		{"write", nil, func(*driver) {}, write, [2]string{
+			"tmpfile chown clone truncate copy_file_range chmod setxattr setxattr utimes fsync close " +
+				"unlink symlink link link link utimes fsync fsync symlink rename unlink unlink write",
+			"create chown clone truncate copy_file_range chmod setxattr setxattr utimes fsync close " +
+				"unlink symlink link link utimes link fsync fsync symlink rename unlink unlink unlink write",
+		}},
+		{"unlink", nil, func(d *driver) { write(d) }, func(d *driver) unix.Errno { return d.unlink("hard2") }, [2]string{
+			"fsync unlink utimes fsync", "symlink fsync unlink utimes fsync unlink",
+		}},
+		{"unlink of the last", nil, both, func(d *driver) unix.Errno { return d.unlink("hard2") }, [2]string{
+			"fsync unlink utimes fsync unlink unlink unlink", "symlink fsync unlink utimes fsync unlink unlink unlink unlink",
+		}},
+		{"unlink of the last, to the trash", func(c *Config) { c.TrashDays = 1 }, both,
+			func(d *driver) unix.Errno { return d.unlink("hard2") }, [2]string{
+				"fsync symlink rename fsync unlink unlink unlink utimes fsync",
+				"symlink fsync symlink rename fsync unlink unlink unlink utimes fsync unlink",
+			}},
+		{"rename over the last", nil, both, func(d *driver) unix.Errno { return d.rename("low", "hard2", 0) }, [2]string{
+			"fsync rename fsync unlink unlink unlink utimes utimes",
+			"symlink symlink symlink fsync rename fsync unlink unlink unlink utimes utimes unlink unlink unlink",
+		}},
+	} {
+		for i, kind := range []stacking{stackings[2], stackings[5]} {
+			t.Run(o.change+", "+kind.name, func(t *testing.T) {
+				w := newWorld(t, worlds(t), kind)
+				w.tweak = o.tweak
+				must(t, w.open())
+				defer w.remove()
+				d := &driver{fs: w.fs}
+				o.first(d)
+				d.end()
+				f := &fault{}
+				f.set()
+				errno := o.do(d)
+				sys.SetHook(nil)
+				d.end()
+				if got := strings.Join(f.names, " "); errno != 0 || got != o.want[i] {
+					t.Errorf("%v:\n\t%s, want\n\t%s", errno, got, o.want[i])
+				}
+			})
+		}
+	}
+}

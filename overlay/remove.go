@@ -306,10 +306,27 @@ func (fs *FS) removeEverywhere(d dentry, n *node, claims claimed) error {
 	if len(parts) > 0 {
 		fs.dirChanged(d.parent, parts[0].layer)
 	}
-	if n.indexed && len(n.lowers) > 0 {
-		fs.unmarkIfLast(&n.lowers[0])
+	if len(parts) > 0 {
+		fs.lostBelow(n, &parts[0])
 	}
 	return nil
+}
+
+// lostBelow is called when n has lost a name that p, where it was looked up, may have had.
+// If n had come up by another one, that name led to the copy by the index: once the entry has
+// gone, the older lower file would show if a loss of power brought the name back. So that it is gone
+// is durable first; if it cannot be, the entry stays until the next mount. The caller holds n.mu.
+func (fs *FS) lostBelow(n *node, p *part) {
+	if !n.indexed || len(n.lowers) == 0 {
+		return
+	}
+	if p.layer != fs.upper {
+		if err := fs.syncDir(p.d.fd, copyup.Config{}); err != nil {
+			fs.log.Warn("what a hard-linked file has lost below is not durable", "cause", err)
+			return
+		}
+	}
+	fs.unmarkIfLast(&n.lowers[0])
 }
 
 // removePart takes the name d out of one layer. Of what lies under another layer's,

@@ -228,6 +228,9 @@ func (fs *FS) tryRename(ctx context.Context, m *move, claims claimed) (up bool, 
 	if err != nil {
 		return false, err
 	}
+	if m.dst != nil && !m.exchange() && at != fs.upper {
+		fs.lostBelow(m.dst, &part{layer: at, d: dir})
+	}
 	if err := fs.unlinkShadowed(m, targets, at, dir, claims); err != nil {
 		// What shows has moved. What is under it is hidden, and goes with it.
 		fs.log.Warn("lower copies left under a renamed file", "name", m.to.name, "cause", err)
