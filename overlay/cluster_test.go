@@ -32,6 +32,7 @@ import (
 //	MIGRATEFS_CLUSTER_SEED     what it starts from; the log says which it was
 //	MIGRATEFS_CLUSTER_SECONDS  how long (10)
 //	MIGRATEFS_CLUSTER_DAEMONS  how many (4)
+//	MIGRATEFS_CLUSTER_LINKS    1: few files with many names each, which come and go (every third tree)
 func TestCluster(t *testing.T) {
 	base := worlds(t)
 	seed := uint64(setting(t, "MIGRATEFS_CLUSTER_SEED", int(time.Now().UnixNano()&0x3fffffff)))
@@ -109,6 +110,7 @@ type cluster struct {
 	dir    string
 	kind   stacking
 	state  *clusterState
+	links  bool         // few files, of many names
 	files  atomic.Int64 // made so far
 	unique atomic.Uint64
 	clock  atomic.Int64
@@ -132,6 +134,7 @@ func newCluster(t *testing.T, base string, seed uint64, daemons int) *cluster {
 		t: t, seed: seed, dir: filepath.Join(base, fmt.Sprint(worldNumber)), kind: steppedHosts,
 		who: map[uint64]*member{}, pace: rand.New(rand.NewPCG(seed, 1)),
 	}
+	c.links = setting(t, "MIGRATEFS_CLUSTER_LINKS", int(seed%3)) == 1
 	c.fill(rand.New(rand.NewPCG(seed, 2)))
 	sys.SetHook(c.hook)
 	for range daemons {
@@ -160,8 +163,11 @@ func (c *cluster) fill(r *rand.Rand) {
 		if i == clusterDir || !parentThere(c.state, i) {
 			continue
 		}
-		where := "l1"
-		switch r.IntN(8) {
+		where, kind := "l1", r.IntN(8)
+		if c.links && kind < 7 && len(c.state.files) > 0 {
+			kind = 3
+		}
+		switch kind {
 		case 0, 1:
 			continue
 		case 2:
@@ -587,6 +593,9 @@ func (cl *client) call(e *event, f func() unix.Errno) bool {
 func (cl *client) once(d *driver) {
 	what, name, to, flags := cl.r.IntN(100), cl.name(), cl.name(), cl.r.IntN(8)
 	path := clusterNames[name]
+	if cl.c.links {
+		what = linksInstead(what)
+	}
 	switch {
 	case what < 22:
 		cl.change(d, name, evAppend)
@@ -622,6 +631,19 @@ func (cl *client) once(d *driver) {
 	default:
 		cl.read(d, name)
 	}
+}
+
+// linksInstead is what once does in place of what where it is about names.
+func linksInstead(what int) int {
+	switch {
+	case what >= 6 && what < 22, what >= 84 && what < 92:
+		return 45 // link
+	case what >= 24 && what < 34:
+		return 52 // unlink
+	case what >= 36 && what < 42:
+		return 65 // rename
+	}
+	return what
 }
 
 // make runs f, which gives the name path to something, as the kernel would: where it

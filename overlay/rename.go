@@ -134,7 +134,8 @@ func (fs *FS) ends(ctx context.Context, m *move) (err error) {
 		m.dst, err = nil, nil
 	case err != nil:
 	case m.flags&unix.RENAME_NOREPLACE != 0:
-		err = unix.EEXIST
+		// What came to the new name since may have come from the old one.
+		err = cmp.Or(fs.stillNamed(ctx, m.from, m.src), error(unix.EEXIST))
 	case m.exchange() || m.src == m.dst:
 	case m.dst.isDir() && !m.src.isDir():
 		err = unix.EISDIR
