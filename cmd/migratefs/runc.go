@@ -92,10 +92,11 @@ func runcWrapper(args []string) error {
 	return err
 }
 
-// runcValues are runc's options, before and behind its restore, that are
-// followed by a value.
+// runcValues are the options of runc and crun, before and behind their restore,
+// that are followed by a value.
 var runcValues = []string{
 	"log", "log-format", "root", "criu", "rootless",
+	"log-level", "cgroup-manager", // crun's
 	"console-socket", "image-path", "work-path", "manage-cgroups-mode", "bundle", "b", "pid-file", "empty-ns", "lsm-profile", "lsm-mount-context",
 	"preserve-fds",
 }

@@ -19,6 +19,12 @@ func TestParseRunc(t *testing.T) {
 			[]string{"--log=/l", "--systemd-cgroup", "restore", "--file-locks", "--manage-cgroups-mode", "soft", "-b", "/b", "--image-path=/i", "--detach", "4be1"},
 			runcCommand{verb: "restore", id: "4be1", bundle: "/b", images: "/i"},
 		},
+		{
+			// As crun can be called, which has options that runc lacks.
+			[]string{"--cgroup-manager", "cgroupfs", "--log-level", "debug", "restore", "-d", "-b", "/b", "--image-path", "/i", "--lsm-profile", "selinux:x", "web"},
+			runcCommand{verb: "restore", id: "web", bundle: "/b", images: "/i"},
+		},
+		{[]string{"--root", "/run/x", "--cgroup-manager", "disabled", "delete", "--force", "web"}, runcCommand{verb: "delete", id: "web", bundle: ".", images: "checkpoint"}},
 		{[]string{"delete", "--force", "web"}, runcCommand{verb: "delete", id: "web", bundle: ".", images: "checkpoint"}},
 	} {
 		if got := parseRunc(c.args); *got != c.want {
