@@ -219,7 +219,7 @@ func randomHex(digits int) string {
 // Node makes a copy of a directory, symlink, FIFO, socket or device node under
 // a temporary name in the work directory, metadata complete, and returns that
 // name. PublishNode puts it in place.
-func Node(src Source, at Place, cfg Config, prepare func(temp string) error) (temp string, err error) {
+func Node(src Source, at Place, cfg Config) (temp string, err error) {
 	a := &src.Attr
 	temp = TempName()
 	if at.Claim != nil && !a.IsDir() {
@@ -239,10 +239,7 @@ func Node(src Source, at Place, cfg Config, prepare func(temp string) error) (te
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return "", err
 	}
-	if err = nodeMetadata(at.Work, temp, &src, cfg); err == nil && prepare != nil {
-		err = prepare(temp)
-	}
-	if err != nil {
+	if err = nodeMetadata(at.Work, temp, &src, cfg); err != nil {
 		RemoveTemp(at.Work, temp)
 		return "", err
 	}

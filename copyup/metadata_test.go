@@ -133,7 +133,7 @@ func TestMetadata(t *testing.T) {
 					must(t, c.Publish())
 					unix.Close(c.Fd)
 				} else {
-					temp, err := Node(src, at, rootly, nil)
+					temp, err := Node(src, at, rootly)
 					must(t, err)
 					must(t, PublishNode(temp, at, src.Attr.IsDir()))
 				}
@@ -159,7 +159,7 @@ func TestOrder(t *testing.T) {
 		var did []string
 		hooked(func(c sys.Change) error { did = append(did, string(c)); return nil }, func() {
 			if src.File == nil {
-				temp, err := Node(src, at, rootly, nil)
+				temp, err := Node(src, at, rootly)
 				must(t, err)
 				must(t, PublishNode(temp, at, false))
 				return
@@ -210,7 +210,7 @@ func TestNameIsTaken(t *testing.T) {
 			c.Discard()
 		} else {
 			var temp string
-			temp, err = Node(src, at, rootly, nil)
+			temp, err = Node(src, at, rootly)
 			must(t, err)
 			err = PublishNode(temp, at, src.Attr.IsDir())
 			RemoveTemp(at.Work, temp)

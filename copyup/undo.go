@@ -187,7 +187,7 @@ func (u *Undo) parent(t *Trashed, dir int, name string, path layers.Path) error 
 		}
 	}
 	at := Place{Dir: dir, Name: name, Work: u.Trash}
-	temp, err := Node(src, at, Config{Owner: true}, nil)
+	temp, err := Node(src, at, Config{Owner: true})
 	if err != nil {
 		return err
 	}
@@ -239,7 +239,7 @@ func (u *Undo) CopyTo(ctx context.Context, t *Trashed, dir int, name string) err
 			return err
 		}
 	}
-	temp, err := Node(src, at, cfg, nil)
+	temp, err := Node(src, at, cfg)
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ func (fs *FS) bringUpNode(ctx context.Context, n *node, src copyup.Source) error
 		}
 		at.Claim, at.Work = claim, fs.claims
 	}
-	temp, err := copyup.Node(src, at, fs.copies, nil)
+	temp, err := copyup.Node(src, at, fs.copies)
 	if err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ func (fs *FS) upDir(ctx context.Context, n *node) error {
 	if err != nil {
 		return err
 	}
-	temp, err := copyup.Node(src, at, fs.copies, nil)
+	temp, err := copyup.Node(src, at, fs.copies)
 	if err != nil {
 		return err
 	}

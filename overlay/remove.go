@@ -15,12 +15,6 @@ import (
 	"github.com/migratefs/migratefs/layers/whiteout"
 )
 
-// victim looks up the file at name in dir that is about to lose its name, and
-// its node, locked.
-func (fs *FS) victim(ctx context.Context, dir *node, name string) (*node, *found, error) {
-	return fs.find(ctx, dir, name)
-}
-
 // Unlink implements fuse.RawFileSystem.
 func (fs *FS) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name string) fuse.Status {
 	ctx := begin(cancel, in.Pid)
@@ -44,7 +38,7 @@ func (fs *FS) remove(ctx context.Context, dir *node, name string, isDir bool) er
 }
 
 func (fs *FS) removeOnce(ctx context.Context, d dentry, isDir bool) error {
-	n, f, err := fs.victim(ctx, d.parent, d.name)
+	n, f, err := fs.find(ctx, d.parent, d.name)
 	if err != nil {
 		return err
 	}

@@ -112,7 +112,7 @@ func (fs *FS) stillNamed(ctx context.Context, d dentry, n *node) error {
 	if !fs.many() {
 		return nil
 	}
-	now, _, err := fs.victim(ctx, d.parent, d.name)
+	now, _, err := fs.find(ctx, d.parent, d.name)
 	if err != nil {
 		return err
 	}
@@ -125,10 +125,10 @@ func (fs *FS) stillNamed(ctx context.Context, d dentry, n *node) error {
 
 // ends looks up both ends and checks what rename(2) demands of them.
 func (fs *FS) ends(ctx context.Context, m *move) (err error) {
-	if m.src, m.srcFound, err = fs.victim(ctx, m.from.parent, m.from.name); err != nil {
+	if m.src, m.srcFound, err = fs.find(ctx, m.from.parent, m.from.name); err != nil {
 		return err
 	}
-	m.dst, m.dstFound, err = fs.victim(ctx, m.to.parent, m.to.name)
+	m.dst, m.dstFound, err = fs.find(ctx, m.to.parent, m.to.name)
 	switch {
 	case errors.Is(err, unix.ENOENT) && !m.exchange():
 		m.dst, err = nil, nil

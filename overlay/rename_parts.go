@@ -177,7 +177,7 @@ func (fs *FS) makeBelow(n *node, at copyup.Place, l *layer) error {
 	if at.Work, err = fs.trash(l); err != nil {
 		return err
 	}
-	temp, err := copyup.Node(src, at, fs.copies, nil)
+	temp, err := copyup.Node(src, at, fs.copies)
 	if err != nil {
 		return err
 	}

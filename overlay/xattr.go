@@ -30,7 +30,7 @@ func (fs *FS) isOurs(attr string) bool {
 
 const ourXattrs = "trusted.migratefs."
 
-// xattrs returns all xattrs of n as they are on disk.
+// xattrsBelow returns all xattrs of n, which is not in the upper, as they are on disk.
 func (fs *FS) xattrsBelow(ctx context.Context, n *node) (layers.Xattrs, error) {
 	n.mu.RLock()
 	if len(n.lowers) == 0 {
