@@ -26,9 +26,7 @@ func (fs *FS) renameParts(m *move) (done bool, err error) {
 			return true, err
 		}
 	}
-	fs.removing.Lock()
-	defer fs.removing.Unlock()
-	unlock := lockBoth(m.src, m.dst)
+	unlock := fs.lockParts(m)
 	var bury *node
 	defer func() {
 		unlock()
@@ -76,6 +74,25 @@ func (fs *FS) renameParts(m *move) (done bool, err error) {
 		fs.dirChanged(m.to.parent, highest)
 	}
 	return true, err
+}
+
+// lockParts locks both ends, and keeps lower copies from being removed. In an exchange one
+// end may be a file. Who brings that up removes its lower copy with its lock held: so it is
+// locked before FS.removing is taken, and directories after.
+func (fs *FS) lockParts(m *move) (unlock func()) {
+	dir, other := m.src, m.dst
+	if !dir.isDir() {
+		dir, other = other, dir
+	}
+	if other != nil && !other.isDir() {
+		other.mu.Lock()
+		fs.removing.Lock()
+		dir.mu.Lock()
+		return func() { dir.mu.Unlock(); fs.removing.Unlock(); other.mu.Unlock() }
+	}
+	fs.removing.Lock()
+	both := lockBoth(dir, other)
+	return func() { both(); fs.removing.Unlock() }
 }
 
 // bareFile removes what lies under the file that shows at d in parts, if it is one, and

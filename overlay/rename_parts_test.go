@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -579,4 +580,71 @@ func TestIntentIsRead(t *testing.T) {
 	if all := w.check(true); len(all) == 0 || all[0].Kind != FoundIntent || all[0].Mends != "" || !w.has("upper/.migratefs/rename") {
 		t.Errorf("found %v", all)
 	}
+}
+
+// TestExchangeWhileLowerCopyGoes has a file come up, whose lower copy is about to be
+// removed, when it is to change places with a directory.
+func TestExchangeWhileLowerCopyGoes(t *testing.T) {
+	w := newWorld(t, worlds(t), oneHost)
+	must(t, w.open())
+	d := &driver{fs: w.fs}
+	for _, errno := range []unix.Errno{d.mkdir("made"), d.mkdir("made/d")} {
+		if errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	renamed, wrote := make(chan unix.Errno, 1), make(chan unix.Errno, 1)
+	locked := make(chan struct{}) // the file is, by who brings it up
+	var writer atomic.Uint64
+	linked, begun := false, false
+	sys.SetHook(func(c sys.Change) error {
+		switch goid() {
+		case writer.Load():
+			linked = linked || c == "link"
+			if !linked || c != "fsync" || begun {
+				return nil
+			}
+			begun = true
+			close(locked)
+			// Until the other has FS.removing, or waits for the file before that.
+			for end := time.Now().Add(200 * time.Millisecond); time.Now().Before(end) && w.fs.removing.TryRLock(); time.Sleep(time.Millisecond) {
+				w.fs.removing.RUnlock()
+			}
+		default:
+			if c == "mkdir" { // of made, in the lower: it has looked at both ends
+				go func() {
+					d := &driver{fs: w.fs}
+					defer d.end()
+					writer.Store(goid())
+					wrote <- d.write("low", "WRITTEN", 0)
+				}()
+				<-locked
+			}
+		}
+		return nil
+	})
+	defer sys.SetHook(nil)
+	go func() {
+		d := &driver{fs: w.fs}
+		defer d.end()
+		renamed <- d.rename("low", "made/d", unix.RENAME_EXCHANGE)
+	}()
+	for _, c := range []chan unix.Errno{renamed, wrote} {
+		select {
+		case errno := <-c:
+			if errno != 0 {
+				t.Error(errno)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("the rename and the copy-up wait for each other")
+		}
+	}
+	sys.SetHook(nil)
+	v, err := w.look()
+	must(t, err)
+	if v["made/d"].content != "WRITTENow" || v["low"].typ != unix.S_IFDIR {
+		t.Errorf("made/d is %v, low is %v", v["made/d"], v["low"])
+	}
+	d.end()
+	w.remove()
 }
