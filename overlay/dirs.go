@@ -154,7 +154,7 @@ func (fs *FS) openDir(n *node, l *layer, path layers.Path, id fileID) (*dirFD, e
 		return nil, errMoved
 	}
 	if fs.cfg.AsCaller {
-		return &dirFD{fd: fd, key: k, refs: 1}, nil // others may not get here
+		return &dirFD{fd: fd, id: id, key: k, refs: 1}, nil // others may not get here
 	}
 	return fs.dirs.put(k, fd, id), nil
 }

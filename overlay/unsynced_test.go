@@ -134,3 +134,24 @@ func TestLossesOfOthersAreSettled(t *testing.T) {
 		t.Errorf("what is durable is synced again: %q", got)
 	}
 }
+
+// TestLossIsDurableBeforeARename: before a file that came up gets another name, the loss of
+// its lower copy is durable, whoever's rights requests have.
+func TestLossIsDurableBeforeARename(t *testing.T) {
+	for _, asCaller := range []bool{false, true} {
+		w := newWorld(t, worlds(t), oneHost)
+		w.tweak = func(c *Config) { c.AsCaller = asCaller }
+		must(t, w.open())
+		d := &driver{fs: w.fs}
+		rewrite(d)
+		var did []string
+		sys.SetHook(func(c sys.Change) error { did = append(did, string(c)); return nil })
+		errno := d.rename("low", "moved", 0)
+		sys.SetHook(nil)
+		if sync, rename := slices.Index(did, "fsync"), slices.Index(did, "rename"); errno != 0 || sync < 0 || rename < sync {
+			t.Errorf("creds=caller %v: %v, after %q", asCaller, errno, did)
+		}
+		d.end()
+		w.remove()
+	}
+}
