@@ -85,9 +85,9 @@ type fill struct {
 
 	mu    sync.Mutex // after every node's; nothing is done under it
 	files map[extent.ID]*filling
-	order []*filling  // oldest first, with some that are gone
-	front []extent.ID // opened last: last
-	next  time.Time   // when the rate allows the next piece
+	order []*filling // oldest first, with some that are gone
+	front []*filling // opened last: last; with some that are gone
+	next  time.Time  // when the rate allows the next piece
 	away  map[string]time.Time
 	last  failure
 	until context.Context // of what is fetched because fetch says so; ends when it is turned off
@@ -238,10 +238,10 @@ func (q *fill) add(id extent.ID, n *node) {
 	if q.stop != nil {
 		n.fs.table.ref(n)
 		f.n = n
+		q.front = append(q.front, f)
 	}
 	q.files[id] = f
 	q.order = append(q.order, f)
-	q.front = append(q.front, id)
 	q.mu.Unlock()
 	q.wake()
 }
@@ -268,17 +268,18 @@ func (q *fill) drop(id extent.ID) {
 func (q *fill) opened(id extent.ID) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.stop == nil || q.files[id] == nil {
+	f := q.files[id]
+	if q.stop == nil || f == nil {
 		return
 	}
-	if i := slices.Index(q.front, id); i >= 0 {
+	if i := slices.Index(q.front, f); i >= 0 {
 		q.front = slices.Delete(q.front, i, i+1)
 	}
 	const most = 1024
 	if len(q.front) >= most {
 		q.front = slices.Delete(q.front, 0, most/2)
 	}
-	q.front = append(q.front, id)
+	q.front = append(q.front, f)
 }
 
 // closed notes that nobody has the file open any more: all of it may be here.
@@ -345,7 +346,7 @@ func (q *fill) pick(now time.Time) (f *filling, again time.Time) {
 	defer q.mu.Unlock()
 	again = now.Add(time.Hour)
 	due := func(f *filling) bool {
-		if f == nil || f.gone || f.busy || f.conflict && !f.moot {
+		if f.busy || f.conflict && !f.moot {
 			return false
 		}
 		at := f.after
@@ -360,18 +361,38 @@ func (q *fill) pick(now time.Time) (f *filling, again time.Time) {
 		}
 		return true
 	}
+	// What is gone is passed over once, and taken out: there may be millions. Those that are
+	// kept on the way are few, and close up.
+	kept := len(q.front)
 	for i := len(q.front) - 1; i >= 0; i-- {
-		if f := q.files[q.front[i]]; due(f) {
-			f.busy = true
-			return f, again
+		f := q.front[i]
+		if f.gone {
+			continue
 		}
-	}
-	for _, f := range q.order {
+		kept--
+		q.front[kept] = f
 		if due(f) {
+			q.front = slices.Delete(q.front, i, kept)
 			f.busy = true
 			return f, again
 		}
 	}
+	q.front = slices.Delete(q.front, 0, kept)
+	kept = 0
+	for i, f := range q.order {
+		if f.gone {
+			continue
+		}
+		q.order[kept] = f
+		kept++
+		if due(f) {
+			copy(q.order[i+1-kept:], q.order[:kept])
+			q.order = q.order[i+1-kept:]
+			f.busy = true
+			return f, again
+		}
+	}
+	q.order = slices.Delete(q.order, kept, len(q.order))
 	return nil, again
 }
 

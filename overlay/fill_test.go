@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/migratefs/migratefs/layers"
+	"github.com/migratefs/migratefs/layers/extent"
 	"github.com/migratefs/migratefs/layers/whiteout"
 )
 
@@ -427,5 +428,52 @@ func TestFillLeavesWhatItMustNotTouch(t *testing.T) {
 			}
 			d.end()
 		})
+	}
+}
+
+// TestFillForgetsWhatIsDone: to pick the next of many files takes no look at those that
+// are done.
+func TestFillForgetsWhatIsDone(t *testing.T) {
+	fs := &FS{}
+	fs.table.init()
+	for _, running := range []bool{true, false} {
+		q := &fill{fs: fs, files: map[extent.ID]*filling{}, away: map[string]time.Time{}, woken: make(chan struct{}, 1)}
+		if running {
+			q.stop = func() {}
+		}
+		const files, stay = 1000, 7
+		for i := range files {
+			q.add(extent.ID{byte(i), byte(i >> 8), 1}, &node{fs: fs})
+		}
+		picked := map[*filling]bool{}
+		for range files {
+			f, _ := q.pick(time.Now())
+			if f == nil || f.gone || picked[f] {
+				t.Fatalf("running %v: after %d of %d files %v is picked", running, len(picked), files, f)
+			}
+			picked[f] = true
+			if len(picked)%(files/stay) == 1 {
+				continue // it is worked at
+			}
+			q.drop(f.id)
+			if front, order := len(q.front), len(q.order); running && front > len(q.files)+1 || order > 2*len(q.files)+64 {
+				t.Fatalf("running %v: with %d files, %d are looked at, or %d", running, len(q.files), front, order)
+			}
+		}
+		if f, _ := q.pick(time.Now()); f != nil {
+			t.Errorf("running %v: %v is picked twice", running, f)
+		}
+		for f := range picked {
+			f.busy = false
+		}
+		for want := len(q.files); want > 0; want-- {
+			f, _ := q.pick(time.Now())
+			if f == nil || f.gone {
+				t.Fatalf("running %v: %d files are lost", running, want)
+			}
+		}
+		if len(q.front) > len(q.files) || len(q.order) != len(q.files) {
+			t.Errorf("running %v: of %d files %d and %d are kept", running, len(q.files), len(q.front), len(q.order))
+		}
 	}
 }
