@@ -446,6 +446,7 @@ func (fs *FS) clearDir(n *node, at dentry) error {
 		if err := fs.opaque(path); err != nil {
 			return err
 		}
+		n.lowers = nil // also if it stays: what its whiteouts hide must not show
 	}
 	entries, err := local.ReadDirAt(context.Background(), path)
 	if err != nil {
