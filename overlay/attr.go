@@ -71,9 +71,16 @@ func (fs *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.Attr
 
 // attr returns the present attributes of n.
 func (fs *FS) attr(ctx context.Context, n *node) (layers.Attr, error) {
-	return despiteRenames(n, func() (layers.Attr, error) {
+	a, err := despiteRenames(n, func() (layers.Attr, error) {
 		return unswapped(n, func() (layers.Attr, error) { return fs.attrOnce(ctx, n) })
 	})
+	if errnoOf(err) == unix.ESTALE && !n.isUpper() {
+		// Others have taken the name from it: who has it open has it still.
+		if held, herr := n.attrHeld(); herr == nil {
+			return held, nil
+		}
+	}
+	return a, err
 }
 
 func (fs *FS) attrOnce(ctx context.Context, n *node) (layers.Attr, error) {
@@ -81,8 +88,12 @@ func (fs *FS) attrOnce(ctx context.Context, n *node) (layers.Attr, error) {
 	upper, dead := n.upper, n.dead
 	fd := -1
 	switch {
-	case dead != nil && !upper:
-		held, _ := n.dupLowerFd()
+	case dead != nil && (!upper || n.isDir()):
+		held := dup(n.kept)
+		if !upper {
+			closeFd(held)
+			held, _ = n.dupLowerFd()
+		}
 		n.mu.RUnlock()
 		return attrOfDead(held, *dead)
 	case n.isRegular() && (upper || dead != nil):

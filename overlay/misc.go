@@ -55,8 +55,8 @@ func (fs *FS) readlink(ctx context.Context, n *node) (string, error) {
 }
 
 func (fs *FS) readlinkOnce(ctx context.Context, n *node) (string, error) {
-	if n.isUpper() {
-		fd, err := fs.openUpper(n)
+	if n.isUpper() || n.isUnnamed() {
+		fd, err := fs.openShown(n)
 		if err != nil {
 			return "", err
 		}

@@ -76,7 +76,7 @@ func (fs *FS) removeOnce(ctx context.Context, d dentry, isDir bool) error {
 		closeFd(last)
 		return err
 	}
-	if !claims.whole() && last >= 0 && linksOf(last) == links {
+	if !claims.whole() && !isDir && last >= 0 && linksOf(last) == links {
 		// Somebody had broken our claim and put another file there: that has gone.
 		fs.dropName(n, d.parent, d.name)
 		n.mu.Unlock()
@@ -109,12 +109,9 @@ func (fs *FS) removeHeld(ctx context.Context, d dentry, n *node, claims claimed)
 }
 
 // hold opens the file at d, which is about to lose this name, O_PATH: who has
-// looked it up may open it after that, as on any filesystem. It is -1 for a
-// directory, and where a lower that never changes has the file.
+// looked it up may open it after that, as on any filesystem. It is -1 where a lower that
+// never changes has the file.
 func (fs *FS) hold(d dentry, n *node) int {
-	if n.isDir() {
-		return -1
-	}
 	if n.isUpper() {
 		if fd, err := fs.openUpper(n); err == nil {
 			return fd
@@ -165,6 +162,9 @@ func (n *node) keep(fd int) {
 func (fs *FS) nameGone(n *node, d dentry, f *found, last int) (bury bool) {
 	left := fs.dropName(n, d.parent, d.name)
 	links := max(f.attr.Nlink, 1) - 1
+	if !f.upper && len(f.lowers) > 0 && !f.lowers[0].layer.isLocal() {
+		links = 0 // other names that the source has of it are other files here
+	}
 	if fs.cfg.Mode == Overlay && !n.isDir() {
 		fs.recount(n, links, last)
 	}

@@ -248,7 +248,12 @@ func (fs *FS) syncNames(n *node) error {
 	fs.tree.RUnlock()
 	for _, d := range names {
 		if n.fresh.Load() && d.parent.isUpper() { // another of its names may stand in a lower
-			if err := fs.syncNameIn(d.parent); err != nil && (!nothing(err) && !errors.Is(err, errMoved) || n.isCalled(d.parent, d.name)) {
+			err := fs.syncNameIn(d.parent)
+			gone := nothing(err) || errors.Is(err, errMoved)
+			if gone && n.isCalled(d.parent, d.name) {
+				err, gone = syncLayer(fs.upper), false // another host has moved the directory
+			}
+			if err != nil && !gone {
 				return err
 			}
 		}

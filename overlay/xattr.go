@@ -101,11 +101,12 @@ func (n *node) xattrOfHandle(disk string) ([]byte, error) {
 	return nil, unix.EBADF
 }
 
-// isUnnamed reports whether n has lost its last name, and was of this host.
+// isUnnamed reports whether n lies in a lower of this host and has no name that we know.
 func (n *node) isUnnamed() bool {
+	_, named := n.dentry()
 	n.mu.RLock()
 	defer n.mu.RUnlock()
-	return n.dead != nil && len(n.lowers) > 0 && n.lowers[0].layer.isLocal()
+	return !named && len(n.lowers) > 0 && n.lowers[0].layer.isLocal()
 }
 
 // GetXAttr implements fuse.RawFileSystem.
