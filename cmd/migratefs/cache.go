@@ -70,7 +70,7 @@ func (st *stack) enterCache(real string) (fd int, err error) {
 	path := st.o.cacheDir
 	fd, err = unix.Open(real, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, mountErrorf("cache directory %q: %v", path, err)
+		return -1, mountErrorf("cache directory %q: %w", path, err)
 	}
 	if !private(fd) {
 		unix.Close(fd)
@@ -80,42 +80,82 @@ func (st *stack) enterCache(real string) (fd int, err error) {
 }
 
 // openCache opens the directory of cachedir=, which is made if it is not there. It is
-// this user's alone: who may write there decides what files hold.
+// this user's alone: who may write there decides what files hold. While it is locked, no
+// mount that fails takes it away.
 func (st *stack) openCache(context.Context, string) error {
-	path := st.o.cacheDir
-	if path == "" {
-		return nil
+	for st.o.cacheDir != "" {
+		there, err := st.tryCache()
+		if gone := errors.Is(err, os.ErrNotExist) && !isSymlink(st.o.cacheDir); there || err != nil && !gone {
+			return err
+		}
+		// It was taken away before it was locked.
+		if st.cache != nil {
+			st.cache.Close()
+			st.cache = nil
+		}
 	}
+	return nil
+}
+
+func isSymlink(path string) bool {
+	fi, err := os.Lstat(path)
+	return err == nil && fi.Mode()&os.ModeSymlink != 0
+}
+
+// tryCache is openCache, and reports whether what it locked is still in its place.
+func (st *stack) tryCache() (there bool, err error) {
+	path := st.o.cacheDir
 	if err := os.Mkdir(path, 0o700); err == nil {
 		st.cacheMade = path
 	} else if !errors.Is(err, os.ErrExist) {
-		return mountErrorf("cache directory %q: %v: name another with cachedir=", path, bare(err))
+		return false, mountErrorf("cache directory %q: %v: name another with cachedir=", path, bare(err))
 	}
 	real, err := realDir("cache directory", path)
 	if err != nil {
-		return err
+		return false, err
 	}
 	dirs := st.dirs
 	if st.work != nil {
 		dirs = append(dirs[:len(dirs):len(dirs)], namedDir{"work directory", st.work.Name(), st.work.Name()})
 	}
 	if err := st.placeCache(real, dirs); err != nil {
-		return err
+		return false, err
 	}
 	fd, err := st.enterCache(real)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer unix.Close(fd)
 	objects, err := sys.MkdirOpen(fd, cacheFormat)
 	if err != nil {
-		return mountErrorf("cache directory %q: %s: %v", path, cacheFormat, err)
+		return false, mountErrorf("cache directory %q: %s: %w", path, cacheFormat, err)
 	}
 	st.cache = os.NewFile(uintptr(objects), filepath.Join(real, cacheFormat))
 	if !private(objects) {
-		return mountErrorf("%q in the cache directory must belong to this user and be closed to others: remove it", st.cache.Name())
+		return false, mountErrorf("%q in the cache directory must belong to this user and be closed to others: remove it", st.cache.Name())
 	}
-	return nil
+	// Who takes it away has it locked for a moment only. A filesystem without locks:
+	// then nobody takes it away.
+	_ = sys.Retry(func() error { return unix.Flock(objects, unix.LOCK_SH) })
+	var mine, now unix.Stat_t
+	there = unix.Fstat(objects, &mine) == nil && unix.Fstatat(fd, cacheFormat, &now, unix.AT_SYMLINK_NOFOLLOW) == nil &&
+		mine.Dev == now.Dev && mine.Ino == now.Ino
+	return there, nil
+}
+
+// dropCache takes away the cache directory that this mount has made, unless another has
+// begun to use it.
+func (st *stack) dropCache() {
+	if st.cacheMade == "" {
+		return
+	}
+	if st.cache != nil {
+		if unix.Flock(int(st.cache.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+			return
+		}
+		_ = os.RemoveAll(st.cache.Name())
+	}
+	_ = os.Remove(st.cacheMade) // if nothing else is in it
 }
 
 // private reports whether the directory fd is this user's, and nobody else gets in.

@@ -105,11 +105,11 @@ func realDir(what, path string) (string, error) {
 	}
 	real, err := filepath.EvalSymlinks(abs)
 	if err != nil {
-		return "", mountErrorf("%s %q: %v: create it, or name one that exists", what, path, bare(err))
+		return "", mountErrorf("%s %q: %w: create it, or name one that exists", what, path, bare(err))
 	}
 	fi, err := os.Stat(real)
 	if err != nil {
-		return "", mountErrorf("%s %q: %v", what, path, bare(err))
+		return "", mountErrorf("%s %q: %w", what, path, bare(err))
 	}
 	if !fi.IsDir() {
 		return "", mountErrorf("%s %q is not a directory: name one", what, path)
@@ -528,10 +528,7 @@ func (st *stack) abandon() {
 		}
 	}
 	st.closeImages()
-	if st.cacheMade != "" {
-		_ = os.RemoveAll(filepath.Join(st.cacheMade, cacheFormat))
-		_ = os.Remove(st.cacheMade)
-	}
+	st.dropCache()
 	if st.workMade != "" {
 		// Only what New makes can be in it; and while it is locked, it is ours.
 		for _, name := range []string{"index", "links", "stubs", "objects", "temps"} {

@@ -51,6 +51,7 @@ var notRun = map[string]string{
 	"docs/migration.md: b# migratefs restore --lazy-pages a:/srv/images":                                                                           "tests/e2e/restore_pages_test.go does so, with other names of hosts",
 	"docs/migration.md: b# migratefs dump -D /srv/images 4711":                                                                                     "tests/e2e/dump_test.go does so, with other numbers and names",
 	"docs/migration.md: a# criu dump -t 4711 -D /srv/images --external 'mnt[/data]:data'":                                                          "tests/e2e/own_mounts_test.go does so, with other numbers and names",
+	"docs/control.md: # migratefs status":                                                                                                          "TestStatus in tests/cli does so, with other mounts",
 	"docs/operating.md: level=DEBUG msg=\"sftp open\" source=source:/data channel=1 id=16 path=\"/data/a b\" result=ok handle=00000000 took=979µs": "lines of a log",
 	"docs/operating.md: # cat /etc/migratefs/scratch.conf":                                                                                         "TestUnitUnderSystemd does",
 }
