@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,13 +35,35 @@ var kernelOffers = []struct {
 }
 
 func (d *diagnosis) kernel() {
+	filtered := sys.Filtered()
 	for _, o := range kernelOffers {
 		f := finding{Group: "Kernel", What: o.what, There: o.there()}
 		if !f.There {
-			f.Detail, f.Without = "Linux has it from "+o.since+" on", o.without
+			f.Detail, f.Without = lackText(d.Kernel, o.since, filtered), o.without
 		}
 		d.add(f)
 	}
+}
+
+// lackText says why a call is lacking that Linux has since a version. That is not told
+// by the version alone: who is filtered has what the filter lets through.
+func lackText(kernel, since string, filtered bool) string {
+	text := "Linux has it since " + since
+	switch version, _, configured := strings.Cut(since, ","); {
+	case configured || !isSince(kernel, version):
+		return text
+	case filtered:
+		return text + ", so has this kernel: a seccomp filter hides it, as containers have them"
+	}
+	return text + ", but here it is refused"
+}
+
+// isSince reports whether a kernel's release is of a version ("5.12") or a later one.
+func isSince(kernel, version string) bool {
+	var has, want [2]int
+	_, err := fmt.Sscanf(kernel, "%d.%d", &has[0], &has[1])
+	_, err2 := fmt.Sscanf(version, "%d.%d", &want[0], &want[1])
+	return err == nil && err2 == nil && slices.Compare(has[:], want[:]) >= 0
 }
 
 // fuseOffers are what the kernel says of its FUSE when a mount is made.
@@ -101,7 +124,7 @@ func (d *diagnosis) mounting() {
 		case f.There && o.root && !isRoot():
 			f.There, f.Detail, f.Without = false, "the kernel has it, for root's mounts", o.without
 		case !f.There:
-			f.Detail, f.Without = "Linux has it from "+o.since+" on", o.without
+			f.Detail, f.Without = "Linux has it since "+o.since, o.without
 		}
 		d.add(f)
 	}

@@ -12,7 +12,7 @@ import (
 // What is missing is said with what it costs, and what is needed decides the code.
 func TestDiagnosis(t *testing.T) {
 	d := &diagnosis{Version: "v", Kernel: "5.4.0", Machine: "x86_64", Findings: []finding{
-		{Group: "Kernel", What: "openat2(2)", Detail: "Linux has it from 5.6 on", Without: "paths are walked one component a call"},
+		{Group: "Kernel", What: "openat2(2)", Detail: lackText("5.4.0", "5.6", false), Without: "paths are walked one component a call"},
 		{Group: "Mounting", What: "/dev/fuse", Needed: true, There: true},
 		{Group: "Mounting", What: "a mount", Needed: true, Detail: "operation not permitted\nsecond line", Without: "give it"},
 	}}
@@ -21,7 +21,7 @@ func TestDiagnosis(t *testing.T) {
 	want := `migratefs v on Linux 5.4.0, x86_64
 
 Kernel
-  no  openat2(2): Linux has it from 5.6 on
+  no  openat2(2): Linux has it since 5.6
         paths are walked one component a call
 
 Mounting
@@ -34,6 +34,26 @@ Mounting
 	}
 	if what := d.lacksNeeded(); len(what) != 1 || what[0] != "a mount" {
 		t.Errorf("needed and missing: %q", what)
+	}
+}
+
+// An old kernel is told from a filter, which may stand before an old one, too.
+func TestLackText(t *testing.T) {
+	for _, c := range []struct {
+		kernel, since string
+		filtered      bool
+		want          string
+	}{
+		{"5.4.0-150-generic", "5.12", false, "Linux has it since 5.12"},
+		{"5.4.0-150-generic", "5.12", true, "Linux has it since 5.12"},
+		{"6.18.5", "6.13", true, "Linux has it since 6.13, so has this kernel: a seccomp filter hides it, as containers have them"},
+		{"6.13-rc1", "6.13", false, "Linux has it since 6.13, but here it is refused"},
+		{"6.18.5", "4.20, where it is configured", true, "Linux has it since 4.20, where it is configured"},
+		{"strange", "5.6", true, "Linux has it since 5.6"},
+	} {
+		if got := lackText(c.kernel, c.since, c.filtered); got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
 	}
 }
 

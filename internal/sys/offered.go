@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"bytes"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +37,12 @@ func HasStatxMountID() bool {
 func HasPressure() bool {
 	_, err := os.ReadFile("/proc/pressure/io")
 	return err == nil
+}
+
+// Filtered reports whether a seccomp filter looks at the calls of this process.
+func Filtered() bool {
+	b, err := os.ReadFile("/proc/self/status")
+	return err == nil && bytes.Contains(b, []byte("\nSeccomp:\t2\n"))
 }
 
 // HasUserNS reports whether users can have namespaces of their own.
