@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"errors"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -89,10 +90,20 @@ func (fs *FS) linkOnce(ctx context.Context, n, dir *node, name string, out *fuse
 // linked answers with the file under its new name.
 func (fs *FS) linked(ctx context.Context, n, dir *node, name string, out *fuse.EntryOut) error {
 	m, f, err := fs.find(ctx, dir, name)
-	if err != nil {
+	if err == nil {
+		fs.fillEntry(out, m, &f.attr)
+		return nil
+	}
+	if !errors.Is(err, unix.ENOENT) || !fs.many() {
 		return err
 	}
-	fs.fillEntry(out, m, &f.attr)
+	// Another host has taken it away again, which is no error of what was before.
+	a, err := fs.attr(ctx, n)
+	if err != nil {
+		return unix.ESTALE
+	}
+	fs.table.ref(n)
+	fs.fillEntry(out, n, &a)
 	return nil
 }
 

@@ -425,9 +425,24 @@ func TestUnlinkedWhileNamed(t *testing.T) {
 	})
 }
 
-// TestLinkBroughtUpMeanwhile: another host writes to a name that a link has just made,
-// before who makes it is done. It is made, then.
-func TestLinkBroughtUpMeanwhile(t *testing.T) {
+// TestLinkMetMeanwhile: another host writes to a name that a link has just made, or
+// takes it away, before who makes it is done. It was made, then.
+func TestLinkMetMeanwhile(t *testing.T) {
+	t.Run("written", func(t *testing.T) {
+		linkMet(t, func(d *driver) unix.Errno { return d.write("new", "WR", 0) }, func(v sight) bool {
+			_, ok := v["low"]
+			return ok && v["new"].size == 9
+		})
+	})
+	t.Run("unlinked", func(t *testing.T) {
+		linkMet(t, func(d *driver) unix.Errno { return d.unlink("new") }, func(v sight) bool {
+			_, ok := v["new"]
+			return !ok && v["low"].nlink == 1
+		})
+	})
+}
+
+func linkMet(t *testing.T, second func(*driver) unix.Errno, good func(sight) bool) {
 	base, met := worlds(t), 0
 	for n := 1; ; n++ {
 		a, b := stepWorld(t, base, "l1")
@@ -442,13 +457,14 @@ func TestLinkBroughtUpMeanwhile(t *testing.T) {
 			done <- act(a, &action{do: func(d *driver) unix.Errno { return d.link("low", "new") }})
 		}()
 		var errno unix.Errno
-		var was error
+		stopped, there := false, false
 		select {
 		case <-s.stopped:
-			if was = os.ErrNotExist; a.has("l1/new") {
+			stopped = true
+			if there = a.has("l1/new"); there {
 				met++
-				if errno := act(b, &action{do: func(d *driver) unix.Errno { return d.write("new", "WR", 0) }}); errno != 0 {
-					t.Errorf("write before change %d of %q: %v", n, s.names, errno)
+				if errno := act(b, &action{do: second}); errno != 0 {
+					t.Errorf("the other, before change %d of %q: %v", n, s.names, errno)
 				}
 			}
 			close(s.resume)
@@ -458,15 +474,14 @@ func TestLinkBroughtUpMeanwhile(t *testing.T) {
 		sys.SetHook(nil)
 		sys.SetLookHook(nil)
 		if errno != 0 {
-			t.Errorf("link, and a write before change %d of %q: %v", n, s.names, errno)
+			t.Errorf("link, and the other before change %d of %q: %v", n, s.names, errno)
 		}
-		v := sameSight(t, a, b)
-		if _, ok := v["low"]; !ok || v["new"].size != 9 {
-			t.Errorf("after a write before change %d of %q: %v and %v", n, s.names, v["low"], v["new"])
+		if v := sameSight(t, a, b); there && !good(v) {
+			t.Errorf("after the other before change %d of %q: %v and %v", n, s.names, v["low"], v["new"])
 		}
 		b.close()
 		a.remove()
-		if was == nil {
+		if !stopped {
 			break
 		}
 	}
