@@ -29,6 +29,7 @@ type restorePlan struct {
 	Options  string // lines for CRIU's configuration
 	LogLevel int32
 	Wait     bool // the command wants to know how the process ends
+	Lazy     bool // memory comes later, and memoryFd is of those who have it
 
 	InPlace bool     // --view=paths: this host's root stays, and the view covers Paths
 	Paths   []string //
@@ -53,6 +54,7 @@ const (
 	planFd   = 3
 	reportFd = 4
 	leashFd  = 6 // after hostNsFd
+	memoryFd = 7
 
 	criuLog    = "restore.log" // CRIU's, in the state directory
 	helperLog  = "helper.log"  // what CRIU and the helper print
@@ -113,6 +115,9 @@ func restoreInit() error {
 	if err != nil {
 		return failed // the command has died
 	}
+	if plan.Lazy {
+		watchMemory()
+	}
 	r, err := restoreInside(&plan)
 	if err != nil {
 		r.Error = oneLine(err.Error())
@@ -132,6 +137,20 @@ func restoreInit() error {
 		}
 	})
 	return nil
+}
+
+// watchMemory ends everything in here when nobody is left who has the memory that did not come
+// yet (restore_pages.go): from then on it is zeros. A byte says that all has come.
+func watchMemory() {
+	unix.CloseOnExec(memoryFd)
+	f := os.NewFile(memoryFd, "memory")
+	go func() {
+		defer f.Close()
+		if n, _ := f.Read(make([]byte, 1)); n == 0 {
+			_, _ = os.Stderr.WriteString(bothKilled)
+			os.Exit(exitFailure)
+		}
+	}()
 }
 
 // restoreInside restores, and closes what would lead the process out again.

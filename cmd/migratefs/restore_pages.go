@@ -60,9 +60,13 @@ const (
 	// pagesPatience is how long those who are about to end are waited for.
 	pagesPatience = 10 * time.Second
 
+	// aliveFd is never closed: its end tells init that no holder is left either (watchMemory).
+	aliveFd = 5
+
 	// holderName is what ps shows of the process that waits for our end: pkill migratefs does
 	// not mean it.
 	holderName = "held-memory"
+	bothKilled = "the processes that gave what was restored its memory were killed: nothing of it goes on, since what is missing is zeros\n"
 	holderLast = "the process that gave what was restored its memory was killed: nothing of it goes on, since what is missing would be zeros\n"
 )
 
@@ -75,6 +79,7 @@ func newRestorePagesCommand() *cobra.Command {
 			report := os.NewFile(reportFd, "report")
 			unix.CloseOnExec(planFd)
 			unix.CloseOnExec(reportFd)
+			unix.CloseOnExec(aliveFd)
 			var plan pagesPlan
 			f := os.NewFile(planFd, "plan")
 			err := json.NewDecoder(f).Decode(&plan)
@@ -182,6 +187,9 @@ func (p *pagesServer) run() error {
 				fmt.Fprintf(os.Stderr, "migratefs: memory: %s\n", oneLine(err.Error()))
 				time.AfterFunc(pagesPatience, func() { _ = unix.PidfdSendSignal(p.init, unix.SIGKILL, nil, 0) })
 				continue
+			}
+			if _, err := unix.Write(aliveFd, []byte{1}); err != nil {
+				continue // init has ended
 			}
 			p.log.Info("all memory of the restored process is here", "bytes", p.wrote.Total)
 			p.letGo()
@@ -310,7 +318,8 @@ func (s *pagesState) text() string {
 }
 
 // startPages starts that helper for what init restores, and waits until CRIU can begin.
-func (r *restoreCommand) startPages(ctx context.Context, init int) error {
+// As long as it lives, or who holds the memory, alive is open.
+func (r *restoreCommand) startPages(ctx context.Context, init int, alive *os.File) error {
 	plan := pagesPlan{Images: r.plan.Images, State: r.plan.State, Dir: r.dir, Arch: r.checkpoint.Arch, Init: init}
 	if isRemote(r.images) {
 		plan.Mount = r.imagesDir()
@@ -346,7 +355,7 @@ func (r *restoreCommand) startPages(ctx context.Context, init int) error {
 	cmd := exec.Command(self, "restore-pages")
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{pr, aw}
+	cmd.ExtraFiles = []*os.File{pr, aw, alive}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("the helper that brings memory: %w", err)

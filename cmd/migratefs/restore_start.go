@@ -24,6 +24,7 @@ func (r *restoreCommand) restore(ctx context.Context) (*restoreState, *json.Deco
 	r.plan.Binds = r.binds
 	r.plan.ShellJob = r.checkpoint.ShellJob
 	r.plan.Wait = r.tell.wait
+	r.plan.Lazy = r.lazyPages
 	r.plan.LogLevel = 3 // the log is all there is if something goes wrong
 	if r.verbose {
 		r.plan.LogLevel = 4
@@ -140,13 +141,22 @@ func (r *restoreCommand) startInit(ctx context.Context) (init *exec.Cmd, answer 
 		cmd.Stdin = os.Stdin // the terminal that CRIU gives to the job
 	}
 	cmd.ExtraFiles = []*os.File{pr, aw, ns, r.leash}
+	var memory *os.File // the end of who has it, open as long as they live
+	if r.lazyPages {
+		mr, mw, err := os.Pipe()
+		if err != nil {
+			return nil, nil, err
+		}
+		theirs = append(theirs, mr, mw)
+		cmd.ExtraFiles, memory = append(cmd.ExtraFiles, mr), mw
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID, Setsid: true}
 	if err = cmd.Start(); err != nil {
 		return nil, nil, fmt.Errorf("new mount and pid namespaces: %w", err)
 	}
 	_ = pr.Close() // or a helper that dies would have us wait
 	if r.lazyPages {
-		err = r.startPages(ctx, cmd.Process.Pid)
+		err = r.startPages(ctx, cmd.Process.Pid, memory)
 	}
 	if err == nil {
 		if _, err = pw.Write(plan); err != nil {

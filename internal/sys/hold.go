@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"os"
 	"runtime"
 	"unsafe"
 
@@ -12,9 +13,9 @@ import (
 // instant, and stays so when this process dies, whatever way. It does nothing but wait
 // for that. Then it kills the process of the pidfd victim, writes last to standard error,
 // and goes when that process has ended, which lets go of the descriptors; self is a pidfd of
-// this process. It shares nothing but the table, and is called name: who kills by a name
-// means this process, and not what is left when that is gone. The caller
-// reaps it.
+// this process. It shares nothing but the table, and is called name, its command line too: who
+// kills by a name (pkill -f) means this process, and not what is left when that is gone. The
+// caller reaps it.
 //
 // This process must never execute another program, which would give it a table of its
 // own. What it starts may.
@@ -27,6 +28,7 @@ func HoldFiles(self, victim int, name, last string) (pid int, err error) {
 		other: holdPoll{fd: int32(victim), events: unix.POLLIN},
 		name:  append([]byte(name), 0),
 		last:  []byte(last),
+		args:  arguments(),
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -51,6 +53,23 @@ func HoldFiles(self, victim int, name, last string) (pid int, err error) {
 type holder struct {
 	own, other holdPoll
 	name, last []byte
+	args       []byte // where the copy has its command line
+}
+
+// arguments is where the kernel finds what it shows as the command line of this process; nil if
+// somebody has put something else in the place of os.Args.
+func arguments() []byte {
+	n := 0
+	for _, a := range os.Args {
+		if n > 0 && uintptr(unsafe.Pointer(unsafe.StringData(a))) != uintptr(unsafe.Pointer(unsafe.StringData(os.Args[0])))+uintptr(n) {
+			return nil
+		}
+		n += len(a) + 1
+	}
+	if n == 0 || len(os.Args[0]) == 0 {
+		return nil
+	}
+	return unsafe.Slice(unsafe.StringData(os.Args[0]), n)
 }
 
 // holdPoll is a struct pollfd (poll(2)).
@@ -75,6 +94,11 @@ func (h *holder) start() (pid int, errno unix.Errno) {
 		return int(r), e
 	}
 	_, _, _ = unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.SliceData(h.name))), 0, 0, 0, 0)
+	for i := range h.args {
+		if h.args[i] = 0; i < len(h.name)-1 && i < len(h.args)-1 {
+			h.args[i] = h.name[i]
+		}
+	}
 	h.own.wait()
 	_, _, _ = unix.RawSyscall6(unix.SYS_PIDFD_SEND_SIGNAL, uintptr(h.other.fd), uintptr(unix.SIGKILL), 0, 0, 0, 0)
 	_, _, _ = unix.RawSyscall(unix.SYS_WRITE, 2, uintptr(unsafe.Pointer(unsafe.SliceData(h.last))), uintptr(len(h.last)))

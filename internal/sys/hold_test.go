@@ -73,8 +73,18 @@ func holdUntilKilled(arg string) {
 		time.Sleep(time.Millisecond)
 		comm, err4 = os.ReadFile("/proc/" + strconv.Itoa(holder) + "/comm")
 	}
+	args, err6 := os.ReadFile("/proc/" + strconv.Itoa(holder) + "/cmdline")
+	for strings.Contains(string(args), "TestHoldFiles") && err6 == nil { // its second
+		time.Sleep(time.Millisecond)
+		args, err6 = os.ReadFile("/proc/" + strconv.Itoa(holder) + "/cmdline")
+	}
+	own, err7 := os.ReadFile("/proc/self/cmdline")
+	if !strings.HasPrefix(string(args), "a-name\x00") || !strings.Contains(string(own), "TestHoldFiles") {
+		println("command lines:", strconv.Quote(string(args)), strconv.Quote(string(own)))
+		os.Exit(1)
+	}
 	w, err5 := os.OpenFile(fifo, os.O_WRONLY, 0)
-	for _, err := range []error{err1, err2, err3, err4, err5} {
+	for _, err := range []error{err1, err2, err3, err4, err5, err6, err7} {
 		if err != nil {
 			println(err.Error())
 			os.Exit(1)

@@ -82,7 +82,7 @@ func (m *move) pagesPid(holder bool) int {
 	for _, pid := range m.jobs() {
 		args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-		if bytes.Contains(args, []byte("restore-pages")) && holder == (string(comm) == "held-memory\n") {
+		if is := string(comm) == "held-memory\n"; holder && is || !holder && !is && bytes.Contains(args, []byte("restore-pages")) {
 			return pid
 		}
 	}
@@ -184,6 +184,35 @@ func TestLazyPagesKilled(t *testing.T) {
 		m.unmount(r)
 		must(t, os.RemoveAll(m.b.Path("/srv/upper")))
 	}
+}
+
+// TestLazyPagesBothKilled: when nobody is left who has what is missing, the process ends.
+func TestLazyPagesBothKilled(t *testing.T) {
+	m, link := newMemory(t)
+	link.SetRate(4 << 20)
+	r := m.restoreLazily()
+	m.stepped(r, 5)
+	helper, holder := m.pagesPid(false), m.pagesPid(true)
+	state := func(pid int, is string) {
+		testbed.Until(t, "process to be "+is, func() bool {
+			b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			return bytes.Contains(b, []byte(") "+is+" "))
+		})
+	}
+	must(t, syscall.Kill(helper, syscall.SIGSTOP)) // or there would be another holder
+	state(helper, "T")
+	must(t, syscall.Kill(holder, syscall.SIGKILL))
+	state(holder, "Z")
+	must(t, syscall.Kill(helper, syscall.SIGKILL))
+	m.ended(r)
+	log, err := os.ReadFile(m.b.Path(filepath.Dir(r.view) + "/criu/helper.log"))
+	must(t, err)
+	lines := m.log(m.b.Path(r.view + workDir))
+	// It may have been quicker, and have ended by itself since it saw zeros.
+	if !bytes.Contains(log, []byte("were killed")) && !strings.HasPrefix(lines[len(lines)-1], "WRONG") {
+		t.Errorf("nothing says why it ended: %q", log)
+	}
+	m.unmount(r)
 }
 
 // TestLazyPagesWithoutTheSource: what is missing is waited for while the link is cut, comes

@@ -239,7 +239,7 @@ func (m *move) jobs() (pids []int) {
 		if here, err := os.Readlink(link); err != nil || here != there || bytes.HasPrefix(args, []byte("sshd")) {
 			continue
 		}
-		for _, name := range []string{"/srv/job", "migratefs", "criu"} {
+		for _, name := range []string{"/srv/job", "migratefs", "criu", "held-memory"} {
 			if bytes.Contains(args, []byte(name)) {
 				pids = append(pids, pid)
 				break
