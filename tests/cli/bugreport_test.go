@@ -27,10 +27,12 @@ func TestBugreport(t *testing.T) {
 	m := testbed.Mount(t, "prefetch=off,timeout=2,fill_rate=77M,fsname=quokka-name,ssh_option=SetEnv=QUOKKA=hunter2,log="+s.at("quokka.log")+
 		",lowerdir=source:"+s.at("quokka far")+":"+s.at("quokka low")+",upperdir="+s.at("quokka-upper"), s.at("quokka point"),
 		testbed.MountConfig{Env: append(s.env, "QUOKKA_TOKEN=hunter3")})
-	must(t, os.WriteFile(m.Path("quokka-new"), nil, 0o644))
-	if _, err := os.ReadFile(m.Path("here")); err != nil {
-		t.Fatal(err)
-	}
+	// On a slow machine the source may take longer than it is waited for here.
+	testbed.Until(t, "a file of each side", func() bool {
+		werr := os.WriteFile(m.Path("quokka-new"), nil, 0o644)
+		_, rerr := os.ReadFile(m.Path("here"))
+		return werr == nil && rerr == nil
+	})
 	s.sshd.Kill()
 	if _, err := os.ReadFile(m.Path("a quokka: secret.txt")); !errors.Is(err, unix.EIO) {
 		t.Fatalf("the source is away: %v", err)

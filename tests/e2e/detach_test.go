@@ -310,7 +310,8 @@ func TestSourceDiesEarly(t *testing.T) {
 		t.Errorf("what is not here: %v, %s", err, out)
 	}
 	e := ends(t, 3, "wait", "--complete", "--timeout=1s", m.Path(""))
-	if e.Migration.LostReads == 0 || len(e.Migration.Lost) == 0 || e.Migration.Lost[0].Path != "d/a" || e.Migration.Lost[0].Process != "dd" {
+	lost := e.Migration.Lost // the newest last; before it what was read too early
+	if e.Migration.LostReads == 0 || len(lost) == 0 || lost[len(lost)-1].Path != "d/a" || lost[len(lost)-1].Process != "dd" {
 		t.Errorf("what was lost is told as %+v", e)
 	}
 	testbed.Until(t, "the log to say which file of which process", func() bool {

@@ -119,7 +119,7 @@ func TestFewDescriptors(t *testing.T) {
 	must(t, os.WriteFile(script, []byte("#!/bin/sh\nulimit -n 12\nexec "+sftpServer(t)+"\n"), 0o755))
 	b := newBed(t, testbed.SSHDConfig{SFTP: script})
 	parts := b.parts(1, 40, 5000)
-	b.mount(",timeout=10")
+	b.mount("")
 	var open []*os.File
 	for _, name := range parts[0].names {
 		f, err := os.Open(b.path(parts[0].dir + "/" + name))

@@ -115,7 +115,7 @@ func TestShownNotTrusted(t *testing.T) {
 	must(t, os.Chmod(filepath.Join(b.dir, "suid"), 0o755|os.ModeSetuid|os.ModeSetgid))
 	must(t, unix.Mknod(filepath.Join(b.dir, "zero"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5))))
 	must(t, unix.Mkfifo(filepath.Join(b.dir, "fifo"), 0o666))
-	b.mount(",timeout=5")
+	b.mount("")
 	if fi, err := os.Lstat(b.path("suid")); err != nil || fi.Mode()&os.ModeSetuid == 0 {
 		t.Errorf("suid: %v, %v", fi, err)
 	}
