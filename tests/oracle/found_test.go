@@ -49,6 +49,16 @@ func TestFound(t *testing.T) {
 			{kind: "unlink", path: "f"}, {kind: "fsync"}}},
 		{"devices of a user with suid and sgid", []op{
 			{kind: "mknod", path: "a/a", uid: 1000, mode: 0o6755}, {kind: "stat", path: "a/a"}, {kind: "chown", path: "a/a", off: 1}, {kind: "stat", path: "a/a"}}},
+		{"a directory that was removed and is open", []op{
+			{kind: "mkdir", path: "n", mode: 0o777}, {kind: "opendir", path: "n"}, {kind: "setxattr", path: "n", data: 5},
+			{kind: "setacl", path: "n", data: 7}, {kind: "rmdir", path: "n"},
+			{kind: "dirgetxattr", data: 5}, {kind: "dirgetxattr", off: 1, uid: 1000}, {kind: "dirsetxattr", data: 6}, {kind: "dirgetxattr", data: 6},
+			{kind: "dirchmod", mode: 0o700}, {kind: "dirtimes", off: 5}, {kind: "dirstat"}, {kind: "dirlist"}, {kind: "dirsync"},
+			{kind: "dircreate", path: "x", uid: 1000}, {kind: "dirmkdir", path: "x"}}},
+		{"a directory of the lower that was removed and is open", []op{
+			{kind: "unlink", path: "d/e"}, {kind: "unlink", path: "d/f"}, {kind: "unlink", path: "d/g"}, {kind: "opendir", path: "d"}, {kind: "rmdir", path: "d"},
+			{kind: "dirgetxattr", data: 5}, {kind: "dirgetxattr", off: 1, uid: 1000}, {kind: "dirstat"}, {kind: "dirlist"}, {kind: "dirsync"},
+			{kind: "dircreate", path: "x", uid: 1000}, {kind: "dirmkdir", path: "x"}}},
 	} {
 		for _, mode := range []string{"overlay", "migrate"} {
 			t.Run(mode+" "+c.name, func(t *testing.T) {
@@ -94,5 +104,34 @@ func TestBitsSetWhileOpen(t *testing.T) {
 		if st.Mode&0o7777 != s.mode {
 			t.Fatalf("%v -> %s: the mode is %#o, not %#o", s.op, said, st.Mode&0o7777, s.mode)
 		}
+	}
+}
+
+// TestRemovedBelow: who has a directory of a lower open while it is removed can look at it,
+// but there is no place for what is changed of it then.
+func TestRemovedBelow(t *testing.T) {
+	testbed.NeedFUSE(t)
+	unix.Umask(0o022)
+	for _, mode := range []string{"overlay", "migrate"} {
+		w := newWorld(t, mode, 0, "empty")
+		for _, s := range []struct {
+			op
+			want string
+		}{
+			{op{kind: "opendir", path: "n"}, ""},
+			{op{kind: "rmdir", path: "n"}, ""},
+			{op{kind: "dirgetxattr", data: 5}, "ENODATA"},
+			{op{kind: "dirgetxattr", off: 1, uid: 1000}, "ENODATA"},
+			{op{kind: "dircreate", path: "x", uid: 1000}, "ENOENT"},
+			{op{kind: "dirlist"}, "ENOENT"},
+			{op{kind: "dirsync"}, ""},
+			{op{kind: "dirchmod", mode: 0o700}, "ENOENT"},
+			{op{kind: "dirsetxattr", data: 5}, "ENOENT"},
+		} {
+			if said := w.ours.apply(s.op); said != s.want {
+				t.Errorf("%s: %v -> %s, not %q", mode, s.op, said, s.want)
+			}
+		}
+		w.end()
 	}
 }

@@ -19,14 +19,17 @@ import (
 
 // Environment: MIGRATEFS_ORACLE_SEED replays one sequence (with -run naming the
 // test), MIGRATEFS_ORACLE_SECONDS is how long each test goes on with new seeds,
-// MIGRATEFS_ORACLE_SHRINK=1 looks for the shortest sequence that still fails.
+// MIGRATEFS_ORACLE_SHRINK=1 looks for the shortest sequence that still fails, and
+// MIGRATEFS_ORACLE_OPTIONS, as hosts=single, is given to each mount as well.
 const (
 	seedEnv    = "MIGRATEFS_ORACLE_SEED"
 	secondsEnv = "MIGRATEFS_ORACLE_SECONDS"
 	shrinkEnv  = "MIGRATEFS_ORACLE_SHRINK"
+	optionsEnv = "MIGRATEFS_ORACLE_OPTIONS"
 )
 
-// steps is the length of one sequence; the mount is made anew in its middle.
+// steps is the length of one sequence; the mount is made anew in its middle, and at
+// times elsewhere, also after the daemon was killed.
 const steps = 400
 
 func TestOverlayOneLower(t *testing.T)  { random(t, "overlay", "lowest") }
@@ -59,8 +62,12 @@ func random(t *testing.T, mode string, layers ...string) {
 }
 
 func one(t *testing.T, seed uint64, mode string, layers []string) {
-	ops := generate(rand.New(rand.NewPCG(seed, 0)), steps)
+	r := rand.New(rand.NewPCG(seed, 0))
+	ops := generate(r, steps)
 	ops[steps/2] = op{kind: "remount"}
+	for range r.IntN(4) {
+		ops[r.IntN(steps)] = op{kind: []string{"remount", "kill"}[r.IntN(2)]}
+	}
 	problem := play(t, seed, ops, mode, layers)
 	if problem == "" {
 		return
@@ -125,12 +132,18 @@ func playIn(w *world, ops []op) string {
 	}
 	var log []string
 	for _, o := range ops {
-		if o.kind == "remount" {
+		if o.kind == "remount" || o.kind == "kill" {
 			for _, s := range w.sides() {
 				s.closeAll()
 			}
-			w.remount()
-			log = append(log, "remount")
+			if o.kind == "kill" {
+				w.m.Kill()
+				w.m.RemoveDead()
+				w.mount()
+			} else {
+				w.remount()
+			}
+			log = append(log, o.kind)
 			continue
 		}
 		o = w.spared(o)
@@ -258,11 +271,13 @@ func (w *world) step(o op) (problem, said string) {
 // operation is then left out on the other sides.
 func refused(w *world, o op, ours string) string {
 	switch {
-	case o.kind == "rename" && ours == "EXDEV" && w.mode == "migrate" && w.plain.hasDir(o):
+	case o.renames() && ours == "EXDEV" && w.migrates() && !strings.Contains(w.mode, "hosts=single") && w.plain.hasDir(o):
 		return "a directory that lies in several layers is not moved in migrate mode: mv copies"
-	case o.kind == "mknod" && ours == "EPERM" && w.mode == "overlay":
+	case o.kind == "mknod" && ours == "EPERM" && !w.migrates():
 		return "a whiteout is not a user's to make, as the kernel's overlayfs has it"
-	case o.kind == "rename" && ours == "EINVAL" && o.flags == unix.RENAME_WHITEOUT:
+	case ours == "ENOENT" && (o.kind == "dirchmod" || o.kind == "dirsetxattr" || o.kind == "dirtimes"):
+		return "a removed directory that lay in a lower has no place for what is changed of it (TestRemovedBelow)"
+	case o.renames() && ours == "EINVAL" && o.flags == unix.RENAME_WHITEOUT:
 		return "a whiteout is not a user's to make, as the kernel's overlayfs has it"
 	}
 	return ""
@@ -278,14 +293,12 @@ func (w *world) spared(o op) op {
 	return o
 }
 
+func (o op) renames() bool { return o.kind == "rename" || o.kind == "dirrename" || o.kind == "dirinto" }
+
 // hasDir reports whether an end of the rename o is a directory.
-func (s *side) hasDir(o op) bool {
-	for _, p := range []string{o.path, o.path2} {
-		if fi, err := os.Lstat(s.at(p)); err == nil && fi.IsDir() {
-			return true
-		}
-	}
-	return false
+func (c *crew) hasDir(o op) bool {
+	o.kind, o.uid = "dirs of "+o.kind, 0
+	return c.apply(o) != ""
 }
 
 // likeKernel is the table of where ours differs from a plain directory and is as

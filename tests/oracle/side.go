@@ -16,12 +16,14 @@ type side struct {
 	name string
 	root string
 	open [slots]*opened
+	dirs [3]int // open directories; 0: none
 }
 
 type opened struct {
 	fd       int
 	ino      uint64
 	old      []byte // a page mapped for reading when it was opened
+	shared   []byte // mapped for writing
 	readonly bool
 }
 
@@ -31,12 +33,20 @@ func (s *side) closeAll() {
 	for i := range s.open {
 		s.drop(i)
 	}
+	for i, d := range s.dirs {
+		if d > 0 {
+			unix.Close(d)
+			s.dirs[i] = 0
+		}
+	}
 }
 
 func (s *side) drop(i int) {
 	if h := s.open[i]; h != nil {
-		if h.old != nil {
-			_ = unix.Munmap(h.old)
+		for _, b := range [][]byte{h.old, h.shared} {
+			if b != nil {
+				_ = unix.Munmap(b)
+			}
 		}
 		unix.Close(h.fd)
 		s.open[i] = nil
@@ -144,9 +154,12 @@ func init() {
 		},
 		"chmod": func(s *side, o op) string { return result(unix.Chmod(s.at(o.path), o.mode), "") },
 		"chown": func(s *side, o op) string {
-			return result(unix.Lchown(s.at(o.path), int(o.off%3)*1000-1000*int(o.off%3/2)-int(o.off%2), int(o.n%3)*500), "")
+			uid, gid := o.owner()
+			return result(unix.Lchown(s.at(o.path), uid, gid), "")
 		},
-		"utimens": (*side).utimens,
+		"utimens": func(s *side, o op) string {
+			return result(unix.UtimesNanoAt(unix.AT_FDCWD, s.at(o.path), o.times(), unix.AT_SYMLINK_NOFOLLOW), "")
+		},
 		"setxattr": func(s *side, o op) string {
 			return result(unix.Lsetxattr(s.at(o.path), o.xattr(), []byte{o.data, 0, o.data}, o.flags), "")
 		},
@@ -171,6 +184,10 @@ func init() {
 			return result(unix.Fsync(fd), "")
 		},
 	}
+}
+
+func (o op) owner() (uid, gid int) {
+	return int(o.off%3)*1000 - 1000*int(o.off%3/2) - int(o.off%2), int(o.n%3) * 500
 }
 
 func (o op) xattr() string {
@@ -199,7 +216,12 @@ func aclOf(id uint32) []byte {
 
 func (s *side) openFile(o op) string {
 	s.drop(o.slot)
-	fd, err := unix.Open(s.at(o.path), o.flags|unix.O_NONBLOCK, o.mode)
+	return s.keep(o.slot, s.at(o.path), o)
+}
+
+// keep opens a file in a slot.
+func (s *side) keep(slot int, path string, o op) string {
+	fd, err := unix.Open(path, o.flags|unix.O_NONBLOCK, o.mode)
 	if err != nil {
 		return result(err, "")
 	}
@@ -212,7 +234,7 @@ func (s *side) openFile(o op) string {
 		unix.Close(fd)
 		return describe(&st)
 	}
-	s.open[o.slot] = &opened{fd: fd, ino: st.Ino, readonly: o.flags&unix.O_ACCMODE == unix.O_RDONLY}
+	s.open[slot] = &opened{fd: fd, ino: st.Ino, readonly: o.flags&unix.O_ACCMODE == unix.O_RDONLY}
 	return describe(&st)
 }
 
@@ -344,7 +366,7 @@ func (s *side) mknod(o op) string {
 	return result(unix.Mknod(s.at(o.path), mode|o.mode, int(dev)), "")
 }
 
-func (s *side) utimens(o op) string {
+func (o op) times() []unix.Timespec {
 	ts := []unix.Timespec{{Sec: 1000000000 + o.off, Nsec: o.n}, {Sec: 1010000000 + o.off, Nsec: o.n}}
 	switch o.data % 8 {
 	case 0:
@@ -353,6 +375,10 @@ func (s *side) utimens(o op) string {
 		ts[0].Nsec = unix.UTIME_OMIT
 	case 2:
 		ts[1].Nsec = unix.UTIME_NOW
+	case 3:
+		ts[0].Nsec, ts[1].Nsec = unix.UTIME_NOW, unix.UTIME_NOW
+	case 4:
+		ts[0].Nsec, ts[1].Nsec = unix.UTIME_OMIT, unix.UTIME_OMIT
 	}
-	return result(unix.UtimesNanoAt(unix.AT_FDCWD, s.at(o.path), ts, unix.AT_SYMLINK_NOFOLLOW), "")
+	return ts
 }

@@ -125,6 +125,9 @@ func (w *world) mount() {
 	for _, l := range w.layers {
 		opts += ",lowerdir+=" + w.path(l)
 	}
+	if more := os.Getenv(optionsEnv); more != "" {
+		opts += "," + more
+	}
 	w.m = testbed.Mount(w.t, opts, w.path("ours"))
 }
 
@@ -185,6 +188,7 @@ var populate = map[string]func(t testing.TB, dir string){
 		must(t, os.Chown(filepath.Join(dir, "a/b/f"), 1000, 1000))
 	},
 	"higher": fillHigher,
+	"empty":  func(t testing.TB, dir string) { must(t, os.Mkdir(filepath.Join(dir, "n"), 0o755)) },
 	// middle was an upper once.
 	"middle": func(t testing.TB, dir string) {
 		fillHigher(t, dir)
