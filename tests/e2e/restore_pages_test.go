@@ -199,18 +199,15 @@ func TestLazyPagesBothKilled(t *testing.T) {
 			return bytes.Contains(b, []byte(") "+is+" "))
 		})
 	}
+	must(t, syscall.Kill(r.pid, syscall.SIGSTOP))  // or it might be quicker: it ends when it sees zeros
 	must(t, syscall.Kill(helper, syscall.SIGSTOP)) // or there would be another holder
 	state(helper, "T")
 	must(t, syscall.Kill(holder, syscall.SIGKILL))
 	state(holder, "Z")
 	must(t, syscall.Kill(helper, syscall.SIGKILL))
 	m.ended(r)
-	log, err := os.ReadFile(m.b.Path(filepath.Dir(r.view) + "/criu/helper.log"))
-	must(t, err)
-	lines := m.log(m.b.Path(r.view + workDir))
-	// It may have been quicker, and have ended by itself since it saw zeros.
-	if !bytes.Contains(log, []byte("were killed")) && !strings.HasPrefix(lines[len(lines)-1], "WRONG") {
-		t.Errorf("nothing says why it ended: %q", log)
+	if log, err := os.ReadFile(m.b.Path(filepath.Dir(r.view) + "/criu/helper.log")); !bytes.Contains(log, []byte("were killed")) {
+		t.Errorf("nothing says why it ended: %q, %v", log, err)
 	}
 	m.unmount(r)
 }
