@@ -236,10 +236,11 @@ func (l *Claim) Release() {
 	ended := l.ended
 	l.ended = true
 	l.mu.Unlock()
-	// The name may be another's by now: taking that away would harm nobody, but let
-	// in a third.
+	// The name may be another's after a while: taking that away would harm nobody, but
+	// let in a third. Of a lock that is young that is too rare to look.
 	_ = l.c.asDaemon(func() error {
-		if ended || !l.held() {
+		young := l.Fd < 0 && time.Since(l.made) < l.c.Stale
+		if ended || !young && !l.held() {
 			return nil
 		}
 		return sys.Unlink(l.c.Dir, l.name)
@@ -280,14 +281,16 @@ func (l *Claim) Kept() bool {
 }
 
 func (l *Claim) held() bool {
-	if l.Fd < 0 && time.Since(l.made) < l.c.Stale {
-		return true // nobody can have broken a lock by now
-	}
+	var name, fd unix.Statx_t
 	if l.Fd < 0 {
+		// However young it is: who found the claim before it stale may have been held up
+		// before unlinking that, and have unlinked ours.
+		if sys.StatxNow(l.c.Dir, l.name, &name) != nil {
+			return false
+		}
 		who, err := sys.Readlink(l.c.Dir, l.name)
 		return err == nil && who == l.who
 	}
-	var name, fd unix.Statx_t
 	return sys.Statx(l.c.Dir, l.name, &name) == nil && sys.Statx(l.Fd, "", &fd) == nil && name.Ino == fd.Ino
 }
 

@@ -117,6 +117,30 @@ func TestStaleClaimIsBroken(t *testing.T) {
 	}
 }
 
+// TestBrokenLate: two find a claim stale. One breaks it and has its own; the other,
+// held up until then, breaks that, and what it makes of the file is revoked.
+func TestBrokenLate(t *testing.T) {
+	c, _ := claimsIn(t)
+	dead := take(t, c, Lock)
+	var seen unix.Statx_t
+	if err := sys.StatxNow(c.Dir, dead.name, &seen); err != nil {
+		t.Fatal(err)
+	}
+	dead.Release()
+	l := take(t, c, Lock)
+	if err := c.takeAway(l.name, &seen); err != nil {
+		t.Fatal(err)
+	}
+	copies := take(t, c, ForCopy)
+	if l.Kept() {
+		t.Error("a claim that was broken a moment after it was made says it was kept")
+	}
+	if err := copies.publish(c.Dir, "target"); !errors.Is(err, ErrRevoked) {
+		t.Errorf("what was copied meanwhile is published: %v", err)
+	}
+	l.Release()
+}
+
 func TestLivingClaimIsNotBroken(t *testing.T) {
 	c, _ := claimsIn(t)
 	c.Stale = 200 * time.Millisecond

@@ -70,6 +70,12 @@ func (l *faraway) count(f func()) {
 	f()
 }
 
+// bytes is how much of files was fetched.
+func (l *faraway) bytes() (n int64) {
+	l.count(func() { n = l.given })
+	return n
+}
+
 func (f *farFile) attr() layers.Attr {
 	return layers.Attr{
 		Known: layers.KnownSize | layers.KnownOwner | layers.KnownTimes | layers.KnownNlink,
@@ -345,8 +351,8 @@ func testSequentialReader(t *testing.T, tweak func(*Config)) {
 	if far.reads > 4 {
 		t.Errorf("%d requests of the reader went to the source, want those before it was known to be sequential", far.reads)
 	}
-	if far.given != int64(len(want)) {
-		t.Errorf("%d bytes were fetched of %d", far.given, len(want))
+	if given := far.bytes(); given != int64(len(want)) {
+		t.Errorf("%d bytes were fetched of %d", given, len(want))
 	}
 	if far.most < 1<<20 {
 		t.Errorf("at most %d bytes were under way", far.most)
@@ -417,8 +423,8 @@ func TestRandomReaders(t *testing.T) {
 			}
 			w.release(fh)
 			w.fs.ahead.work.Wait()
-			if far.given > 4*int64(asked) {
-				t.Errorf("%d bytes were fetched for %d", far.given, asked)
+			if given := far.bytes(); given > 4*int64(asked) {
+				t.Errorf("%d bytes were fetched for %d", given, asked)
 			}
 		})
 	}
@@ -537,8 +543,8 @@ func TestSiblings(t *testing.T) {
 				sum += int64(len(got))
 			}
 			w.fs.ahead.work.Wait()
-			if far.given != sum {
-				t.Errorf("%d bytes were fetched of %d", far.given, sum)
+			if given := far.bytes(); given != sum {
+				t.Errorf("%d bytes were fetched of %d", given, sum)
 			}
 			if waits := far.opens + far.reads + far.bulk; waits > 16 {
 				t.Errorf("%d exchanges that somebody waited for", waits)

@@ -156,15 +156,19 @@ func (fs *FS) attrNamed(n *node, d dentry) (a layers.Attr, ok bool) {
 	return a, a.Nlink == 1 && idOf(&a).is(id)
 }
 
-// attrOfDead returns the attributes of a lower file that has lost its last name:
-// of what is held of it, which is closed, or as they were.
+// attrOfDead returns the attributes of a lower file, or of a directory, that has lost its
+// last name: of what is held of it, which is closed, or as they were.
 func attrOfDead(held int, was layers.Attr) (layers.Attr, error) {
 	if held < 0 {
 		return was, nil
 	}
 	defer unix.Close(held)
 	var stx unix.Statx_t
-	if err := sys.Statx(held, "", &stx); err != nil {
+	err := sys.Statx(held, "", &stx)
+	if errnoOf(err) == unix.ESTALE && was.IsDir() {
+		return was, nil // an NFS server has none that is removed
+	}
+	if err != nil {
 		return layers.Attr{}, err
 	}
 	a := local.AttrOf(&stx)

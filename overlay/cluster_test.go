@@ -572,7 +572,9 @@ func (cl *client) name() int {
 func (cl *client) call(e *event, f func() unix.Errno) bool {
 	c := cl.c
 	e.who = cl.m.number
-	e.start = c.clock.Add(1)
+	if e.start == 0 {
+		e.start = c.clock.Add(1)
+	}
 	began := time.Now()
 	e.res = f()
 	e.took = time.Since(began)
@@ -666,6 +668,8 @@ type opened struct {
 	fh   uint64
 	node uint64
 	id   int
+
+	since int64 // when that began
 }
 
 func (cl *client) open(d *driver, name int, flags uint32) (o opened, ok bool) {
@@ -690,6 +694,7 @@ func (cl *client) open(d *driver, name int, flags uint32) (o opened, ok bool) {
 			return st
 		})
 	})
+	o.since = e.start
 	return o, ok && o.id > 0
 }
 
@@ -709,7 +714,8 @@ func (cl *client) read(d *driver, name int) {
 	if !ok {
 		return
 	}
-	e := &event{kind: evRead, name: name, id: o.id}
+	// It sees what was closed before the open, not before the read.
+	e := &event{kind: evRead, name: name, id: o.id, start: o.since}
 	cl.call(e, func() (errno unix.Errno) {
 		e.got, errno = cl.readOnce(d, o.fh)
 		return errno

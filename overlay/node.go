@@ -186,11 +186,11 @@ func (n *node) pathIn(r *lowerRef) (layers.Path, bool) {
 // directory's node, as a lookup does: a file with several names may outlive what
 // the kernel knows of the directories they lie in.
 func (fs *FS) addName(n, parent *node, name string) {
-	fs.addNameIf(n, parent, name, func(*node) bool { return true })
+	fs.addNameIf(n, parent, name, nil)
 }
 
-// addNameIf is addName if still holds, which is asked with FS.tree held, unless n is
-// looked for by that name already.
+// addNameIf is addName if still, where there is one, holds, which is asked with FS.tree
+// held, unless n is looked for by that name already.
 func (fs *FS) addNameIf(n, parent *node, name string, still func(n *node) bool) bool {
 	if parent == nil || parent == n {
 		return true
@@ -203,7 +203,7 @@ func (fs *FS) addNameIf(n, parent *node, name string, still func(n *node) bool) 
 		return true
 	}
 	fs.tree.Lock()
-	if !still(n) {
+	if still != nil && !still(n) {
 		fs.tree.Unlock()
 		return false
 	}

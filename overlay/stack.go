@@ -58,6 +58,21 @@ func (n *node) upgrade(f *found) {
 	}
 }
 
+// isBehind reports whether n, which f found by what lies below, has come up, and f does
+// not show that: the look is older, or what n has in the upper is not there any more. A
+// file may be there by another name.
+func (f *found) isBehind(n *node) bool {
+	if f.upper || n == n.fs.root || !n.isUpper() {
+		return false
+	}
+	if n.isDir() {
+		return true
+	}
+	fd, err := n.fs.openUpper(n)
+	closeFd(fd)
+	return errnoOf(err) == unix.ESTALE || errnoOf(err) == unix.ENOENT
+}
+
 // nothing is the errno of a name that no layer has.
 func nothing(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)

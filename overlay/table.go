@@ -185,15 +185,19 @@ func (t *table) showing(ino uint64) *node {
 // is known, with one more lookup to its account. The name stays while it is looked up
 // and adopted; else see FS.find.
 func (t *table) adopt(fs *FS, f *found, parent *node, name string) *node {
-	n, _ := t.adoptIf(fs, f, parent, name, func(*node) bool { return true })
+	n, _ := t.adoptIf(fs, f, parent, name, nil)
 	return n
 }
 
 // adoptIf is adopt, but where n is not known by that name already it is so only if still
-// says so; else it is a node that was seen there, and no more.
+// says so, and the look is not behind it; else it is a node that was seen there, and no
+// more. Without still it is always.
 func (t *table) adoptIf(fs *FS, f *found, parent *node, name string, still func(n *node) bool) (n *node, is bool) {
 	fs.meet(f, parent, name)
 	n = t.node(fs, f)
+	if still != nil && f.isBehind(n) {
+		return n, false
+	}
 	if is = fs.addNameIf(n, parent, name, still); is {
 		n.upgrade(f)
 	}
@@ -205,13 +209,15 @@ func (t *table) adoptIf(fs *FS, f *found, parent *node, name string, still func(
 // drains looks names up beside the kernel, and removes lower copies: if a name has gone
 // from dir since the look began, what it found may be gone, and a node of that would lead
 // nowhere, or be a second one of a file that has come up. Then it counts if the next look
-// finds it again.
+// finds it again. And where it is a look later that n, which has come up, is not in the
+// upper, it was taken away there: what stands below is not n.
 func (fs *FS) find(ctx context.Context, dir *node, name string) (*node, *found, error) {
 	return fs.findBy(dir, name, func() (*found, error) { return fs.lookup(ctx, dir, name) })
 }
 
 func (fs *FS) findBy(dir *node, name string, look func() (*found, error)) (*node, *found, error) {
 	var seen *node // by the look before
+	var up *node   // it had come up before this look
 	leave := func() {
 		if seen != nil {
 			fs.Forget(seen.id, 1)
@@ -234,6 +240,12 @@ func (fs *FS) findBy(dir *node, name string, look func() (*found, error)) (*node
 		}
 		leave()
 		seen = n
+		switch behind := f.isBehind(n); {
+		case behind && up == n:
+			fs.table.disown(n, f.keys)
+		case behind:
+			up = n
+		}
 	}
 }
 
@@ -319,6 +331,13 @@ func (t *table) not(n *node, k identity) {
 		delete(t.byKey, k.fileKey)
 	}
 	n.keys = slices.DeleteFunc(n.keys, func(have fileKey) bool { return have == k.fileKey })
+}
+
+// disown makes n not known by keys.
+func (t *table) disown(n *node, keys []identity) {
+	for _, k := range keys {
+		t.not(n, k)
+	}
 }
 
 // die makes sure that the inode numbers of n, which has no name any more, lead

@@ -162,6 +162,41 @@ func TestOpenFileMovedUnderneath(t *testing.T) {
 	})
 }
 
+// Where the part of a directory that lies above is taken away, or the one below moved,
+// the other is a directory of its own.
+func TestUpperDirectoryTakenAway(t *testing.T) {
+	for _, mode := range []string{"migrate", "overlay"} {
+		t.Run(mode, func(t *testing.T) {
+			more := ""
+			if mode == "overlay" {
+				more = ",attr_timeout=1,entry_timeout=1"
+			}
+			u := newUnderneath(t, mode, more, files("gone/f", "moved/f"))
+			for _, d := range []string{"gone", "moved"} {
+				must(t, os.WriteFile(u.Path(d+"/new"), nil, 0o644))
+				must(t, os.Remove(u.Path(d+"/new")))
+				must(t, unix.Lstat(filepath.Join(u.upper, d), &unix.Stat_t{})) // it has come up
+			}
+			must(t, os.RemoveAll(filepath.Join(u.upper, "gone")))
+			must(t, os.Rename(filepath.Join(u.lower, "moved"), filepath.Join(u.lower, "elsewhere")))
+			has := func(dir string, n int) func() bool {
+				return func() bool {
+					names, err := os.ReadDir(u.Path(dir))
+					return err == nil && len(names) == n
+				}
+			}
+			u.soon("a directory of which the part above is taken away", has("gone", 1))
+			u.soon("what the lower's directory is called now", has("elsewhere", 1))
+			u.soon("the directory above that has lost what was below", has("moved", 0))
+			for _, name := range []string{"gone", "elsewhere"} {
+				if b, err := os.ReadFile(u.Path(name + "/f")); err != nil || len(b) == 0 {
+					t.Errorf("%s/f holds %q: %v", name, b, err)
+				}
+			}
+		})
+	}
+}
+
 // ls, find and du run while others make, move and remove in the layers and in the
 // mount. They may miss what comes and goes; they see no circles, nothing broken,
 // and everything that stays.
